@@ -1,0 +1,186 @@
+"""How many units each group keeps so that the network meets the ratio: one rule a function, listed in `BUDGETS`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from subprune_fx.errors import SubpruneError
+from subprune_fx.passes.size import SizeModel
+
+ALPHAS: tuple[float, ...] = (0.01, 0.05, 0.075, *(i / 20 for i in range(2, 21)))
+"""Keep fractions of the paper's Appendix G."""
+
+Keep = dict[str, int]
+Curves = Mapping[str, NDArray[np.float64]]
+Trial = Callable[[Mapping[str, Sequence[int]]], dict[str, NDArray[np.float64]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What a rule decides from.
+
+    Attributes:
+        size: Parameters under any budget.
+        target: Most parameters allowed.
+        error: By group, relative error at k = 0..n of the group's consumers (one greedy run), non-increasing.
+        accuracy: Runs the network with one group pruned at a time: by group and k, the accuracy (or agreement).
+        change: The same, giving the relative squared change of the network's output.
+    """
+
+    size: SizeModel
+    target: int
+    error: Curves
+    accuracy: Trial
+    change: Trial
+
+
+def uniform(budget: Budget) -> Keep:
+    """Equal fractions: the largest alpha with k = max(1, floor(alpha n)) that fits."""
+    sizes = budget.size.units
+    fractions = sorted({k / n for n in sizes.values() for k in range(1, n + 1)})
+    return _first_fit(
+        budget, [lambda a=alpha: {g: max(1, math.floor(a * n + 1e-9)) for g, n in sizes.items()} for alpha in reversed(fractions)]
+    )
+
+
+def error(budget: Budget) -> Keep:
+    """Every group down to the same relative error (paper section 5.2), the smallest that fits."""
+    thresholds = np.unique(np.concatenate([curve[1:] for curve in budget.error.values()]))
+    return _first_fit(budget, [lambda t=limit: _at_most(budget.error, t) for limit in thresholds])
+
+
+def accuracy(budget: Budget) -> Keep:
+    """Paper eq. (6): the smallest tau for which every layer, pruned alone to P >= P_orig - tau, makes the size fit.
+
+    P is measured at the fractions of Appendix G and made monotone by a running maximum, so that the smallest k whose
+    accuracy suffices is well defined.
+    """
+    ks = {group: sorted({max(1, round(alpha * n)) for alpha in ALPHAS}) for group, n in budget.size.units.items()}
+    measured = {group: np.maximum.accumulate(curve) for group, curve in budget.accuracy(ks).items()}
+    drops = {group: curve[-1] - curve for group, curve in measured.items()}
+    limits = np.unique(np.concatenate(list(drops.values())))
+
+    def at(tau: float) -> Keep:
+        return {group: ks[group][int(np.argmax(drop <= tau))] for group, drop in drops.items()}
+
+    return _first_fit(budget, [lambda t=limit: at(t) for limit in limits])
+
+
+def output(budget: Budget) -> Keep:
+    """Least predicted change of the network's output: sum over groups of D_g(k_g), under the size constraint.
+
+    D_g is measured at a few k with only that group pruned, and interpolated along the group's error curve (both are
+    monotone, and one drives the other). Greedy descent: take the step that costs least output change per parameter.
+    """
+    probes = {group: _probes(curve) for group, curve in budget.error.items()}
+    measured = budget.change(probes)
+    cost = {
+        group: _interpolated(curve, np.asarray(probes[group]), measured[group])
+        for group, curve in budget.error.items()
+    }
+    return _descend(budget, cost)
+
+
+def _probes(curve: NDArray[np.float64]) -> list[int]:
+    """A few k spread over the error curve's range, from 1 to n - 1."""
+    n = curve.size - 1
+    fractions = (0.06, 0.12, 0.25, 0.5, 0.75)
+    return sorted({min(max(1, round(fraction * n)), max(1, n - 1)) for fraction in fractions})
+
+
+def _interpolated(
+    curve: NDArray[np.float64], ks: NDArray[np.int64], values: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Output change at k = 0..n: log-log interpolation against the error curve, made non-increasing in k."""
+    floor = 1e-12
+    known = np.maximum.accumulate(values[::-1])[::-1]
+    x, y = np.log(curve[ks] + floor)[::-1], np.log(known + floor)[::-1]
+    all_x = np.log(curve + floor)
+    slopes = np.diff(y) / np.maximum(np.diff(x), 1e-6) if x.size > 1 else np.ones(1)
+    inside = np.interp(all_x, x, y)
+    low, high = all_x < x[0], all_x > x[-1]
+    inside[low] = y[0] + (all_x[low] - x[0]) * max(slopes[0], 0.5)
+    inside[high] = y[-1] + (all_x[high] - x[-1]) * max(slopes[-1], 0.5)
+    cost = np.exp(inside)
+    cost[-1] = 0.0
+    return np.minimum.accumulate(cost)
+
+
+def _descend(budget: Budget, cost: Curves) -> Keep:
+    """From all units kept, repeat the step with the least added cost per saved parameter until the size fits."""
+    keep = dict(budget.size.units)
+    excess = budget.size.parameters(keep) - budget.target
+    prices: dict[str, tuple[float, int]] = {}
+    while excess > 0:
+        for group in keep:
+            if group not in prices:
+                prices[group] = _cheapest(budget.size, keep, group, cost[group])
+        group = min(prices, key=lambda name: prices[name][0])
+        price, fewer = prices[group]
+        if math.isinf(price):
+            break
+        keep[group] = fewer
+        excess = budget.size.parameters(keep) - budget.target
+        for name in budget.size.neighbours(group):
+            prices.pop(name, None)
+    return keep
+
+
+def _cheapest(size: SizeModel, keep: Keep, group: str, cost: NDArray[np.float64]) -> tuple[float, int]:
+    """Least price of a step of one group, and where it leads; steps of 1 to 16 % of its units are tried."""
+    now = keep[group]
+    if now <= 1:
+        return math.inf, now
+    best = (math.inf, now)
+    for fraction in (0.0, 0.04, 0.16):
+        fewer = max(1, now - max(1, round(fraction * now)))
+        saved = size.saving(keep, group, fewer)
+        if saved > 0:
+            best = min(best, (float(cost[fewer] - cost[now]) / saved, fewer))
+    return best
+
+
+def _at_most(curves: Curves, limit: float) -> Keep:
+    """The smallest k >= 1 of each group whose error is at most `limit`."""
+    return {group: max(1, int(np.argmax(curve <= limit + 1e-15))) for group, curve in curves.items()}
+
+
+def _first_fit(budget: Budget, options: Sequence[Callable[[], Keep]]) -> Keep:
+    """The first of `options`, ordered from largest to smallest network, that fits (binary search)."""
+    low, high = 0, len(options) - 1
+    while low < high:
+        middle = (low + high) // 2
+        fits = budget.size.parameters(options[middle]()) <= budget.target
+        low, high = (low, middle) if fits else (middle + 1, high)
+    return options[low]()
+
+
+BUDGETS: dict[str, Callable[[Budget], Keep]] = {
+    "output": output,
+    "accuracy": accuracy,
+    "error": error,
+    "uniform": uniform,
+}
+
+
+def allot(rule: str, budget: Budget, ratio: float) -> Keep:
+    """Units to keep by group under a rule.
+
+    Raises:
+        SubpruneError: If the rule is unknown, or even one unit a group is too many.
+    """
+    if rule not in BUDGETS:
+        raise SubpruneError(f"no budget rule {rule!r}", remedy=f"use one of {', '.join(BUDGETS)}")
+    least = budget.size.parameters(dict.fromkeys(budget.size.units, 1))
+    if least > budget.target:
+        largest = math.floor(budget.size.total / least * 100) / 100
+        raise SubpruneError(
+            f"ratio {ratio:g} cannot be reached: with one channel a group left it is {largest:g}",
+            remedy=f"ask for at most {largest:g}",
+        )
+    return BUDGETS[rule](budget)

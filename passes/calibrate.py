@@ -1,0 +1,73 @@
+"""One run of the original network over the calibration inputs: second moments of every consumer's input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from subprune_fx.frontends.describe import FxNetwork
+from subprune_fx.graph.propagation import Consumer
+from subprune_fx.numerics.moments import Moments, accumulate
+from subprune_fx.numerics.readers import Reader
+
+Tick = Callable[[int, int], None]
+
+
+def calibrate(
+    network: FxNetwork, batches: Sequence[Tensor], tick: Tick | None = None
+) -> tuple[dict[str, Moments], list[Any]]:
+    """Moments of every consumer's input in the original network, and the network's outputs.
+
+    Args:
+        network: The analysed network.
+        batches: Calibration inputs.
+        tick: Told (batches done, batches) after each one.
+
+    Returns:
+        Moments by consumer name (their target parts are zero: a target that is linear in the input follows from
+        them), and one output per batch.
+    """
+    recorder = _Recorder(network)
+    outputs = []
+    with torch.no_grad():
+        for done, batch in enumerate(batches, 1):
+            outputs.append(recorder.run(batch))
+            if tick is not None:
+                tick(done, len(batches))
+    return recorder.moments, outputs
+
+
+def empty_moments(network: FxNetwork, consumer: Consumer, weight: Tensor) -> Moments:
+    """Moments of no rows for a consumer whose weight is now `weight`."""
+    groups, columns, targets = network.readers[consumer.name].matrix(weight).shape
+    return Moments.zeros(groups, columns, targets)
+
+
+def parameter(module: torch.nn.Module, name: str) -> Tensor:
+    """A parameter or buffer by its qualified name."""
+    path, _, leaf = name.rpartition(".")
+    found = getattr(module.get_submodule(path), leaf)
+    assert isinstance(found, Tensor)
+    return found.detach()
+
+
+class _Recorder(fx.Interpreter):
+    def __init__(self, network: FxNetwork) -> None:
+        super().__init__(network.graph_module)
+        self.readers: dict[str, Reader] = {name: network.readers[name] for name in network.channels.consumers}
+        self.moments = {
+            name: empty_moments(
+                network,
+                network.channels.contractions[name],
+                parameter(network.graph_module, network.channels.contractions[name].weight),
+            )
+            for name in self.readers
+        }
+
+    def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - whatever the node yields
+        if n.name in self.readers:
+            accumulate(self.moments[n.name], self.readers[n.name], self.env[n.all_input_nodes[0]])
+        return super().run_node(n)

@@ -1,0 +1,158 @@
+"""Write a network as an ONNX file or a torch.export archive, any batch size where the network allows it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from subprune_fx.errors import SubpruneError
+from subprune_fx.formats.archive import quiet
+
+BATCH = "batch"
+PROTOBUF_LIMIT = 2**31 - 2**20  # a protobuf message holds less than 2 GiB; leave room for the graph
+
+
+def export(module: nn.Module, example: Tensor) -> tuple[ExportedProgram, bool]:
+    """Capture a network with torch.export, with a free batch axis where that is possible.
+
+    The example is doubled first: torch.export takes a batch of one for a constant.
+
+    Args:
+        module: In eval mode, one tensor in.
+        example: An input with its batch axis first.
+
+    Returns:
+        `(program, dynamic)`; `dynamic` is False where the network fixes its batch size (to that of `example`).
+
+    Raises:
+        SubpruneError: torch.export cannot capture the network.
+    """
+    doubled = torch.cat([example, example])
+    try:
+        return _capture(module, doubled, dynamic=True), True
+    except Exception:  # constraint violations, and whatever a network with a built-in batch size raises on another
+        pass
+    try:
+        return _capture(module, example, dynamic=False), False
+    except Exception as error:
+        what = f"torch.export cannot capture the network ({type(error).__name__}: {_first_line(error)})"
+        raise SubpruneError(what, where="export", remedy="remove data-dependent control flow from it") from error
+
+
+def to_onnx(module: nn.Module | ExportedProgram, example: Tensor, path: str | os.PathLike[str], *, opset: int | None = None) -> None:
+    """Write a single ONNX file, weights inside.
+
+    Inputs keep their names in the program, outputs are called `output` (or `output_0`, ...), the free axis `batch`.
+    Stack traces, which name the author's files, are left out. BatchNorm is folded into convolutions.
+
+    Args:
+        module: The network, or what `export` made of it.
+        example: An input with its batch axis first.
+        path: Where to write.
+        opset: ONNX operator set; None for the exporter's own choice.
+
+    Raises:
+        SubpruneError: The network cannot be captured or expressed in ONNX, or is larger than the 2 GB of such a file.
+    """
+    program = module if isinstance(module, ExportedProgram) else export(module, example)[0]
+    size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
+    if size > PROTOBUF_LIMIT:
+        what = f"the network holds {size / 2**30:.1f} GB, an ONNX file at most 2"
+        raise SubpruneError(what, where=str(path), remedy="write a .pt2 instead")
+    outputs = _output_names(program)
+    try:
+        with quiet(), torch.no_grad():
+            # optimize folds BatchNorm. Left to onnxruntime, a convolution without bias keeps its BatchNorm: twice
+            # the latency on ResNet56. It costs 0.3 s there.
+            result = torch.onnx.export(
+                program, dynamo=True, optimize=True, verbose=False, opset_version=opset, output_names=outputs
+            )
+    except Exception as error:
+        what = f"the network cannot be expressed in ONNX ({type(error).__name__}: {_first_line(error)})"
+        raise SubpruneError(what, where=str(path), remedy="write a .pt2 instead") from error
+    if result is None:
+        raise SubpruneError("the ONNX exporter gave no model", where=str(path), remedy="write a .pt2 instead")
+    model = result.model_proto
+    _tidy(model)
+    Path(path).write_bytes(model.SerializeToString(deterministic=True))
+    check_onnx(path)
+
+
+def to_pt2(module: nn.Module | ExportedProgram, example: Tensor, path: str | os.PathLike[str]) -> None:
+    """Write a torch.export archive; `formats.load` reads it without `--trust`.
+
+    Args:
+        module: The network, or what `export` made of it.
+        example: An input with its batch axis first.
+        path: Where to write; must end in `.pt2`.
+
+    Raises:
+        SubpruneError: The network cannot be captured or serialised.
+    """
+    program = module if isinstance(module, ExportedProgram) else export(module, example)[0]
+    try:
+        with quiet():
+            torch.export.save(program, path)
+    except Exception as error:
+        what = f"torch.export cannot save the network ({type(error).__name__}: {_first_line(error)})"
+        raise SubpruneError(what, where=str(path), remedy="write an .onnx instead") from error
+
+
+def check_onnx(path: str | os.PathLike[str]) -> None:
+    """Run the ONNX checker with full shape inference.
+
+    Args:
+        path: The file.
+
+    Raises:
+        SubpruneError: The file is not valid ONNX.
+    """
+    try:
+        onnx.checker.check_model(os.fspath(path), full_check=True)
+    except Exception as error:
+        raise SubpruneError(f"is not valid ONNX ({_first_line(error)})", where=str(path), remedy="write a .pt2") from error
+
+
+def _capture(module: nn.Module, example: Tensor, *, dynamic: bool) -> ExportedProgram:
+    shapes = ({0: Dim(BATCH)},) if dynamic else None
+    with quiet(), torch.no_grad():
+        return torch.export.export(module, (example,), dynamic_shapes=shapes, strict=False)
+
+
+def _output_names(program: ExportedProgram) -> list[str]:
+    count = len(program.graph_signature.user_outputs)
+    return ["output"] if count == 1 else [f"output_{index}" for index in range(count)]
+
+
+def _tidy(model: onnx.ModelProto) -> None:
+    """Drop what only a debugger reads, and call the free axis `batch`."""
+    graph = model.graph
+    shape = graph.input[0].type.tensor_type.shape
+    symbol = shape.dim[0].dim_param if shape.dim else ""
+    for message in _annotated(model):
+        for field in ("metadata_props", "doc_string"):
+            if field in message.DESCRIPTOR.fields_by_name:
+                message.ClearField(field)
+    del graph.value_info[:]  # the checker and the runtime infer it; a third of a small file
+    for value in [*graph.input, *graph.output]:
+        for axis in value.type.tensor_type.shape.dim:
+            if symbol and axis.dim_param == symbol:
+                axis.dim_param = BATCH
+
+
+def _annotated(model: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
+    graph = model.graph
+    yield from (model, graph, *model.functions, *graph.node, *graph.input, *graph.output, *graph.initializer)
+    for function in model.functions:
+        yield from function.node
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else ""

@@ -1,0 +1,83 @@
+"""Two networks interpreted side by side, node by node over all batches; what has not diverged is computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from subprune_fx.passes.scratch import Live, Scratch
+
+Environment = dict[fx.Node, Any]
+
+
+class Lockstep:
+    """The original network and its pruned-so-far copy, with one environment per batch each.
+
+    Attributes:
+        outputs: The pruned network's outputs, one per batch, once the walk is over.
+    """
+
+    def __init__(self, original: fx.GraphModule, scratch: Scratch, batches: Sequence[Tensor]) -> None:
+        self._scratch = scratch
+        self._batches = batches
+        self._first = fx.Interpreter(original)
+        self._second = fx.Interpreter(scratch.module)
+        self._twin = dict(zip(original.graph.nodes, scratch.module.graph.nodes, strict=True))
+        self._originals: list[Environment] = [{} for _ in batches]
+        self._pruned: list[Environment] = [{} for _ in batches]
+        self._started_apart = not bool(scratch.alive.all())
+        self.outputs: list[Any] = []
+
+    def original(self, node: fx.Node) -> None:
+        """Run a node of the original network on every batch."""
+        for batch, environment in zip(self._batches, self._originals, strict=True):
+            environment[node] = _run(self._first, node, environment, batch)
+
+    def pruned(self, node: fx.Node) -> None:
+        """Run its twin, or take over the original's value where nothing differs; then free what nobody reads again."""
+        twin = self._twin[node]
+        apart = self.diverged(node)
+        for batch, before, after in zip(self._batches, self._originals, self._pruned, strict=True):
+            after[twin] = _run(self._second, twin, after, batch) if apart else before[node]
+        if node.op == "output":
+            self.outputs = [environment[twin] for environment in self._pruned]
+        for used in self._first.user_to_last_uses.get(node, []):
+            for before, after in zip(self._originals, self._pruned, strict=True):
+                before.pop(used, None)
+                after.pop(self._twin[used], None)
+
+    def diverged(self, node: fx.Node) -> bool:
+        """Whether the pruned network computes something else at `node` than the original."""
+        twin = self._twin[node]
+        if node.op == "placeholder":
+            return False
+        if node.op == "get_attr":
+            before, after = self._originals[0][node], _run(self._second, twin, {}, None)
+            return not (isinstance(before, Tensor) and before.shape == after.shape and torch.equal(before, after))
+        if self._started_apart or node.name in self._scratch.edited:
+            return True
+        before, after = self._originals[0], self._pruned[0]
+        return any(before[used] is not after[self._twin[used]] for used in node.all_input_nodes)
+
+    def inputs(self, node: fx.Node) -> Iterator[Tensor]:
+        """The pruned network's first input to `node`, batch by batch."""
+        used = self._twin[node.all_input_nodes[0]]
+        return (environment[used] for environment in self._pruned)
+
+    def originals(self, node: fx.Node) -> Iterator[Tensor]:
+        """The original network's value at `node`, batch by batch."""
+        return (environment[node] for environment in self._originals)
+
+    def live(self) -> list[Live]:
+        """Activations of the pruned network that are still needed."""
+        return [Live(node, self._pruned) for node in self._pruned[0]]
+
+
+def _run(interpreter: fx.Interpreter, node: fx.Node, environment: Environment, batch: Tensor | None) -> Any:  # noqa: ANN401
+    if node.op == "placeholder":
+        return batch
+    interpreter.env = environment
+    return interpreter.run_node(node)

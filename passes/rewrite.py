@@ -1,0 +1,158 @@
+"""Carry out a plan: slice parameters, set new values, update sizes. Reads the plan and nothing else."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, fx, nn
+
+from subprune_fx.errors import SubpruneError
+from subprune_fx.frontends.fx_edit import set_constant
+from subprune_fx.plan import Plan
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def apply(plan: Plan, module: Module) -> Module:
+    """A smaller copy of `module`.
+
+    Args:
+        plan: What to do.
+        module: The network the plan was made for: the traced graph module, or a fresh instance of the user's class
+            with the same parameter names and shapes (its parameter values are the ones that are sliced, except where
+            the plan holds new ones).
+
+    Returns:
+        A copy with sliced parameters; `module` is unchanged.
+
+    Raises:
+        SubpruneError: If names or shapes differ from the plan's, or the plan changes sizes that are written in the
+            code of `module`'s forward and so cannot be changed from outside.
+    """
+    _check(plan, module)
+    smaller = copy.deepcopy(module)
+    places = owners(smaller)
+    for item in plan.slices:
+        index = torch.tensor(item.index)
+        put(smaller, places, item.parameter, _get(smaller, item.parameter).detach().index_select(item.axis, index))
+    for name, value in plan.values.items():
+        put(smaller, places, name, value.detach().clone())
+    for constant in plan.constants:
+        set_constant(smaller, constant)
+    for child in smaller.modules():
+        refresh(child)
+    if isinstance(smaller, fx.GraphModule):
+        smaller.graph.lint()
+        smaller.recompile()
+    return smaller
+
+
+def _check(plan: Plan, module: nn.Module) -> None:
+    state = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
+    where = type(module).__name__
+    for name, shape in plan.shapes.items():
+        found = None if name not in state else tuple(state[name].shape)
+        if shape is not None and found != shape:
+            what = "is missing" if found is None else f"has shape {found}"
+            raise SubpruneError(
+                f"parameter {name} {what}, the plan was made for {shape}", where=where, remedy="apply it to its network"
+            )
+    baked = [constant for constant in plan.constants if constant.owner == "node"]
+    if baked and not isinstance(module, fx.GraphModule):
+        names = ", ".join(constant.name for constant in baked[:3])
+        raise SubpruneError(
+            f"the plan changes {len(baked)} sizes written in the code of its forward ({names})",
+            where=where,
+            remedy="apply the plan to the traced graph module, or derive those sizes from the input in forward",
+        )
+
+
+Owners = dict[int, list[tuple[nn.Module, str]]]
+
+
+def owners(module: nn.Module) -> Owners:
+    """Every place where a tensor hangs, by its identity (tied parameters hang in several)."""
+    found: Owners = {}
+    for child in module.modules():
+        for store in (child._parameters, child._buffers):  # noqa: SLF001 - the only list that shows ties
+            for name, tensor in store.items():
+                if tensor is not None:
+                    found.setdefault(id(tensor), []).append((child, name))
+    return found
+
+
+def _get(module: nn.Module, name: str) -> Tensor:
+    path, _, leaf = name.rpartition(".")
+    tensor = getattr(module.get_submodule(path), leaf)
+    assert isinstance(tensor, Tensor)
+    return tensor
+
+
+def put(module: nn.Module, places: Owners, name: str, value: Tensor) -> None:
+    """Set a parameter or buffer by name, in every place where it hangs; add it if it is new.
+
+    Parameters stay parameters with their `requires_grad`, buffers stay buffers; the dtype stays.
+    """
+    path, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(path)
+    old = getattr(owner, leaf, None)
+    if old is None:
+        weight = getattr(owner, "weight", value)
+        setattr(owner, leaf, nn.Parameter(value.to(weight.dtype)))
+        return
+    new: Tensor = value.to(old.dtype)
+    if isinstance(old, nn.Parameter):
+        new = nn.Parameter(new, requires_grad=old.requires_grad)
+    hanging = places.pop(id(old), [(owner, leaf)])
+    for place, attribute in hanging:
+        setattr(place, attribute, new)
+    places[id(new)] = hanging
+
+
+def _conv(module: nn.Module) -> dict[str, int]:
+    return {"out_channels": module.weight.shape[0], "in_channels": module.weight.shape[1] * int(module.groups)}  # type: ignore[union-attr,index,arg-type,operator]
+
+
+def _conv_transpose(module: nn.Module) -> dict[str, int]:
+    return {"in_channels": module.weight.shape[0], "out_channels": module.weight.shape[1] * int(module.groups)}  # type: ignore[union-attr,index,arg-type,operator]
+
+
+def _linear(module: nn.Module) -> dict[str, int]:
+    return {"out_features": module.weight.shape[0], "in_features": module.weight.shape[1]}  # type: ignore[union-attr,index]
+
+
+def _features(module: nn.Module) -> dict[str, int]:
+    tensor = next((t for t in (module.running_mean, module.weight) if t is not None), None)
+    return {} if tensor is None else {"num_features": tensor.shape[0]}  # type: ignore[union-attr,index]
+
+
+def _prelu(module: nn.Module) -> dict[str, int]:
+    return {"num_parameters": module.weight.shape[0]}  # type: ignore[union-attr,index]
+
+
+def _embedding(module: nn.Module) -> dict[str, int]:
+    return {"embedding_dim": module.weight.shape[1]}  # type: ignore[union-attr,index]
+
+
+# Attributes of stock modules that repeat the shape of their parameters.
+SIZES: dict[type[nn.Module], Callable[[nn.Module], dict[str, int]]] = {
+    **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _conv),
+    **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _conv_transpose),
+    nn.Linear: _linear,
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm), _features),
+    **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), _features),
+    nn.PReLU: _prelu,
+    nn.Embedding: _embedding,
+}
+
+
+def refresh(module: nn.Module) -> None:
+    """Make a stock module's size attributes agree with its parameters."""
+    sizes = SIZES.get(type(module))
+    if sizes is None:
+        return
+    for name, size in sizes(module).items():
+        setattr(module, name, size)

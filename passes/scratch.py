@@ -1,0 +1,138 @@
+"""A copy of the network that shrinks while the sweep decides, and the plan that repeats what was done to it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from subprune_fx.frontends.describe import FxNetwork
+from subprune_fx.frontends.fx_edit import set_constant
+from subprune_fx.frontends.fx_resize import resize
+from subprune_fx.graph.labels import relative, shrink
+from subprune_fx.graph.step import Tree, leaves
+from subprune_fx.passes.calibrate import parameter
+from subprune_fx.passes.rewrite import owners, put
+from subprune_fx.plan import Constant, Decision, Plan, Slice
+
+Index = NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Live:
+    """An activation that is still needed: its node in the pruned graph, and one environment per batch."""
+
+    node: fx.Node
+    environments: Sequence[dict[fx.Node, Any]]
+
+
+class Scratch:
+    """The pruned-so-far network.
+
+    Attributes:
+        module: A copy of the traced network, smaller with every `shrink`.
+        alive: By unit, whether it is still there.
+        edited: Nodes and modules in which a size was changed.
+    """
+
+    def __init__(self, network: FxNetwork) -> None:
+        self.network = network
+        self.module = copy.deepcopy(network.graph_module)
+        self.alive = np.ones(network.channels.prunable.size, dtype=bool)
+        self._owners = owners(self.module)
+        self._changed: dict[str, None] = {}
+        self.edited: set[str] = set()
+
+    def get(self, name: str) -> Tensor:
+        """A parameter or buffer as it is now."""
+        return parameter(self.module, name)
+
+    def set(self, name: str, value: Tensor) -> None:
+        """Give a parameter or buffer a new value, which the plan will hold."""
+        put(self.module, self._owners, name, value)
+        self._changed[name] = None
+
+    def shrink(self, alive: NDArray[np.bool_], values: Iterable[Live] = ()) -> None:
+        """Drop the units that are not in `alive`: from parameters, sizes, and the live activations.
+
+        Args:
+            alive: By unit; a subset of what is alive now.
+            values: Live activations, cut in place.
+        """
+        unit = self.network.channels.unit
+        before, after = self.alive[unit], alive[unit]
+        for name, per_axis in _parameter_cuts(self.network, before, after).items():
+            put(self.module, self._owners, name, cut(self.get(name), per_axis))
+        for constant in self.constants(alive):
+            set_constant(self.module, constant)
+            self.edited.add(constant.name)
+        for live in values:
+            labels = self.network.channels.values.get(live.node.name)
+            for environment in live.environments:
+                environment[live.node] = _cut_tree(environment[live.node], labels, before, after)
+        self.alive = alive
+
+    def constants(self, alive: NDArray[np.bool_]) -> tuple[Constant, ...]:
+        """Sizes written in the network that change when only `alive` units are left."""
+        keep = alive[self.network.channels.unit]
+        return tuple(constant for site in self.network.sites for constant in resize(site, keep))
+
+    def plan(self, decisions: tuple[Decision, ...]) -> Plan:
+        """What turns the original network into this one."""
+        original = self.network.graph_module
+        everything = np.ones(self.alive.size, dtype=bool)[self.network.channels.unit]
+        cuts = _parameter_cuts(self.network, everything, self.alive[self.network.channels.unit])
+        slices = tuple(
+            Slice(name, axis, tuple(index.tolist()))
+            for name, per_axis in cuts.items()
+            for axis, index in enumerate(per_axis)
+            if index is not None and name not in self._changed
+        )
+        values = {name: self.get(name).clone() for name in self._changed}
+        known = {**dict(original.named_parameters(remove_duplicate=False)), **dict(original.named_buffers())}
+        named = dict.fromkeys([*(item.parameter for item in slices), *values])
+        shapes = {name: tuple(known[name].shape) if name in known else None for name in named}
+        return Plan(shapes, slices, values, self.constants(self.alive), decisions)
+
+
+def _parameter_cuts(
+    network: FxNetwork, before: NDArray[np.bool_], after: NDArray[np.bool_]
+) -> dict[str, tuple[Index | None, ...]]:
+    """By parameter that loses something, what is left of each dimension."""
+    cuts: dict[str, tuple[Index | None, ...]] = {}
+    for name, by_axis in network.channels.axes.items():
+        rank = max(by_axis) + 1
+        per_axis: list[Index | None] = [None] * rank
+        for axis, labels in by_axis.items():
+            per_axis[axis] = relative(np.flatnonzero(before[labels]), np.flatnonzero(after[labels]), labels.size)
+        cuts[name] = tuple(per_axis)
+    for name, labels in network.channels.elements.items():
+        cuts[name] = shrink(labels, before, after)
+    return {name: per_axis for name, per_axis in cuts.items() if any(index is not None for index in per_axis)}
+
+
+def cut(tensor: Tensor, per_axis: tuple[Index | None, ...]) -> Tensor:
+    """Keep the given indices of each dimension."""
+    for axis, index in enumerate(per_axis):
+        tensor = tensor if index is None else tensor.index_select(axis, torch.from_numpy(index))
+    return tensor
+
+
+def _cut_tree(value: Any, labels: Tree, before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Any:  # noqa: ANN401
+    if labels is None:
+        return value
+    flat, spec = pytree.tree_flatten(value)
+    tensors = iter(leaves(labels))
+    wanted = [shrink(next(tensors), before, after) if isinstance(item, Tensor) else () for item in flat]
+    if not any(index is not None for per_axis in wanted for index in per_axis):
+        return value
+    cuts = [cut(item, per_axis) if per_axis else item for item, per_axis in zip(flat, wanted, strict=True)]
+    return pytree.tree_unflatten(cuts, spec)
+

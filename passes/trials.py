@@ -1,0 +1,148 @@
+"""The network with one group pruned at a time: what a budget rule measures.
+
+One walk over the original network; at the first consumer of a group the walk branches, once per trial size, with the
+group's consumers reweighted, and only the rest of the network is run. Dropped channels are not removed but given
+zero weights, so that activations keep their shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx
+
+from subprune_fx.frontends.describe import FxNetwork
+from subprune_fx.graph.channels import Group
+from subprune_fx.numerics.moments import Moments
+from subprune_fx.passes.calibrate import Tick, parameter
+from subprune_fx.passes.problems import Problem, Settings, column_units, own_target, pose
+
+Metric = Callable[[Sequence[Any]], float]
+"""From the outputs of all batches to one number."""
+
+
+def trials(
+    network: FxNetwork,
+    patches: Callable[[Group, NDArray[np.bool_]], dict[str, Tensor]],
+    orders: Mapping[str, NDArray[np.int64]],
+    sizes: Mapping[str, Sequence[int]],
+    batches: Sequence[Tensor],
+    metric: Metric,
+    tick: Tick | None = None,
+) -> dict[str, NDArray[np.float64]]:
+    """Measure `metric` for every group at every one of its `sizes`.
+
+    Args:
+        network: The analysed network.
+        patches: New full-size parameters of a group's consumers when only the given units are alive.
+        orders: Nested order by group.
+        sizes: Units to keep, by group.
+        batches: Inputs to measure on.
+        metric: From outputs to a number.
+        tick: Told (trials done, trials).
+    """
+    interpreter = fx.Interpreter(network.graph_module)
+    nodes = list(network.graph_module.graph.nodes)
+    starts: dict[str, list[Group]] = {}
+    for group in network.channels.groups:
+        starts.setdefault(group.consumers[0], []).append(group)
+    environments: list[dict[fx.Node, Any]] = [{} for _ in batches]
+    results: dict[str, NDArray[np.float64]] = {}
+    total, done = sum(len(ks) for ks in sizes.values()), 0
+    with torch.no_grad():
+        for position, node in enumerate(nodes):
+            for group in starts.get(node.name, ()):
+                values = []
+                for k in sizes[group.name]:
+                    alive = np.ones(network.channels.prunable.size, dtype=bool)
+                    alive[group.units] = False
+                    alive[group.units[orders[group.name][:k]]] = True
+                    with _patched(network.graph_module, patches(group, alive)):
+                        values.append(metric([_finish(interpreter, nodes[position:], env) for env in environments]))
+                    done += 1
+                    if tick is not None:
+                        tick(done, total)
+                results[group.name] = np.asarray(values)
+            for batch, environment in zip(batches, environments, strict=True):
+                if node.op == "placeholder":
+                    environment[node] = batch
+                    continue
+                interpreter.env = environment
+                environment[node] = interpreter.run_node(node)
+                for used in interpreter.user_to_last_uses.get(node, []):
+                    environment.pop(used, None)
+    return results
+
+
+def _finish(interpreter: fx.Interpreter, rest: Sequence[fx.Node], environment: Mapping[fx.Node, Any]) -> Any:  # noqa: ANN401
+    """Run the rest of the network from a copy of the live activations; its output."""
+    branch = dict(environment)
+    interpreter.env = branch
+    for node in rest:
+        branch[node] = interpreter.run_node(node)
+        for used in interpreter.user_to_last_uses.get(node, []):
+            branch.pop(used, None)
+    return branch[rest[-1]]
+
+
+class _patched:  # noqa: N801 - reads as a verb: with _patched(module, values)
+    """Parameters replaced for the length of a block; same shapes."""
+
+    def __init__(self, module: fx.GraphModule, values: Mapping[str, Tensor]) -> None:
+        self._pairs = [(parameter(module, name), value) for name, value in values.items()]
+        self._saved: list[Tensor] = []
+
+    def __enter__(self) -> None:
+        self._saved = [tensor.clone() for tensor, _ in self._pairs]
+        for tensor, value in self._pairs:
+            tensor.copy_(value)
+
+    def __exit__(self, *_: object) -> None:
+        for (tensor, _), saved in zip(self._pairs, self._saved, strict=True):
+            tensor.copy_(saved)
+
+
+class Reweighter:
+    """Full-size parameters of consumers when some of their channels are gone, by the original network's moments."""
+
+    def __init__(
+        self, network: FxNetwork, moments: Mapping[str, Moments], settings: Settings, *, reweight: bool
+    ) -> None:
+        self.network = network
+        self.settings = settings
+        self.reweight = reweight
+        self.moments: dict[str, Moments] = {}
+        self.problems: dict[str, Problem] = {}
+        for name, found in moments.items():
+            consumer = network.channels.contractions[name]
+            weight = network.readers[name].matrix(parameter(network.graph_module, consumer.weight))
+            units = column_units(consumer, network.readers[name].taps, network.channels.unit)
+            self.moments[name] = own_target(found, weight)
+            self.problems[name] = pose(self.moments[name], weight, units, settings)
+
+    def patches(self, group: Group, alive: NDArray[np.bool_]) -> dict[str, Tensor]:
+        """New parameters of the group's consumers, dropped columns zero."""
+        found: dict[str, Tensor] = {}
+        for name in group.consumers:
+            found.update(self._patch(name, alive))
+        return found
+
+    def _patch(self, name: str, alive: NDArray[np.bool_]) -> dict[str, Tensor]:
+        problem, network = self.problems[name], self.network
+        consumer = network.channels.contractions[name]
+        mask = torch.from_numpy(alive[problem.unit])
+        full = torch.zeros_like(problem.weight)
+        solved = self.reweight and consumer.weight not in network.channels.shared
+        full[mask] = problem.reweighted(alive).reshape(-1, full.shape[2]) if solved else problem.weight[mask]
+        weight = parameter(network.graph_module, consumer.weight)
+        patch = {consumer.weight: network.readers[name].weight(full, weight).to(weight.dtype)}
+        where = network.intercepts.get(name)
+        if solved and self.settings.intercept and where is not None and not where.new:
+            current = parameter(network.graph_module, where.name)
+            shift = self.moments[name].intercept(full).reshape(-1).to(current.dtype)
+            patch[where.name] = current + where.sign * shift
+        return patch

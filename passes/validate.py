@@ -1,0 +1,234 @@
+"""Compare a written file with the torch network it came from, and time it."""
+
+from __future__ import annotations
+
+import copy
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from subprune_fx.errors import SubpruneError, ValidationError
+
+Array = npt.NDArray[Any]
+Run = Callable[[Tensor], Sequence[Array]]
+
+FLOOR = 1e-4  # of the output's scale
+CEILING = 1e-2
+SAFETY = 10.0
+# One, an odd one, then larger ones: a batch axis that was specialised fails on some of them. 132 samples in all:
+# each is a full evaluation of both networks, and a wiring fault shows on the first.
+BATCH_SIZES = (1, 3, 32, 32, 64)
+
+
+def tolerance_of(module: nn.Module, inputs: Tensor) -> float:
+    """How far two correct float32 evaluations of this network may differ, as a fraction of its output's scale.
+
+    Runtimes sum in different orders and fold BatchNorm. A sum of n terms is then off by about sqrt(n) * 2**-24 of
+    its scale (n at worst), and L layers add up: sqrt(56 * 4608) * 6e-8 = 3e-5 for the deepest and widest networks
+    at hand. `FLOOR`, 1e-4, is above that. A network may amplify rounding (saturated softmax, tiny variances); how
+    much is measured, as the distance of torch's float32 from its float64, times `SAFETY`. A wiring fault moves the
+    output by its own scale, hence `CEILING`.
+
+    Args:
+        module: The network.
+        inputs: A few inputs.
+
+    Returns:
+        Between `FLOOR` and `CEILING`.
+    """
+    try:
+        double = copy.deepcopy(module).double()
+        with torch.no_grad():
+            exact = _outputs(double(inputs.double()))
+            plain = _outputs(module(inputs))
+    except Exception:  # a constant that stays float32, an op without float64: then there is no such measure
+        return FLOOR
+    rounding = max((_difference(a, b) / _scale(b) for a, b in zip(plain, exact, strict=True)), default=0.0)
+    return float(np.clip(SAFETY * rounding, FLOOR, CEILING)) if np.isfinite(rounding) else FLOOR
+
+
+def validate_onnx(
+    path: str | os.PathLike[str],
+    module: nn.Module,
+    inputs: Tensor,
+    *,
+    tolerance: float | None = None,
+    fixed_batch: int | None = None,
+) -> float:
+    """Run an ONNX file in onnxruntime and compare it with torch.
+
+    Args:
+        path: The file.
+        module: The network that it must equal.
+        inputs: Calibration inputs; the first `sum(BATCH_SIZES)` are used.
+        tolerance: Largest allowed difference as a fraction of the largest output; None: `tolerance_of`.
+        fixed_batch: The only batch size of the file; None: any.
+
+    Returns:
+        The largest absolute difference.
+
+    Raises:
+        ValidationError: The file does not run, or differs by more than the tolerance.
+    """
+    try:
+        run = onnx_runner(path)
+    except Exception as error:
+        raise ValidationError(f"onnxruntime cannot load it ({_first_line(error)})", where=str(path)) from error
+    return validate(run, module, inputs, where=str(path), tolerance=tolerance, fixed_batch=fixed_batch)
+
+
+def validate(
+    run: Run,
+    module: nn.Module,
+    inputs: Tensor,
+    *,
+    where: str,
+    tolerance: float | None = None,
+    fixed_batch: int | None = None,
+) -> float:
+    """Compare any evaluation of a network with torch's own; see `validate_onnx`.
+
+    Args:
+        run: Inputs -> the outputs to be compared.
+        module: The reference.
+        inputs: Calibration inputs.
+        where: For the error.
+        tolerance: As a fraction of the largest output; None: `tolerance_of`.
+        fixed_batch: The only batch size; None: any.
+
+    Returns:
+        The largest absolute difference.
+
+    Raises:
+        ValidationError: `run` fails, or differs by more than the tolerance.
+    """
+    if tolerance is None:
+        tolerance = tolerance_of(module, inputs[: fixed_batch or 16])
+    worst = scale = 0.0
+    for batch in _batches(inputs, fixed_batch):
+        with torch.no_grad():
+            wanted = _outputs(module(batch))
+        try:
+            got = run(batch)
+        except Exception as error:
+            what = f"it fails on a batch of {len(batch)} ({_first_line(error)})"
+            raise ValidationError(what, where=where, remedy="nothing was written") from error
+        if [a.shape for a in got] != [b.shape for b in wanted]:
+            what = f"its outputs have shapes {[a.shape for a in got]}, torch's {[b.shape for b in wanted]}"
+            raise ValidationError(what, where=where, remedy="nothing was written")
+        for a, b in zip(got, wanted, strict=True):
+            worst = max(worst, _difference(a, b))
+            scale = max(scale, _scale(b))
+    if not worst <= tolerance * scale:  # also when it is NaN
+        what = f"its output differs from torch's by {worst:.3g}, allowed are {tolerance * scale:.3g} ({tolerance:.0e} of {scale:.3g})"
+        raise ValidationError(what, where=where, remedy="nothing was written")
+    return worst
+
+
+def onnx_runner(path: str | os.PathLike[str], threads: int = 0) -> Run:
+    """An onnxruntime session as a function.
+
+    Args:
+        path: The file.
+        threads: Of one operator; 0 for all cores.
+
+    Returns:
+        Inputs -> outputs.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+
+    def run(batch: Tensor) -> Sequence[Array]:
+        return [np.asarray(value) for value in session.run(None, {name: batch.numpy()})]
+
+    return run
+
+
+def latency_ms(path: str | os.PathLike[str], example: Tensor, *, seconds: float = 0.4) -> float:
+    """Median time of one sample in onnxruntime on one thread.
+
+    One thread, since small networks gain nothing from more and the wait for the others is what varies.
+
+    Args:
+        path: An ONNX file.
+        example: An input; only its first sample is used unless the file has a fixed batch.
+        seconds: Roughly how long to measure.
+
+    Returns:
+        Milliseconds per call.
+    """
+    run = onnx_runner(path, threads=1)
+    for _ in range(3):
+        run(example)
+    times: list[float] = []
+    deadline = time.perf_counter() + seconds
+    while len(times) < 5 or (time.perf_counter() < deadline and len(times) < 1000):
+        start = time.perf_counter()
+        run(example)
+        times.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(times)
+
+
+def torch_runner(module: nn.Module) -> Run:
+    """A torch network as a function, for `validate`.
+
+    Args:
+        module: The network.
+
+    Returns:
+        Inputs -> outputs.
+    """
+
+    def run(batch: Tensor) -> Sequence[Array]:
+        with torch.no_grad():
+            return _outputs(module(batch))
+
+    return run
+
+
+def _batches(inputs: Tensor, fixed: int | None) -> Iterator[Tensor]:
+    if len(inputs) == 0:
+        raise SubpruneError("there are no inputs to compare on", where="validation")
+    if fixed is not None:
+        repeats = -(-fixed // len(inputs))
+        inputs = inputs.repeat(repeats, *[1] * (inputs.ndim - 1)) if repeats > 1 else inputs
+        count = max(1, min(len(inputs), sum(BATCH_SIZES)) // fixed)
+        yield from inputs[: count * fixed].split(fixed)
+        return
+    start = 0
+    for size in BATCH_SIZES:
+        if start < len(inputs):
+            yield inputs[start : start + size]
+        start += size
+
+
+def _outputs(value: Any) -> list[Array]:
+    if isinstance(value, Tensor):
+        return [value.numpy()]
+    values = list(value.values()) if isinstance(value, dict) else list(value)
+    return [array for item in values for array in _outputs(item)]
+
+
+def _difference(a: Array, b: Array) -> float:
+    return float(np.max(np.abs(a.astype(np.float64) - b.astype(np.float64)), initial=0.0))
+
+
+def _scale(array: Array) -> float:
+    return max(float(np.max(np.abs(array), initial=0.0)), float(np.finfo(np.float32).tiny))
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

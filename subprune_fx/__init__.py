@@ -1,0 +1,1 @@
+"""subprune_fx: data-efficient structured pruning as a compiler pass."""

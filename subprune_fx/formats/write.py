@@ -1,0 +1,234 @@
+"""Write the pruned network in every format asked for, each compared with it before anything is renamed.
+
+Each format is a row of `WRITERS`. A `.pt` holds the `fx.GraphModule` as `torch.save` writes it: Python source and
+all, so that loading it again needs `--trust`; `.onnx` and `.pt2` need no trust.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from subprune_fx.errors import SubpruneError
+from subprune_fx.formats.atomic import check_target, staged
+from subprune_fx.formats.load import load_model
+from subprune_fx.passes import export, validate
+from subprune_fx.report import FileRow
+
+Progress = Callable[[str, int, int], None]
+
+
+class Job:
+    """A network on its way into files; captured once, for all formats that need it captured.
+
+    Attributes:
+        module: The network, in eval mode.
+        example: One input, batch axis first.
+    """
+
+    def __init__(self, module: nn.Module, example: Tensor) -> None:
+        self.module = module
+        self.example = example
+
+    @functools.cached_property
+    def captured(self) -> tuple[ExportedProgram, bool]:
+        """The program, and whether its batch axis is free (`export.export`)."""
+        return export.export(self.module, self.example)
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The only batch size that the captured program takes; None for any."""
+        return None if self.captured[1] else len(self.example)
+
+
+@dataclasses.dataclass(frozen=True)
+class Writer:
+    """One output format.
+
+    Attributes:
+        write: Writes the network to a path.
+        check: Compares the file with the network on calibration inputs; the largest absolute difference.
+        time: Milliseconds per sample; None where the format has no runtime of its own here.
+    """
+
+    write: Callable[[Job, Path], None]
+    check: Callable[[Job, Path, Tensor], float]
+    time: Callable[[Path, Tensor], float] | None = None
+
+
+def writer_of(path: str | os.PathLike[str]) -> Writer:
+    """The writer of a target, by its suffix.
+
+    Args:
+        path: The file to be written.
+
+    Returns:
+        The row of `WRITERS`.
+
+    Raises:
+        SubpruneError: No format has this suffix.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in WRITERS:
+        what = f"has the suffix {suffix!r}, which is no output format" if suffix else "has no suffix to tell its format"
+        raise SubpruneError(what, where=str(path), remedy=f"end it in {', '.join(WRITERS)}")
+    return WRITERS[suffix]
+
+
+def write_all(
+    module: nn.Module,
+    original: nn.Module | None,
+    example: Tensor,
+    calibration: Tensor,
+    targets: Sequence[str | os.PathLike[str]],
+    *,
+    progress: Progress | None = None,
+) -> tuple[FileRow, ...]:
+    """Write, compare and time every target; either all of them appear, complete, or none.
+
+    Args:
+        module: The pruned network, in eval mode.
+        original: The network before, whose file size and latency are reported beside; None to leave them out.
+        example: One input, batch axis first.
+        calibration: Inputs (n, ...) on which each file is compared with `module`.
+        targets: Paths ending in a suffix of `WRITERS`.
+        progress: Called with ("write", done, total).
+
+    Returns:
+        A row per target, in order.
+
+    Raises:
+        SubpruneError: A target cannot be written, or the network has no form in its format.
+        ValidationError: A file does not agree with `module`.
+    """
+    for target in targets:
+        check_target(target)
+        writer_of(target)
+    with staged(targets) as temporaries:
+        return fill(module, original, example, calibration, temporaries, progress=progress)
+
+
+def fill(
+    module: nn.Module,
+    original: nn.Module | None,
+    example: Tensor,
+    calibration: Tensor,
+    temporaries: Mapping[Path, Path],
+    *,
+    progress: Progress | None = None,
+) -> tuple[FileRow, ...]:
+    """`write_all` into files that `staged` made, for a caller that renames others along with them.
+
+    Args:
+        module: See `write_all`.
+        original: See `write_all`.
+        example: See `write_all`.
+        calibration: See `write_all`.
+        temporaries: Target -> where to write it for now.
+        progress: See `write_all`.
+
+    Returns:
+        A row per target, in order.
+
+    Raises:
+        SubpruneError: See `write_all`.
+        ValidationError: See `write_all`.
+    """
+    job = Job(module, example)
+    before = Job(original, example) if original is not None else None
+    measured: dict[str, tuple[int | None, float | None]] = {}  # one original per format, however many targets
+    rows = []
+    for done, (target, temporary) in enumerate(temporaries.items()):
+        if progress:
+            progress("write", done, len(temporaries))
+        writer = writer_of(target)
+        suffix = target.suffix.lower()
+        if suffix not in measured:
+            measured[suffix] = _measure(before, writer, suffix)
+        rows.append(_write(job, writer, target, temporary, calibration, measured[suffix]))
+    if progress:
+        progress("write", len(temporaries), len(temporaries))
+    return tuple(rows)
+
+
+def _write(
+    job: Job,
+    writer: Writer,
+    target: Path,
+    temporary: Path,
+    calibration: Tensor,
+    before: tuple[int | None, float | None],
+) -> FileRow:
+    try:
+        writer.write(job, temporary)
+        difference = writer.check(job, temporary, calibration)
+    except SubpruneError as error:  # name the file the user asked for
+        where = error.where.replace(str(temporary), str(target))
+        raise type(error)(error.what.replace(str(temporary), str(target)), where=where, remedy=error.remedy) from error
+    except OSError as error:
+        raise SubpruneError(f"cannot be written ({error.strerror})", where=str(target)) from error
+    return FileRow(
+        path=str(target),
+        bytes=temporary.stat().st_size,
+        bytes_before=before[0],
+        latency_ms=writer.time(temporary, job.example) if writer.time else None,
+        latency_before_ms=before[1],
+        max_difference=difference,
+    )
+
+
+def _measure(job: Job | None, writer: Writer, suffix: str) -> tuple[int | None, float | None]:
+    """Size and latency of the original in this format; None where it has no such form (the pruned one may)."""
+    if job is None:
+        return None, None
+    with tempfile.TemporaryDirectory(prefix="subprune-") as folder:
+        path = Path(folder) / f"original{suffix}"
+        try:
+            writer.write(job, path)
+            return path.stat().st_size, writer.time(path, job.example) if writer.time else None
+        except Exception:  # only figures for the report are lost
+            return None, None
+
+
+def _write_onnx(job: Job, path: Path) -> None:
+    export.to_onnx(job.captured[0], job.example, path)
+
+
+def _write_pt2(job: Job, path: Path) -> None:
+    export.to_pt2(job.captured[0], job.example, path)
+
+
+def _write_pt(job: Job, path: Path) -> None:
+    torch.save(job.module, path)
+
+
+def _check_onnx(job: Job, path: Path, calibration: Tensor) -> float:
+    return validate.validate_onnx(path, job.module, calibration, fixed_batch=job.fixed_batch)
+
+
+def _check_pt2(job: Job, path: Path, calibration: Tensor) -> float:
+    run = validate.torch_runner(load_model(path).module)  # the vetted way in: what is written loads without trust
+    return validate.validate(run, job.module, calibration, where=str(path), fixed_batch=job.fixed_batch)
+
+
+def _check_pt(job: Job, path: Path, calibration: Tensor) -> float:
+    run = validate.torch_runner(load_model(path, trust=True).module)  # written a moment ago, by us
+    return validate.validate(run, job.module, calibration, where=str(path))
+
+
+WRITERS: Mapping[str, Writer] = MappingProxyType(
+    {
+        ".onnx": Writer(_write_onnx, _check_onnx, validate.latency_ms),
+        ".pt2": Writer(_write_pt2, _check_pt2),
+        ".pt": Writer(_write_pt, _check_pt),
+    }
+)

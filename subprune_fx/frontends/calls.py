@@ -1,0 +1,137 @@
+"""One node of an fx graph as a call with named arguments, whether module, function, method or ATen op."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from subprune_fx.graph.optable import BY_TORCH, Kind, Row
+
+_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_CONV_TRANSPOSE = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+# Positional names of builtins and methods, which have no signature to ask.
+_POSITIONAL: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _CONV),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _CONV_TRANSPOSE),
+    "linear": ("input", "weight", "bias"),
+    "prelu": ("input", "weight"),
+    "pad": ("input", "pad", "mode", "value"),
+    "split": ("input", "split_size", "dim"),
+    "split_with_sizes": ("input", "split_size", "dim"),
+    "narrow": ("input", "dim", "start", "length"),
+    "chunk": ("input", "chunks", "dim"),
+}
+_DEFAULT_POSITIONAL = ("input", "dim", "keepdim")
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One call.
+
+    Attributes:
+        name: Lower-case op name as the op table spells it.
+        label: What to call it in a message.
+        row: Its row, if any.
+        module: The module called, for `call_module` nodes.
+        path: Its qualified name, else the node's name.
+        arguments: Named arguments; values are fx nodes or constants.
+    """
+
+    name: str
+    label: str
+    row: Row | None
+    module: nn.Module | None
+    path: str
+    arguments: Mapping[str, Any]
+
+    def get(self, name: str, default: Any = None) -> Any:  # noqa: ANN401 - arguments are anything
+        """An argument or, for modules, the attribute of that name."""
+        if name in self.arguments:
+            return self.arguments[name]
+        return default if self.module is None else getattr(self.module, name, default)
+
+
+def bind(node: fx.Node, root: fx.GraphModule) -> Call:
+    """Name the arguments of a `call_*` node."""
+    if node.op == "call_module":
+        module = root.get_submodule(str(node.target))
+        label = type(module).__name__
+        return _call(label.lower(), f"nn.{label}", module, str(node.target), _named(node, ("input",)))
+    if node.op == "call_method":
+        name = str(node.target).rstrip("_").lower()
+        names = _POSITIONAL.get(name, _DEFAULT_POSITIONAL)
+        return _call(name, f"Tensor.{node.target}", None, node.name, _named(node, names))
+    return _function(node)
+
+
+def _function(node: fx.Node) -> Call:
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):  # noqa: SLF001 - the public name of ATen overloads
+        names = tuple("input" if arg.name == "self" else arg.name for arg in target._schema.arguments)  # noqa: SLF001
+        name = target.overloadpacket.__name__
+        return _call(name.rstrip("_"), f"{target.namespace}.{name}", None, node.name, _named(node, names))
+    name = getattr(target, "__name__", str(target)).strip("_").lower()
+    names = _POSITIONAL.get(name) or _signature(target)
+    return _call(name, name, None, node.name, _named(node, names))
+
+
+def _call(name: str, label: str, module: nn.Module | None, path: str, arguments: Mapping[str, Any]) -> Call:
+    row = BY_TORCH.get(name)
+    if module is not None and not _is_stock(module):
+        row = None
+    if name == "pad" and arguments.get("mode", "constant") != "constant":
+        row = BY_TORCH["reflectionpad2d"]
+    return Call(name, label, row, module, path, arguments)
+
+
+def _is_stock(module: nn.Module) -> bool:
+    """A class of one's own that happens to be called like a stock one is not it."""
+    return type(module).__module__.split(".")[0] in ("torch", "torchvision", "timm")
+
+
+def _named(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
+    positional = dict(zip(names, node.args, strict=False))
+    return {**positional, **{"input" if key == "self" else key: value for key, value in node.kwargs.items()}}
+
+
+def _signature(target: Any) -> tuple[str, ...]:  # noqa: ANN401 - any callable
+    try:
+        parameters = tuple(inspect.signature(target).parameters)
+    except (TypeError, ValueError):
+        return _DEFAULT_POSITIONAL
+    return ("input", *parameters[1:])
+
+
+def dims(call: Call, rank: int) -> tuple[int, ...] | None:
+    """Dimensions that a reduction or softmax works on; None = all.
+
+    A softmax without one works on dimension 1 of tensors of rank 2 or 4 and up, else 0 (torch's legacy rule); a
+    normalize without one on dimension 1.
+    """
+    dim = call.get("dim")
+    if isinstance(dim, int):
+        return (dim,)
+    if isinstance(dim, (tuple, list)):
+        return tuple(dim)
+    if call.row is not None and call.row.kind is Kind.ALONG:
+        return (1,) if rank not in (1, 3) or call.name == "normalize" else (0,)
+    return None
+
+
+def pads(call: Call, rank: int) -> tuple[tuple[int, int], ...] | None:
+    """Padding per dimension as (before, after), from torch's last-dimension-first list; None if computed."""
+    amounts = call.get("pad", call.get("padding"))
+    if not isinstance(amounts, (tuple, list)) or not all(isinstance(amount, int) for amount in amounts):
+        return None
+    pairs = [(amounts[i], amounts[i + 1]) for i in range(0, len(amounts), 2)]
+    return ((0, 0),) * (rank - len(pairs)) + tuple(reversed(pairs))
+
+
+def is_tensor(value: Any) -> bool:  # noqa: ANN401 - any value of a graph
+    """Whether an example value is a tensor."""
+    return isinstance(value, Tensor)

@@ -1,0 +1,266 @@
+"""An fx graph's dependency graph: one interpreted forward pass, with labels travelling beside the activations."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from subprune_fx.frontends.calls import Call, bind, dims, is_tensor, pads
+from subprune_fx.frontends.fx_edit import edited
+from subprune_fx.frontends.fx_readers import reader
+from subprune_fx.frontends.fx_resize import Site, survives
+from subprune_fx.graph.channels import ChannelGraph, close
+from subprune_fx.graph.labels import Labels, constant
+from subprune_fx.graph.optable import Kind
+from subprune_fx.graph.propagation import Propagation
+from subprune_fx.graph.rules import propagate
+from subprune_fx.graph.step import Param, Step, Tree, leaves
+from subprune_fx.numerics.readers import Reader
+from subprune_fx.plan import Constant
+
+_LABEL_METHODS = {"view": "reshape", "view_as": "reshape_as"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Intercept:
+    """The parameter that takes a constant added to a consumer's output.
+
+    Attributes:
+        name: Its name.
+        sign: +1 for a bias, -1 for the running mean of a BatchNorm that alone reads the output.
+        new: True where the consumer has no bias yet and gets one.
+    """
+
+    name: str
+    sign: int
+    new: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class FxNetwork:
+    """A traced network with its dependency graph.
+
+    Attributes:
+        graph_module: The network.
+        channels: Its dependency graph.
+        readers: Geometry of every contraction, by node name.
+        intercepts: Where a consumer's intercept goes, by node name; absent where it has no place.
+        sites: Nodes whose arguments may spell sizes.
+    """
+
+    graph_module: fx.GraphModule
+    channels: ChannelGraph
+    readers: dict[str, Reader]
+    intercepts: dict[str, Intercept]
+    sites: tuple[Site, ...]
+
+
+def describe(graph_module: fx.GraphModule, example: Tensor) -> FxNetwork:
+    """Analyse `graph_module` by running it once on `example` (first dimension = sample)."""
+    walker = _Walker(graph_module)
+    with torch.no_grad():
+        walker.run(example)
+    channels = _verified(walker)
+    nodes = {node.name: node for node in graph_module.graph.nodes}
+    readers = {name: walker.readers[name] for name in channels.contractions}
+    intercepts = {
+        name: found
+        for name in channels.contractions
+        if (found := _intercept(nodes[name], walker.calls[name], walker, channels)) is not None
+    }
+    return FxNetwork(graph_module, channels, readers, intercepts, tuple(walker.sites))
+
+
+def _verified(walker: _Walker) -> ChannelGraph:
+    """Close the propagation; channels that some op cannot carry once others are gone are frozen, and all is redone."""
+    while True:
+        channels = close(walker.state)
+        broken = [site for site in walker.sites if not survives(site, channels)]
+        if not broken:
+            return channels
+        for site in broken:
+            for labels in (*site.operands, *leaves(site.after)):
+                walker.state.freeze(labels, f"{site.call.label} cannot be written for fewer channels")
+
+
+class _Walker(fx.Interpreter):
+    """Runs each node on real values, then the op table's rule on its labels."""
+
+    def __init__(self, graph_module: fx.GraphModule) -> None:
+        super().__init__(graph_module)
+        self.state = Propagation()
+        self.readers: dict[str, Reader] = {}
+        self.calls: dict[str, Call] = {}
+        self.roles: dict[str, dict[str, Param]] = {}
+        self.params = _first_names(graph_module)
+        self.trees: dict[fx.Node, Tree | Param] = {}
+        self.sites: list[Site] = []
+
+    def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - whatever the node yields
+        value = super().run_node(n)
+        tree = self._label(n, value)
+        self.trees[n] = tree
+        if not isinstance(tree, Param):
+            self.state.values[n.name] = tree
+        return value
+
+    def _label(self, node: fx.Node, value: Any) -> Tree | Param:  # noqa: ANN401
+        if node.op == "get_attr" and is_tensor(value):
+            return self._param(str(node.target), value)
+        if node.op == "output":
+            for labels in self._operands(node.args):
+                for leaf in leaves(self.state.of(labels)):
+                    self.state.freeze(leaf, "it is an output of the network")
+            return None
+        blank = _blank(value)
+        if node.op in ("placeholder", "get_attr"):
+            return blank
+        return self._call(node, value, blank)
+
+    def _call(self, node: fx.Node, value: Any, blank: Tree) -> Tree:  # noqa: ANN401
+        call = bind(node, self.module)
+        self.calls[node.name] = call
+        roles = self._roles(call)
+        self.roles[node.name] = roles
+        bound = {param.name for param in roles.values()}
+        operands = tuple(
+            operand
+            for operand in self._operands((node.args, node.kwargs))
+            if not (isinstance(operand, Param) and operand.name in bound)
+        )
+        step = Step(
+            name=node.name,
+            op=call.label,
+            row=call.row,
+            operands=operands,
+            roles=roles,
+            attrs=self._attrs(node, call, operands),
+            shape=tuple(value.shape) if is_tensor(value) else None,
+            blank=blank,
+            run=self._runner(node),
+            module=call.path,
+        )
+        if call.row is not None and call.row.kind is Kind.CONTRACT and "weight" in roles:
+            self.readers[node.name] = reader(call, roles["weight"].shape)
+        out = propagate(self.state, step)
+        inputs = tuple(leaf for operand in operands if not isinstance(operand, Param) for leaf in leaves(operand))
+        if call.row is not None and inputs and not any(isinstance(operand, Param) for operand in operands):
+            self.sites.append(Site(node, call, inputs, out, self._value(node.args[1:]), step.run))
+        return out
+
+    def _operands(self, arguments: Any) -> list[Tree | Param]:  # noqa: ANN401 - nested arguments
+        """Labels or parameter of every tensor-valued node in `arguments`, in order."""
+        found: list[Tree | Param] = []
+        fx.node.map_arg(arguments, lambda n: found.append(self.trees[n]))
+        return [tree for tree in found if isinstance(tree, Param) or leaves(tree)]
+
+    def _roles(self, call: Call) -> dict[str, Param]:
+        if call.row is None:
+            return {}
+        roles = {}
+        for role in call.row.roles:
+            value = call.get(role)
+            if isinstance(value, fx.Node):
+                value = self.trees[value]
+            if isinstance(value, Tensor):
+                value = self._param(f"{call.path}.{role}", value)
+            if isinstance(value, Param):
+                roles[role] = value
+        return roles
+
+    def _param(self, name: str, value: Tensor) -> Param:
+        """Tied parameters go by the first of their names; what has none (a computed weight) by its own."""
+        return Param(self.params.get(id(value), name), tuple(value.shape))
+
+    def _attrs(self, node: fx.Node, call: Call, operands: Sequence[Tree | Param]) -> dict[str, Any]:
+        shapes = [operand.shape for operand in operands if isinstance(operand, Param) or hasattr(operand, "shape")]
+        rank = len(shapes[0]) if shapes else 0
+        attrs: dict[str, Any] = {"dims": self._value(dims(call, rank)), "groups": self._value(call.get("groups", 1))}
+        if call.row is not None and call.row.kind is Kind.PAD:
+            attrs["pads"] = pads(call, rank)
+        del node
+        return attrs
+
+    def _value(self, argument: Any) -> Any:  # noqa: ANN401 - constants or nodes
+        return fx.node.map_arg(argument, lambda n: self.env[n])
+
+    def _runner(self, node: fx.Node) -> Callable[..., Tree]:
+        """The node's own op on labels: its first tensor operands replaced, everything else as it was."""
+
+        arguments, keywords = self._values_but_first(node)
+
+        def run(labels: Sequence[Labels], constants: Sequence[Constant] = ()) -> Tree:
+            queue = [torch.from_numpy(array) for array in labels]
+            first = fx.node.map_arg(node.args[0], lambda _: queue.pop(0))
+            args, kwargs = (first, *arguments), dict(keywords)
+            for constant in constants:
+                field, *path = constant.path
+                if field == "args":
+                    args = edited(args, path, constant.value)
+                elif field == "kwargs":
+                    kwargs = edited(kwargs, path, constant.value)
+            out = _invoke(node, self.module, args, kwargs, constants)
+            return pytree.tree_map_only(Tensor, lambda t: t.numpy(), out)
+
+        return run
+
+    def _values_but_first(self, node: fx.Node) -> tuple[Any, Any]:
+        return self._value(node.args[1:]), self._value(node.kwargs)
+
+
+def _invoke(node: fx.Node, root: fx.GraphModule, args: Any, kwargs: Any, constants: Sequence[Constant]) -> Any:  # noqa: ANN401
+    """Run a node's op on labels: `view` as `reshape`, since expanded labels have no contiguous memory."""
+    first, *rest = args
+    if node.op == "call_module":
+        module = copy.copy(root.get_submodule(str(node.target)))
+        for constant in constants:
+            module.__dict__[str(constant.path[0])] = (
+                tuple(constant.value) if isinstance(constant.value, list) else constant.value
+            )
+        return module(first, *rest, **kwargs)
+    if node.op == "call_method":
+        name = _LABEL_METHODS.get(str(node.target), str(node.target))
+        return getattr(first, name)(*rest, **kwargs)
+    name = getattr(getattr(node.target, "overloadpacket", node.target), "__name__", "")
+    if name in ("view", "_unsafe_view"):
+        return first.reshape(*rest)
+    target = node.target
+    if target is torch.ops.aten.split.Tensor and rest and isinstance(rest[0], list):
+        target = torch.ops.aten.split_with_sizes.default
+    assert callable(target)
+    return target(first, *rest, **kwargs)
+
+
+def _blank(value: Any) -> Tree:  # noqa: ANN401 - whatever a node yields
+    if isinstance(value, Tensor):
+        return constant(value.shape)
+    if isinstance(value, (tuple, list)):
+        return tuple(_blank(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _blank(item) for key, item in value.items()}
+    return None
+
+
+def _first_names(graph_module: fx.GraphModule) -> dict[int, str]:
+    """First qualified name of every parameter and buffer, by identity."""
+    named = [*graph_module.named_buffers(), *graph_module.named_parameters()]
+    return {id(tensor): name for name, tensor in named}
+
+
+def _intercept(node: fx.Node, call: Call, walker: _Walker, channels: ChannelGraph) -> Intercept | None:
+    consumer = channels.contractions[node.name]
+    if consumer.bias is not None:
+        return Intercept(consumer.bias, 1)
+    users = list(node.users)
+    norm = walker.calls.get(users[0].name) if len(users) == 1 else None
+    if norm is not None and "batch" in norm.name and not norm.get("training", False):
+        mean = walker.roles[users[0].name].get("running_mean")
+        if mean is not None:
+            return Intercept(mean.name, -1)
+    return Intercept(f"{call.path}.bias", 1, new=True) if call.module is not None else None

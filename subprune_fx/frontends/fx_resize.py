@@ -1,0 +1,241 @@
+"""Sizes baked into an fx graph, re-read off the channels that survive: one function per `Resize`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import fx
+
+from subprune_fx.frontends.calls import Call
+from subprune_fx.graph.channels import ChannelGraph
+from subprune_fx.graph.labels import Labels, survivors, varying, vector
+from subprune_fx.graph.optable import Kind, Resize
+from subprune_fx.graph.step import Tree, leaves
+from subprune_fx.plan import Constant
+
+Keep = NDArray[np.bool_]
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """A node whose arguments may spell sizes.
+
+    Attributes:
+        node: The fx node.
+        call: Its bound call.
+        operands: Labels of its tensor operands; the sizes it spells are read off the first.
+        after: Labels of its value.
+        rest: Its arguments after the first, sizes evaluated.
+        run: The op on labels, with constants changed.
+    """
+
+    node: fx.Node
+    call: Call
+    operands: tuple[Labels, ...]
+    after: Tree
+    rest: tuple[Any, ...]
+    run: Callable[..., Tree]
+
+    @property
+    def before(self) -> Labels:
+        """Labels of the first operand."""
+        return self.operands[0]
+
+
+def resize(site: Site, keep: Keep) -> tuple[Constant, ...]:
+    """Constants of one node that change when only the labels in `keep` survive."""
+    if site.call.row is None:
+        return ()
+    if site.call.row.kind is Kind.CONTRACT:
+        return _groups(site, keep)
+    if all(keep[labels].all() for labels in (*site.operands, *leaves(site.after))):
+        return ()
+    return _RULES[site.call.row.resize](site, keep)
+
+
+def survives(site: Site, channels: ChannelGraph) -> bool:
+    """Whether a moving op, with its sizes re-read, moves what survives to where its survivors should be.
+
+    Tried with two complementary choices of units, so that each unit is once kept and once dropped.
+    """
+    if site.call.row is None or site.call.row.kind not in (Kind.MOVE, Kind.CHUNK, Kind.PAD):
+        return True
+    touched = [labels for labels in (*site.operands, *leaves(site.after)) if channels.prunable[channels.unit[labels]].any()]
+    if not touched:
+        return True
+    return all(_consistent(site, keep) for keep in channels.samples())
+
+
+def _consistent(site: Site, keep: Keep) -> bool:
+    try:
+        constants = resize(site, keep)
+        out = leaves(site.run([_cut(labels, keep) for labels in site.operands], constants))
+        want = [_cut(labels, keep) for labels in leaves(site.after)]
+    except (RuntimeError, ValueError, IndexError, TypeError):
+        return False
+    if site.call.row is not None and site.call.row.kind is Kind.PAD:
+        return [part.shape for part in out] == [part.shape for part in want]
+    return len(out) == len(want) and all(np.array_equal(a, b) for a, b in zip(out, want, strict=True))
+
+
+def _cut(labels: Labels, keep: Keep) -> Labels:
+    for axis, index in enumerate(survivors(labels, keep)):
+        labels = labels if index is None else labels.take(index, axis)
+    return labels
+
+
+def _none(_site: Site, _keep: Keep) -> tuple[Constant, ...]:
+    return ()
+
+
+def _groups(site: Site, keep: Keep) -> tuple[Constant, ...]:
+    """A depthwise convolution has as many groups as channels."""
+    labels = site.before
+    groups = site.call.get("groups", 1)
+    if not isinstance(groups, int) or groups == 1 or labels.ndim < 2 or groups != labels.shape[1]:
+        return ()
+    count = int(keep[vector(labels, 1)].sum())
+    if count == groups:
+        return ()
+    if site.call.module is not None:
+        return (Constant("module", site.call.path, ("groups",), count),)
+    return (Constant("node", site.node.name, _path(site, "groups"), count),)
+
+
+def _shape(site: Site, keep: Keep) -> tuple[Constant, ...]:
+    """view, reshape, expand, unflatten: the sizes among the output's that change.
+
+    A size that the graph computes is overwritten too: it was computed from sizes that mean something else now.
+    """
+    sizes, old = _sizes(site.after, keep), leaves(site.after)[0].shape
+    if site.call.module is not None:
+        dim = int(site.call.get("dim", 1)) % len(sizes)
+        parts = tuple(site.call.get("unflattened_size", ()))
+        new = [part if part == -1 else sizes[dim + i] for i, part in enumerate(parts)]
+        return (Constant("module", site.call.path, ("unflattened_size",), new),) if tuple(new) != parts else ()
+    offset = 0
+    if site.call.name == "unflatten":
+        offset = int(site.node.args[1]) % site.before.ndim  # type: ignore[arg-type]
+    found = []
+    for path, position in _written(site):
+        new = sizes[offset + position]
+        if new != old[offset + position]:
+            found.append(Constant("node", site.node.name, path, new))
+    return tuple(found)
+
+
+def _written(site: Site) -> list[tuple[tuple[str | int, ...], int]]:
+    """The sizes that a shape argument spells out (not -1): (path, which dimension)."""
+    start = 2 if site.call.name == "unflatten" else 1
+    rest = site.node.args[start:]
+    if len(rest) == 1 and isinstance(rest[0], (tuple, list)):
+        return [(("args", start, i), i) for i, value in enumerate(rest[0]) if value != -1]
+    if rest:
+        return [(("args", start + i), i) for i, value in enumerate(rest) if value != -1]
+    for key in ("shape", "size", "sizes"):
+        values = site.node.kwargs.get(key)
+        if isinstance(values, (tuple, list)):
+            return [(("kwargs", key, i), i) for i, value in enumerate(values) if value != -1]
+    return []
+
+
+def _slice(site: Site, keep: Keep) -> tuple[Constant, ...]:
+    """Ranges: the survivors before them say where they start and stop; scattered ones become index lists."""
+    before = site.before
+    if site.call.name == "getitem":
+        index = site.rest[0]
+        items = index if isinstance(index, tuple) else (index,)
+        found = []
+        axis = 0
+        for position, item in enumerate(items):
+            if item is Ellipsis:
+                used = sum(1 for other in items[position + 1 :] if other is not None)
+                axis = before.ndim - used
+                continue
+            if isinstance(item, slice) and axis in varying(before):
+                new = _range(vector(before, axis), item, keep)
+                path = ("args", 1, position) if isinstance(index, tuple) else ("args", 1)
+                found.append(Constant("node", site.node.name, path, new))
+            axis += item is not None
+        return tuple(found)
+    axis = int(site.call.get("dim", 0)) % before.ndim
+    labels = vector(before, axis)
+    start = int(site.call.get("start", 0) or 0)
+    if site.call.name == "narrow":
+        new = _range(labels, slice(start, start + int(site.call.get("length"))), keep)
+        fields = {"start": new["start"], "length": new["stop"] - new["start"]} if isinstance(new, dict) else {}
+    else:
+        new = _range(labels, slice(start, site.call.get("end"), site.call.get("step")), keep)
+        fields = {"start": new["start"], "end": new["stop"]} if isinstance(new, dict) else {}
+    return tuple(Constant("node", site.node.name, _path(site, name), value) for name, value in fields.items())
+
+
+def _range(labels: Labels, part: slice, keep: Keep) -> Any:  # noqa: ANN401 - a range or a list, as plans spell them
+    """What `part` of a dimension becomes: positions among the survivors."""
+    alive = keep[labels]
+    new = np.cumsum(alive) - 1
+    chosen = np.arange(labels.size)[part]
+    positions = new[chosen[alive[chosen]]]
+    if positions.size and np.array_equal(positions, np.arange(positions[0], positions[-1] + 1)):
+        return {"start": int(positions[0]), "stop": int(positions[-1]) + 1, "step": None}
+    return [int(position) for position in positions]
+
+
+def _split(site: Site, keep: Keep) -> tuple[Constant, ...]:
+    parts = leaves(site.after)
+    axis = int(site.call.get("dim", 0)) % parts[0].ndim
+    sizes = [_sizes(part, keep)[axis] for part in parts]
+    if sizes == [part.shape[axis] for part in parts]:
+        return ()
+    return (Constant("node", site.node.name, _split_path(site), sizes),)
+
+
+def _split_path(site: Site) -> tuple[str | int, ...]:
+    for key in ("split_size_or_sections", "split_size", "split_sizes"):
+        if key in site.node.kwargs:
+            return ("kwargs", key)
+    return ("args", 1)
+
+
+def _pad(site: Site, keep: Keep) -> tuple[Constant, ...]:
+    before, after = site.before, leaves(site.after)[0]
+    amounts = site.call.get("pad", ())
+    found = []
+    for axis in varying(before):
+        position = 2 * (before.ndim - 1 - axis)
+        if site.call.module is not None or position >= len(amounts):
+            continue
+        front, back = amounts[position : position + 2]
+        alive = keep[vector(after, axis)]
+        counts = (alive[:front].sum() if front > 0 else front, alive[alive.size - back :].sum() if back > 0 else back)
+        path = _path(site, "pad")
+        found += [
+            Constant("node", site.node.name, (*path, position + i), int(count)) for i, count in enumerate(counts)
+        ]
+    return tuple(found)
+
+
+def _path(site: Site, name: str) -> tuple[str | int, ...]:
+    """Where a named argument of a node is written."""
+    if name in site.node.kwargs:
+        return ("kwargs", name)
+    return ("args", list(site.call.arguments).index(name))
+
+
+def _sizes(tree: Tree, keep: Keep) -> list[int]:
+    labels = leaves(tree)[0]
+    picked = survivors(labels, keep)
+    return [size if index is None else len(index) for size, index in zip(labels.shape, picked, strict=True)]
+
+
+_RULES: dict[Resize, Callable[[Site, Keep], tuple[Constant, ...]]] = {
+    Resize.NONE: _none,
+    Resize.SHAPE: _shape,
+    Resize.SLICE: _slice,
+    Resize.SPLIT: _split,
+    Resize.PAD: _pad,
+}

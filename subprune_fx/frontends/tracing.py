@@ -1,0 +1,115 @@
+"""From a module to a graph that can be analysed: symbolic tracing, and torch.export where that fails."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from subprune_fx.errors import SubpruneError
+
+_OUT_OF_PLACE: dict[Any, Any] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}
+
+
+def trace(module: nn.Module, example: Tensor) -> fx.GraphModule:
+    """A graph of `module`'s forward pass in eval mode, sharing nothing with it.
+
+    Args:
+        module: Any module; a `GraphModule` is taken as it is.
+        example: Input that it accepts, first dimension = sample.
+
+    Returns:
+        A graph module without in-place ops (they would overwrite activations that later consumers read), whose
+        parameters have the names they have in `module`.
+
+    Raises:
+        SubpruneError: If the module does not run on `example`, or neither tracer can follow it.
+    """
+    original = copy.deepcopy(module).eval()
+    with torch.no_grad():
+        try:
+            expected = original(example.clone())
+        except Exception as error:
+            raise SubpruneError(
+                f"the network does not run on an input of shape {tuple(example.shape)}: {error}",
+                where=type(module).__name__,
+                remedy="give inputs of the shape it was trained on",
+            ) from error
+    failures = []
+    for name, tracer in (("symbolic_trace", _symbolic), ("torch.export", _exported)):
+        try:
+            graph = functional(tracer(original, example))
+            with torch.no_grad():
+                same = _equal(graph(example.clone()), expected)
+        except Exception as error:  # noqa: BLE001 - a tracer may fail in any way; the next one is tried
+            failures.append(f"{name}: {_first_line(error)}")
+            continue
+        if same:
+            return graph
+        failures.append(f"{name}: the traced graph computes something else")
+    raise SubpruneError(
+        "cannot be traced (" + " | ".join(failures) + ")",
+        where=type(module).__name__,
+        remedy="remove control flow that depends on data from its forward",
+    )
+
+
+def _symbolic(module: nn.Module, _example: Tensor) -> fx.GraphModule:
+    return module if isinstance(module, fx.GraphModule) else fx.symbolic_trace(module)
+
+
+def _exported(module: nn.Module, example: Tensor) -> fx.GraphModule:
+    shapes = ({0: torch.export.Dim.AUTO},)
+    traced = torch.export.export(module, (example,), dynamic_shapes=shapes).module(check_guards=False)
+    assert isinstance(traced, fx.GraphModule)
+    return traced
+
+
+def functional(graph: fx.GraphModule) -> fx.GraphModule:
+    """Replace in-place ops by their out-of-place forms, in place of `graph` itself."""
+    for module in graph.modules():
+        if getattr(module, "inplace", False) is True:
+            module.inplace = False  # type: ignore[assignment]
+    for node in graph.graph.nodes:
+        if node.op == "call_function":
+            node.target = _OUT_OF_PLACE.get(node.target, node.target)
+            if node.kwargs.get("inplace"):
+                node.kwargs = {**node.kwargs, "inplace": False}
+            if isinstance(node.target, torch._ops.OpOverload):  # noqa: SLF001 - the public name of ATen overloads
+                node.target = _functional_overload(node.target)
+        elif node.op == "call_method" and node.target.endswith("_") and not node.target.endswith("__"):
+            node.target = node.target[:-1]
+    graph.recompile()
+    return graph
+
+
+def _functional_overload(overload: Any) -> Any:  # noqa: ANN401 - OpOverload is private
+    """`aten.relu_.default` -> `aten.relu.default`, where the latter exists."""
+    name = overload.overloadpacket.__name__
+    packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
+    if overload.namespace != "aten" or not name.endswith("_") or packet is None:
+        return overload
+    return getattr(packet, overload._overloadname, overload)  # noqa: SLF001
+
+
+def _equal(left: Any, right: Any) -> bool:  # noqa: ANN401 - whatever a network returns
+    flat, spec = torch.utils._pytree.tree_flatten(left)  # noqa: SLF001 - torch's own pytree has no public name
+    other, other_spec = torch.utils._pytree.tree_flatten(right)  # noqa: SLF001
+    if spec != other_spec:
+        return False
+    return all(
+        torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max().clamp(min=1))) if isinstance(b, Tensor) else a == b
+        for a, b in zip(flat, other, strict=True)
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

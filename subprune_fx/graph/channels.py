@@ -1,0 +1,192 @@
+"""Closing the propagation: labels become units, units become groups."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from subprune_fx.graph.labels import Labels, compact, varying
+from subprune_fx.graph.propagation import Consumer, Origin, Propagation
+from subprune_fx.graph.step import Tree, leaves
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Units with the same producers: one decision.
+
+    Attributes:
+        name: The first producer.
+        units: Unit numbers, ascending; shape (n,).
+        producers: Layers that make the channels.
+        followers: Parameters met elementwise or per channel, and padding, that go along.
+        consumers: Names of the consumers that read at least one of the units, in graph order.
+    """
+
+    name: str
+    units: NDArray[np.int64]
+    producers: tuple[str, ...]
+    followers: tuple[str, ...]
+    consumers: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """Channels of one producer that stay, with the reason."""
+
+    name: str
+    channels: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ChannelGraph:
+    """The dependency graph of a network.
+
+    Attributes:
+        groups: Prunable groups in the order of their first producer.
+        frozen: What is not prunable.
+        unit: By label, its unit number; unit 0 is "no channel"; shape (labels,).
+        prunable: By unit, whether a group holds it; shape (units,).
+        contractions: All contractions with a weight, by node name, in graph order.
+        shared: Weights that are read at several places, which cannot be reweighted for one of them.
+        axes: Labels of weights, by parameter name and dimension.
+        elements: Labels of parameters met elementwise, shaped like them.
+        values: Labels of every node's value.
+    """
+
+    groups: tuple[Group, ...]
+    frozen: tuple[Frozen, ...]
+    unit: NDArray[np.int64]
+    prunable: NDArray[np.bool_]
+    contractions: dict[str, Consumer]
+    shared: frozenset[str]
+    axes: dict[str, dict[int, Labels]]
+    elements: dict[str, Labels]
+    values: dict[str, Tree]
+
+    @property
+    def consumers(self) -> tuple[str, ...]:
+        """Contractions that read at least one prunable unit."""
+        return tuple(name for name, c in self.contractions.items() if self.prunable[self.unit[c.labels]].any())
+
+    def keep(self, kept: Iterable[NDArray[np.int64]], groups: Iterable[Group]) -> NDArray[np.bool_]:
+        """By label, whether it survives when each of `groups` keeps only its units `kept`."""
+        alive = np.ones(self.prunable.size, dtype=bool)
+        for group, units in zip(groups, kept, strict=True):
+            alive[group.units] = False
+            alive[units] = True
+        return np.asarray(alive[self.unit])
+
+    def samples(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Two `keep` masks for trying an op: of every group a random half, and the other half."""
+        rng = np.random.default_rng(0)
+        chosen = [np.sort(rng.permutation(group.units)[: group.units.size // 2]) for group in self.groups]
+        rest = [np.setdiff1d(group.units, part) for group, part in zip(self.groups, chosen, strict=True)]
+        return self.keep(chosen, self.groups), self.keep(rest, self.groups)
+
+
+def close(state: Propagation) -> ChannelGraph:
+    """Units, groups and refusals of a finished propagation."""
+    _make_rectangular(state)
+    unit = state.components()
+    unit = np.where(unit == unit[0], 0, unit + 1) if unit.size else unit
+    unit = np.unique(unit, return_inverse=True)[1].astype(np.int64)
+    count = int(unit.max()) + 1
+    reasons = _reasons(state, unit, count)
+    groups, frozen = _groups(state, unit, reasons)
+    weights = Counter(consumer.weight for consumer in state.consumers)
+    prunable = np.zeros(count, dtype=bool)
+    for group in groups:
+        prunable[group.units] = True
+    return ChannelGraph(
+        groups=groups,
+        frozen=frozen,
+        unit=unit,
+        prunable=prunable,
+        contractions={consumer.name: consumer for consumer in state.consumers},
+        shared=frozenset(name for name, uses in weights.items() if uses > 1),
+        axes=state.axes,
+        elements=state.elements,
+        values=state.values,
+    )
+
+
+def _make_rectangular(state: Propagation) -> None:
+    """A tensor whose channels spread over several dimensions loses whole slices of one of them.
+
+    The longest dimension keeps its freedom; along the others labels are unified. Repeats until nothing changes,
+    since each union may spread to other tensors.
+    """
+    tensors = [labels for tree in state.values.values() for labels in leaves(tree)]
+    pending = [labels for labels in (*tensors, *state.elements.values()) if len(varying(labels)) > 1]
+    changed = True
+    while pending and changed:
+        unit = state.components()
+        changed = False
+        for labels in pending:
+            small = unit[compact(labels)]
+            axes = varying(small)
+            if len(axes) < 2:
+                continue
+            free = max(axes, key=lambda axis: small.shape[axis])
+            others = tuple(axis for axis in axes if axis != free)
+            first = compact(labels)[tuple(slice(0, 1) if axis in others else slice(None) for axis in range(small.ndim))]
+            state.unify(
+                np.broadcast_to(first, small.shape),
+                compact(labels),
+                "a reshape couples it with channels that cannot be pruned",
+            )
+            changed = True
+
+
+def _reasons(state: Propagation, unit: NDArray[np.int64], count: int) -> dict[int, str]:
+    """By frozen unit, the first reason."""
+    reasons: dict[int, str] = {}
+    for labels, reason in reversed(state.frozen()):
+        reasons.update(dict.fromkeys(np.unique(unit[labels]).tolist(), reason))
+    reasons[0] = ""
+    assert max(reasons) < count
+    return reasons
+
+
+def _groups(
+    state: Propagation, unit: NDArray[np.int64], reasons: dict[int, str]
+) -> tuple[tuple[Group, ...], tuple[Frozen, ...]]:
+    producers: dict[int, list[Origin]] = {}
+    for origin in state.origins:
+        for number in np.unique(unit[origin.start : origin.stop]).tolist():
+            producers.setdefault(number, []).append(origin)
+    readers: dict[int, list[str]] = {}
+    for consumer in state.consumers:
+        for number in np.unique(unit[consumer.labels]).tolist():
+            readers.setdefault(number, []).append(consumer.name)
+    members: dict[tuple[int, ...], list[int]] = {}
+    refused: dict[tuple[str, str], int] = {}
+    for number, origins in producers.items():
+        made = [origin for origin in origins if origin.producer]
+        if number in reasons and number:
+            for origin in made[:1]:
+                key = (origin.name, reasons[number])
+                refused[key] = refused.get(key, 0) + 1
+            continue
+        if made:
+            members.setdefault(tuple(origin.start for origin in made), []).append(number)
+    groups, single = [], []
+    for starts, units in members.items():
+        origins = [origin for origin in state.origins if origin.start in starts]
+        names = tuple(dict.fromkeys(origin.name for origin in origins))
+        reading = tuple(dict.fromkeys(name for number in units for name in readers.get(number, ())))
+        if len(units) == 1 or not reading:
+            why = "it is a single channel" if len(units) == 1 else "no layer that could be reweighted reads it"
+            single.append(Frozen(names[0], len(units), why))
+            continue
+        followers = tuple(
+            dict.fromkeys(o.name for number in units for o in producers[number] if not o.producer)
+        )
+        groups.append(Group(names[0], np.asarray(sorted(units), dtype=np.int64), names, followers, reading))
+    frozen = [Frozen(name, channels, reason) for (name, reason), channels in refused.items()]
+    return tuple(groups), (*frozen, *single)

@@ -1,0 +1,185 @@
+"""The op table: one row per op, shared by every front end.
+
+A row names an op as torch and ONNX spell it and says how channel labels pass through it (its `Kind`).
+Adding an op is adding a row; an op without a row freezes the channels that reach it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+
+
+class Kind(enum.Enum):
+    """How labels pass through an op; each member has one rule in `graph.rules`."""
+
+    MOVE = "moves elements: the op itself is run on the labels"
+    ELEMENTWISE = "combines operands position by position: their labels are unified"
+    CONTRACT = "sums over its input channels with a weight, and makes new channels"
+    PER_CHANNEL = "one parameter slice per channel: the parameters follow"
+    SPATIAL = "acts on each channel's positions separately"
+    REDUCE = "reduces over dimensions"
+    ALONG = "mixes the positions of one dimension (softmax, normalisation over it)"
+    PAD = "pads with a constant"
+    CHUNK = "splits into equal parts"
+    LOOKUP = "reads rows of a table: new channels from the table's columns"
+    SHAPE = "yields sizes, not elements"
+
+
+class Resize(enum.Enum):
+    """Which arguments of a moving op spell sizes, and so change when channels go."""
+
+    NONE = "none"
+    SHAPE = "the output shape"
+    SLICE = "a range of one dimension"
+    SPLIT = "the sizes of the parts"
+    PAD = "how much is padded before and after"
+
+
+@dataclasses.dataclass(frozen=True)
+class Axes:
+    """Where a contraction keeps its channels.
+
+    Attributes:
+        data: Channel dimension of the activation.
+        inputs: Dimension of the weight that is summed over.
+        outputs: Dimension of the weight that makes the new channels.
+    """
+
+    data: int
+    inputs: int
+    outputs: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One op.
+
+    Attributes:
+        kind: How labels pass through.
+        torch: Its names in torch, lower case, without trailing underscore: functions, methods, `nn` classes and
+            ATen packets of one name share an entry.
+        onnx: Its ONNX op types.
+        axes: For contractions, where the channels are.
+        resize: For moving ops, which arguments spell sizes.
+        roles: Names of the tensors it takes besides the first (parameters, usually), as torch spells them.
+        default: Default of the `dim` argument where the op has one and leaves it out.
+    """
+
+    kind: Kind
+    torch: tuple[str, ...]
+    onnx: tuple[str, ...] = ()
+    axes: Axes | None = None
+    resize: Resize = Resize.NONE
+    roles: tuple[str, ...] = ()
+    default: int | None = None
+
+
+_WEIGHT = ("weight", "bias")
+_NORM = ("weight", "bias", "running_mean", "running_var")
+
+TABLE: tuple[Row, ...] = (
+    # contractions
+    Row(Kind.CONTRACT, ("conv1d", "conv2d", "conv3d"), ("Conv",), Axes(1, 1, 0), roles=_WEIGHT),
+    Row(
+        Kind.CONTRACT,
+        ("convtranspose1d", "convtranspose2d", "convtranspose3d")
+        + ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+        ("ConvTranspose",),
+        Axes(1, 0, 1),
+        roles=_WEIGHT,
+    ),
+    Row(Kind.CONTRACT, ("linear",), ("Gemm",), Axes(-1, 1, 0), roles=_WEIGHT),
+    Row(Kind.LOOKUP, ("embedding",), ("Gather",), roles=("weight",)),
+    # per-channel parameters
+    Row(
+        Kind.PER_CHANNEL,
+        ("batchnorm1d", "batchnorm2d", "batchnorm3d", "syncbatchnorm", "frozenbatchnorm2d", "batch_norm"),
+        ("BatchNormalization",),
+        roles=_NORM,
+    ),
+    Row(
+        Kind.PER_CHANNEL,
+        ("instancenorm1d", "instancenorm2d", "instancenorm3d", "instance_norm"),
+        ("InstanceNormalization",),
+        roles=_NORM,
+    ),
+    Row(Kind.PER_CHANNEL, ("prelu",), ("PRelu",), roles=("weight",)),
+    # elementwise, one operand or several
+    Row(
+        Kind.ELEMENTWISE,
+        ("add", "iadd", "radd", "sub", "isub", "rsub", "mul", "imul", "rmul", "div", "truediv", "itruediv")
+        + ("true_divide", "pow", "maximum", "minimum", "where", "masked_fill", "addcmul", "lerp", "eq", "ne")
+        + ("lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_not", "bitwise_and", "bitwise_or"),
+        ("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Where", "Sum"),
+    ),
+    Row(
+        Kind.ELEMENTWISE,
+        ("relu", "relu6", "leakyrelu", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "hardswish")
+        + ("hardsigmoid", "hardtanh", "sigmoid", "tanh", "softplus", "softsign", "logsigmoid", "threshold")
+        + ("rrelu", "hardshrink", "softshrink", "tanhshrink", "exp", "log", "sqrt", "rsqrt", "square", "abs")
+        + ("neg", "sin", "cos", "erf", "erfc", "reciprocal", "sign", "round", "floor", "ceil", "clamp", "clip")
+        + ("dropout", "dropout1d", "dropout2d", "dropout3d", "alphadropout", "alpha_dropout", "featurealphadropout")
+        + ("feature_dropout", "identity", "contiguous", "clone", "detach", "to", "float", "type_as", "type", "_to_copy")
+        + ("stochasticdepth", "stochastic_depth", "droppath", "lift_fresh_copy", "alias", "zeros_like", "ones_like"),
+        ("Relu", "LeakyRelu", "Elu", "Celu", "Selu", "Gelu", "Mish", "HardSwish", "HardSigmoid", "Sigmoid", "Tanh")
+        + ("Softplus", "Softsign", "ThresholdedRelu", "Exp", "Log", "Sqrt", "Abs", "Neg", "Sin", "Cos", "Erf")
+        + ("Reciprocal", "Sign", "Round", "Floor", "Ceil", "Clip", "Dropout", "Identity", "Cast"),
+    ),
+    # positions of a channel
+    Row(
+        Kind.SPATIAL,
+        ("maxpool1d", "maxpool2d", "maxpool3d", "max_pool1d", "max_pool2d", "max_pool3d")
+        + ("avgpool1d", "avgpool2d", "avgpool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d")
+        + ("adaptiveavgpool1d", "adaptiveavgpool2d", "adaptiveavgpool3d")
+        + ("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
+        + ("adaptivemaxpool1d", "adaptivemaxpool2d", "adaptivemaxpool3d")
+        + ("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d")
+        + ("lppool1d", "lppool2d", "lp_pool1d", "lp_pool2d", "upsample", "interpolate", "upsamplingnearest2d")
+        + ("upsamplingbilinear2d", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d")
+        + ("reflectionpad1d", "reflectionpad2d", "reflectionpad3d")
+        + ("replicationpad1d", "replicationpad2d", "replicationpad3d"),
+        ("MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "Resize", "Upsample"),
+    ),
+    Row(
+        Kind.REDUCE,
+        ("mean", "sum", "amax", "amin", "var", "std", "norm", "prod", "logsumexp"),
+        ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL2", "ReduceSumSquare"),
+    ),
+    Row(
+        Kind.ALONG,
+        ("softmax", "log_softmax", "logsoftmax", "softmin", "cumsum", "normalize", "_softmax"),
+        ("Softmax", "LogSoftmax", "CumSum"),
+        default=1,
+    ),
+    # data movement
+    Row(
+        Kind.MOVE,
+        ("view", "reshape", "unflatten", "expand", "_unsafe_view", "broadcast_to"),
+        ("Reshape", "Expand"),
+        resize=Resize.SHAPE,
+    ),
+    Row(
+        Kind.MOVE,
+        ("flatten", "permute", "transpose", "t", "movedim", "swapaxes", "swapdims", "squeeze", "unsqueeze")
+        + ("cat", "concat", "concatenate", "stack", "unbind", "flip", "roll", "pixelshuffle", "pixel_shuffle")
+        + ("pixelunshuffle", "pixel_unshuffle", "channelshuffle", "channel_shuffle", "repeat", "repeat_interleave")
+        + ("tile", "select", "index_select", "expand_as", "view_as", "reshape_as", "moveaxis", "index", "ravel"),
+        ("Flatten", "Transpose", "Squeeze", "Unsqueeze", "Concat", "DepthToSpace", "SpaceToDepth", "Tile"),
+    ),
+    Row(Kind.MOVE, ("getitem", "slice", "narrow"), ("Slice",), resize=Resize.SLICE),
+    Row(Kind.MOVE, ("split", "split_with_sizes", "tensor_split"), ("Split",), resize=Resize.SPLIT),
+    Row(Kind.CHUNK, ("chunk",)),
+    Row(
+        Kind.PAD,
+        ("pad", "constant_pad_nd", "zeropad1d", "zeropad2d", "zeropad3d")
+        + ("constantpad1d", "constantpad2d", "constantpad3d"),
+        ("Pad",),
+        resize=Resize.PAD,
+    ),
+    # sizes
+    Row(Kind.SHAPE, ("size", "getattr", "dim", "numel", "sym_size", "ndimension", "shape"), ("Shape", "Size")),
+)
+
+BY_TORCH: dict[str, Row] = {name: row for row in TABLE for name in row.torch}
+BY_ONNX: dict[str, Row] = {name: row for row in TABLE for name in row.onnx}

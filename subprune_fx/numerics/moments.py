@@ -1,0 +1,99 @@
+"""Second moments of a consumer's input and target: all that selection and reweighting ever read."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from subprune_fx.numerics.readers import Reader
+
+ELEMENTS_AT_ONCE = 1 << 24
+"""Elements of the design matrix that are in memory at a time (64 MiB of float32)."""
+
+
+@dataclasses.dataclass
+class Moments:
+    """Sums over rows, per channel group of the contraction; d columns, m targets.
+
+    Attributes:
+        gram: B'B, shape (groups, d, d), float64.
+        cross: B'Y, shape (groups, d, m), float64.
+        columns: Sum of B's rows, shape (groups, d).
+        targets: Sum of Y's rows, shape (groups, m).
+        energy: Sum of Y squared, shape (groups,).
+        rows: How many.
+    """
+
+    gram: Tensor
+    cross: Tensor
+    columns: Tensor
+    targets: Tensor
+    energy: Tensor
+    rows: int
+
+    @staticmethod
+    def zeros(groups: int, columns: int, targets: int) -> Moments:
+        """No rows yet."""
+
+        def empty(*shape: int) -> Tensor:
+            return torch.zeros(*shape, dtype=torch.float64)
+
+        return Moments(
+            empty(groups, columns, columns),
+            empty(groups, columns, targets),
+            empty(groups, columns),
+            empty(groups, targets),
+            empty(groups),
+            0,
+        )
+
+    def add(self, columns: Tensor, targets: Tensor | None = None) -> None:
+        """Add rows.
+
+        Args:
+            columns: Design matrix, transposed: (groups, d, rows), float32 (its products are summed in blocks).
+            targets: Targets, transposed: (groups, m, rows); None where only the input's moments are wanted.
+        """
+        self.gram += columns @ columns.transpose(1, 2)
+        self.columns += columns.sum(2, dtype=torch.float64)
+        self.rows += columns.shape[2]
+        if targets is None:
+            return
+        self.cross += columns @ targets.transpose(1, 2)
+        self.targets += targets.sum(2, dtype=torch.float64)
+        self.energy += targets.double().square().sum((1, 2))
+
+    def centred(self) -> Moments:
+        """Moments about the mean: what remains to be explained once an intercept takes the means."""
+        mean = self.columns / self.rows
+        return Moments(
+            self.gram - mean[:, :, None] * self.columns[:, None, :],
+            self.cross - mean[:, :, None] * self.targets[:, None, :],
+            self.columns,
+            self.targets,
+            self.energy - self.targets.square().sum(1) / self.rows,
+            self.rows,
+        )
+
+    def intercept(self, weights: Tensor) -> Tensor:
+        """mean(Y) - mean(B) W, shape (groups, m), for `weights` (groups, d, m)."""
+        mean = (self.columns / self.rows)[:, None, :] @ weights
+        return self.targets / self.rows - mean[:, 0, :]
+
+
+def accumulate(moments: Moments, reader: Reader, x: Tensor, y: Tensor | None = None) -> None:
+    """Add a batch, a few samples at a time so that the design matrix stays small.
+
+    Args:
+        moments: To add to.
+        reader: The consumer's geometry.
+        x: Its input, (samples, ...).
+        y: Its target, (samples, ...); None where only the input's moments are wanted.
+    """
+    samples = x.shape[0]
+    step = max(1, ELEMENTS_AT_ONCE // max(1, reader.taps * x[0].numel()))
+    for start in range(0, samples, step):
+        part = slice(start, start + step)
+        moments.add(reader.columns(x[part]), None if y is None else reader.targets(y[part]))

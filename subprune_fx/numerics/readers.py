@@ -1,0 +1,205 @@
+"""How a contraction reads its input: activations to design-matrix columns, weights to matrices and back.
+
+Every contraction is y = B W per group, with B (rows: samples x positions; columns: input channel x kernel offset).
+Matrices come transposed, (groups, columns, rows), since that is the layout one copy produces and a Gram product reads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Reader(Protocol):
+    """One contraction's geometry."""
+
+    @property
+    def groups(self) -> int:
+        """Independent blocks of channels (1 unless a grouped convolution)."""
+
+    @property
+    def taps(self) -> int:
+        """Columns per input channel: the kernel's size."""
+
+    def columns(self, x: Tensor) -> Tensor:
+        """Design matrix of an activation, transposed: (groups, inputs / groups * taps, rows)."""
+
+    def targets(self, y: Tensor) -> Tensor:
+        """Output activation, rows as in `columns`: (groups, outputs / groups, rows)."""
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """Weight as (groups, inputs / groups * taps, outputs / groups)."""
+
+    def weight(self, matrix: Tensor, like: Tensor) -> Tensor:
+        """Inverse of `matrix`; kernel sizes and layout as in `like`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearReader:
+    """y = x W' on the last dimension; `transposed` where the weight is stored (inputs, outputs)."""
+
+    transposed: bool = False
+    groups: int = 1
+    taps: int = 1
+
+    def columns(self, x: Tensor) -> Tensor:
+        """See `Reader`."""
+        return x.reshape(1, -1, x.shape[-1]).transpose(1, 2)
+
+    targets = columns
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """See `Reader`."""
+        return (weight if self.transposed else weight.t())[None]
+
+    def weight(self, matrix: Tensor, like: Tensor) -> Tensor:
+        """See `Reader`."""
+        del like
+        return (matrix[0] if self.transposed else matrix[0].t()).contiguous()
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvReader:
+    """A convolution of any number of dimensions.
+
+    Attributes:
+        kernel: Sizes.
+        stride: Steps.
+        padding: Per spatial dimension, (before, after).
+        dilation: Spacing of the taps.
+        groups: Channel groups.
+        mode: Padding mode as `torch.nn.functional.pad` names it.
+    """
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+    mode: str = "constant"
+
+    @property
+    def taps(self) -> int:
+        """See `Reader`."""
+        return _product(self.kernel)
+
+    def columns(self, x: Tensor) -> Tensor:
+        """See `Reader`."""
+        flat = [amount for pair in reversed(self.padding) for amount in pair]
+        padded = F.pad(x, flat, mode=self.mode) if any(flat) else x
+        return _patches(padded, self.kernel, self.stride, self.dilation, self.groups)
+
+    def targets(self, y: Tensor) -> Tensor:
+        """See `Reader`."""
+        return y.transpose(0, 1).reshape(self.groups, y.shape[1] // self.groups, -1)
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """See `Reader`."""
+        return weight.reshape(self.groups, weight.shape[0] // self.groups, -1).transpose(1, 2)
+
+    def weight(self, matrix: Tensor, like: Tensor) -> Tensor:
+        """See `Reader`."""
+        flat = matrix.transpose(1, 2).reshape(-1, matrix.shape[1])
+        return flat.reshape(flat.shape[0], -1, *like.shape[2:]).contiguous()
+
+
+@dataclasses.dataclass(frozen=True)
+class TransposedConvReader:
+    """A transposed convolution: a convolution of the zero-stuffed input with the flipped kernel.
+
+    Attributes:
+        kernel: Sizes.
+        stride: Zero-stuffing factors.
+        padding: What is cut from each side of the output.
+        output_padding: What is added after the output.
+        dilation: Spacing of the taps.
+        groups: Channel groups.
+    """
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    output_padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+
+    @property
+    def taps(self) -> int:
+        """See `Reader`."""
+        return _product(self.kernel)
+
+    def columns(self, x: Tensor) -> Tensor:
+        """See `Reader`."""
+        sizes = [(size - 1) * step + 1 for size, step in zip(x.shape[2:], self.stride, strict=True)]
+        stuffed = x.new_zeros(*x.shape[:2], *sizes)
+        stuffed[(..., *(slice(None, None, step) for step in self.stride))] = x
+        flat: list[int] = []
+        for kernel, cut, extra, gap in reversed(
+            list(zip(self.kernel, self.padding, self.output_padding, self.dilation, strict=True))
+        ):
+            edge = gap * (kernel - 1) - cut
+            flat += [edge, edge + extra]
+        ones = (1,) * len(self.kernel)
+        return _patches(F.pad(stuffed, flat), self.kernel, ones, self.dilation, self.groups)
+
+    def targets(self, y: Tensor) -> Tensor:
+        """See `Reader`."""
+        return y.transpose(0, 1).reshape(self.groups, y.shape[1] // self.groups, -1)
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """See `Reader`."""
+        flipped = weight.flip(*range(2, weight.ndim)) if weight.ndim > 2 else weight
+        inputs, outputs = weight.shape[0] // self.groups, weight.shape[1]
+        parts = flipped.reshape(self.groups, inputs, outputs, -1)
+        return parts.transpose(2, 3).reshape(self.groups, -1, outputs)
+
+    def weight(self, matrix: Tensor, like: Tensor) -> Tensor:
+        """See `Reader`."""
+        parts = matrix.reshape(self.groups, -1, self.taps, matrix.shape[2]).transpose(2, 3)
+        flipped = parts.reshape(-1, matrix.shape[2], *like.shape[2:])
+        return flipped.flip(*range(2, like.ndim)).contiguous()
+
+
+def _patches(
+    x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], groups: int
+) -> Tensor:
+    """All patches of a padded activation (N, C, ...) as (groups, C / groups * taps, N * positions), one copy."""
+    by_channel = x.transpose(0, 1)
+    rank = len(kernel)
+    counts = [
+        (size - gap * (taps - 1) - 1) // step + 1
+        for size, taps, step, gap in zip(x.shape[2:], kernel, stride, dilation, strict=True)
+    ]
+    strides = by_channel.stride()
+    shape = (by_channel.shape[0], *kernel, by_channel.shape[1], *counts)
+    steps = (
+        strides[0],
+        *(strides[2 + d] * dilation[d] for d in range(rank)),
+        strides[1],
+        *(strides[2 + d] * stride[d] for d in range(rank)),
+    )
+    view = by_channel.as_strided(shape, steps, by_channel.storage_offset())
+    return view.reshape(groups, by_channel.shape[0] // groups * _product(kernel), -1)
+
+
+def _product(sizes: Sequence[int]) -> int:
+    total = 1
+    for size in sizes:
+        total *= size
+    return total
+
+
+def same_padding(kernel: Sequence[int], dilation: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """What `padding="same"` pads before and after each dimension (torch puts the odd one after).
+
+    >>> same_padding((3, 4), (1, 1))
+    ((1, 1), (1, 2))
+    """
+    totals = [gap * (taps - 1) for taps, gap in itertools.zip_longest(kernel, dilation)]
+    return tuple((total // 2, total - total // 2) for total in totals)

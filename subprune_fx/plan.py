@@ -1,0 +1,140 @@
+"""The plan: everything a rewrite needs, decided once, frozen, saved without pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from subprune_fx.errors import SubpruneError
+
+FORMAT = "subprune_fx plan 1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """Keep `index` (ascending, original positions) of one dimension of a parameter or buffer."""
+
+    parameter: str
+    axis: int
+    index: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """A size written into the network that changes.
+
+    Attributes:
+        owner: `module`: an attribute of a module; `node`: an argument of an fx node.
+        name: Qualified module name, or node name.
+        path: Where: `(attribute,)`, or `("args", 1, 0)`, `("kwargs", "size")`.
+        value: The new one; a range is `{"start": .., "stop": .., "step": ..}`.
+    """
+
+    owner: Literal["module", "node"]
+    name: str
+    path: tuple[str | int, ...]
+    value: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """What was decided for one group.
+
+    Attributes:
+        group: Its name.
+        channels: Units before.
+        kept: Which are kept, ascending, 0-based within the group.
+        error: Relative input change of its consumers, 0 to 1.
+    """
+
+    group: str
+    channels: int
+    kept: tuple[int, ...]
+    error: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How to make a network smaller; `subprune_fx.apply` carries it out and reads nothing else.
+
+    Attributes:
+        shapes: Shape of every parameter that is sliced or replaced, before; None for one that is added.
+        slices: What is kept of parameters and buffers.
+        values: New values by parameter name, in their final shape (reweighted weights, intercepts).
+        constants: Sizes that change.
+        decisions: By group, for the reader.
+    """
+
+    shapes: dict[str, tuple[int, ...] | None]
+    slices: tuple[Slice, ...]
+    values: dict[str, Tensor]
+    constants: tuple[Constant, ...]
+    decisions: tuple[Decision, ...]
+
+    def save(self, path: str | Path) -> None:
+        """Write as one safetensors file: the values as tensors, the rest as JSON in its header.
+
+        Raises:
+            SubpruneError: If the file cannot be written.
+        """
+        from subprune_fx.formats.atomic import replacing  # noqa: PLC0415 - formats imports plan's siblings
+
+        tree = {
+            "shapes": self.shapes,
+            "slices": [dataclasses.astuple(item) for item in self.slices],
+            "constants": [dataclasses.astuple(item) for item in self.constants],
+            "decisions": [dataclasses.astuple(item) for item in self.decisions],
+        }
+        tensors = {name: value.detach().contiguous().cpu() for name, value in self.values.items()}
+        with replacing(Path(path)) as target:
+            target.write_bytes(save(tensors, metadata={"format": FORMAT, "plan": json.dumps(tree)}))
+
+    @staticmethod
+    def load(path: str | Path) -> Plan:
+        """Read what `save` wrote; nothing in the file is executed.
+
+        Raises:
+            SubpruneError: If the file is missing or is not a plan.
+        """
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                metadata = file.metadata() or {}
+                values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        except FileNotFoundError as error:
+            raise SubpruneError("no such file", where=str(path)) from error
+        except (SafetensorError, OSError) as error:
+            raise SubpruneError(f"not a plan file ({error})", where=str(path), remedy="use Plan.save") from error
+        if metadata.get("format") != FORMAT:
+            raise SubpruneError("not a subprune_fx plan", where=str(path), remedy="use Plan.save")
+        try:
+            return _from_tree(json.loads(metadata["plan"]), values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise SubpruneError(f"damaged plan ({error})", where=str(path), remedy="write it again") from error
+
+
+def _from_tree(tree: dict[str, Any], values: dict[str, Tensor]) -> Plan:
+    return Plan(
+        shapes={name: None if shape is None else tuple(shape) for name, shape in tree["shapes"].items()},
+        slices=tuple(Slice(name, axis, tuple(index)) for name, axis, index in tree["slices"]),
+        values=values,
+        constants=tuple(Constant(owner, name, tuple(path), value) for owner, name, path, value in tree["constants"]),
+        decisions=tuple(
+            Decision(group, channels, tuple(kept), error) for group, channels, kept, error in tree["decisions"]
+        ),
+    )
+
+
+def same(left: Plan, right: Plan) -> bool:
+    """Whether two plans say the same, tensors compared bit by bit."""
+    plain = all(
+        getattr(left, name) == getattr(right, name) for name in ("shapes", "slices", "constants", "decisions")
+    )
+    names = left.values.keys() == right.values.keys()
+    return plain and names and all(torch.equal(left.values[name], right.values[name]) for name in left.values)
