@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch.export import Dim, ExportedProgram
 
 from subprune_fx.errors import SubpruneError
 from subprune_fx.formats.archive import quiet
+from subprune_fx.formats.lines import first_line
 
 BATCH = "batch"
 PROTOBUF_LIMIT = 2**31 - 2**20  # a protobuf message holds less than 2 GiB; leave room for the graph
@@ -28,28 +30,35 @@ def export(module: nn.Module, example: Tensor) -> tuple[ExportedProgram, bool]:
         example: An input with its batch axis first.
 
     Returns:
-        `(program, dynamic)`; `dynamic` is False where the network fixes its batch size (to that of `example`).
+        `(program, dynamic)`; `dynamic` is False where the network fixes its batch size (to that of
+        `example`).
 
     Raises:
         SubpruneError: torch.export cannot capture the network.
     """
-    doubled = torch.cat([example, example])
-    try:
-        return _capture(module, doubled, dynamic=True), True
-    except Exception:  # constraint violations, and whatever a network with a built-in batch size raises on another
-        pass
+    # A network with a batch size built in violates the constraint, or raises anything at all on another size.
+    with contextlib.suppress(Exception):
+        return _capture(module, torch.cat([example, example]), dynamic=True), True
     try:
         return _capture(module, example, dynamic=False), False
     except Exception as error:
-        what = f"torch.export cannot capture the network ({type(error).__name__}: {_first_line(error)})"
-        raise SubpruneError(what, where="export", remedy="remove data-dependent control flow from it") from error
+        what = f"torch.export cannot capture the network ({type(error).__name__}: {first_line(error)})"
+        raise SubpruneError(
+            what, where="export", remedy="remove data-dependent control flow from it"
+        ) from error
 
 
-def to_onnx(module: nn.Module | ExportedProgram, example: Tensor, path: str | os.PathLike[str], *, opset: int | None = None) -> None:
+def to_onnx(
+    module: nn.Module | ExportedProgram,
+    example: Tensor,
+    path: str | os.PathLike[str],
+    *,
+    opset: int | None = None,
+) -> None:
     """Write a single ONNX file, weights inside.
 
-    Inputs keep their names in the program, outputs are called `output` (or `output_0`, ...), the free axis `batch`.
-    Stack traces, which name the author's files, are left out. BatchNorm is folded into convolutions.
+    Inputs keep their names in the program, outputs are called `output` (or `output_0`, ...), the free axis
+    `batch`. Stack traces, which name the author's files, are left out. BatchNorm is folded into convolutions.
 
     Args:
         module: The network, or what `export` made of it.
@@ -58,7 +67,8 @@ def to_onnx(module: nn.Module | ExportedProgram, example: Tensor, path: str | os
         opset: ONNX operator set; None for the exporter's own choice.
 
     Raises:
-        SubpruneError: The network cannot be captured or expressed in ONNX, or is larger than the 2 GB of such a file.
+        SubpruneError: The network cannot be captured or expressed in ONNX, or is larger than the 2 GB of such
+            a file.
     """
     program = module if isinstance(module, ExportedProgram) else export(module, example)[0]
     size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
@@ -68,13 +78,13 @@ def to_onnx(module: nn.Module | ExportedProgram, example: Tensor, path: str | os
     outputs = _output_names(program)
     try:
         with quiet(), torch.no_grad():
-            # optimize folds BatchNorm. Left to onnxruntime, a convolution without bias keeps its BatchNorm: twice
-            # the latency on ResNet56. It costs 0.3 s there.
+            # optimize folds BatchNorm. Left to onnxruntime, a convolution without bias keeps its BatchNorm:
+            # twice the latency on ResNet56. It costs 0.3 s there.
             result = torch.onnx.export(
                 program, dynamo=True, optimize=True, verbose=False, opset_version=opset, output_names=outputs
             )
     except Exception as error:
-        what = f"the network cannot be expressed in ONNX ({type(error).__name__}: {_first_line(error)})"
+        what = f"the network cannot be expressed in ONNX ({type(error).__name__}: {first_line(error)})"
         raise SubpruneError(what, where=str(path), remedy="write a .pt2 instead") from error
     if result is None:
         raise SubpruneError("the ONNX exporter gave no model", where=str(path), remedy="write a .pt2 instead")
@@ -100,7 +110,7 @@ def to_pt2(module: nn.Module | ExportedProgram, example: Tensor, path: str | os.
         with quiet():
             torch.export.save(program, path)
     except Exception as error:
-        what = f"torch.export cannot save the network ({type(error).__name__}: {_first_line(error)})"
+        what = f"torch.export cannot save the network ({type(error).__name__}: {first_line(error)})"
         raise SubpruneError(what, where=str(path), remedy="write an .onnx instead") from error
 
 
@@ -116,7 +126,9 @@ def check_onnx(path: str | os.PathLike[str]) -> None:
     try:
         onnx.checker.check_model(os.fspath(path), full_check=True)
     except Exception as error:
-        raise SubpruneError(f"is not valid ONNX ({_first_line(error)})", where=str(path), remedy="write a .pt2") from error
+        raise SubpruneError(
+            f"is not valid ONNX ({first_line(error)})", where=str(path), remedy="write a .pt2"
+        ) from error
 
 
 def _capture(module: nn.Module, example: Tensor, *, dynamic: bool) -> ExportedProgram:
@@ -151,8 +163,3 @@ def _annotated(model: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
     yield from (model, graph, *model.functions, *graph.node, *graph.input, *graph.output, *graph.initializer)
     for function in model.functions:
         yield from function.node
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else ""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from subprune_fx.errors import SubpruneError, ValidationError
+from subprune_fx.formats.lines import first_line
 
 Array = npt.NDArray[Any]
 Run = Callable[[Tensor], Sequence[Array]]
@@ -23,19 +24,19 @@ Run = Callable[[Tensor], Sequence[Array]]
 FLOOR = 1e-4  # of the output's scale
 CEILING = 1e-2
 SAFETY = 10.0
-# One, an odd one, then larger ones: a batch axis that was specialised fails on some of them. 132 samples in all:
-# each is a full evaluation of both networks, and a wiring fault shows on the first.
+# One, an odd one, then larger ones: a batch axis that was specialised fails on some of them. 132 samples in
+# all: each is a full evaluation of both networks, and a wiring fault shows on the first.
 BATCH_SIZES = (1, 3, 32, 32, 64)
 
 
 def tolerance_of(module: nn.Module, inputs: Tensor) -> float:
-    """How far two correct float32 evaluations of this network may differ, as a fraction of its output's scale.
+    """How far two correct float32 evaluations of a network may differ, as a fraction of its output's scale.
 
-    Runtimes sum in different orders and fold BatchNorm. A sum of n terms is then off by about sqrt(n) * 2**-24 of
-    its scale (n at worst), and L layers add up: sqrt(56 * 4608) * 6e-8 = 3e-5 for the deepest and widest networks
-    at hand. `FLOOR`, 1e-4, is above that. A network may amplify rounding (saturated softmax, tiny variances); how
-    much is measured, as the distance of torch's float32 from its float64, times `SAFETY`. A wiring fault moves the
-    output by its own scale, hence `CEILING`.
+    Runtimes sum in different orders and fold BatchNorm. A sum of n terms is then off by about sqrt(n) *
+    2**-24 of its scale (n at worst), and L layers add up: sqrt(56 * 4608) * 6e-8 = 3e-5 for the deepest and
+    widest networks at hand. `FLOOR`, 1e-4, is above that. A network may amplify rounding (saturated softmax,
+    tiny variances); how much is measured, as the distance of torch's float32 from its float64, times
+    `SAFETY`. A wiring fault moves the output by its own scale, hence `CEILING`.
 
     Args:
         module: The network.
@@ -49,7 +50,7 @@ def tolerance_of(module: nn.Module, inputs: Tensor) -> float:
         with torch.no_grad():
             exact = _outputs(double(inputs.double()))
             plain = _outputs(module(inputs))
-    except Exception:  # a constant that stays float32, an op without float64: then there is no such measure
+    except Exception:  # noqa: BLE001 - a constant that stays float32, an op without float64: no such measure
         return FLOOR
     rounding = max((_difference(a, b) / _scale(b) for a, b in zip(plain, exact, strict=True)), default=0.0)
     return float(np.clip(SAFETY * rounding, FLOOR, CEILING)) if np.isfinite(rounding) else FLOOR
@@ -81,7 +82,7 @@ def validate_onnx(
     try:
         run = onnx_runner(path)
     except Exception as error:
-        raise ValidationError(f"onnxruntime cannot load it ({_first_line(error)})", where=str(path)) from error
+        raise ValidationError(f"onnxruntime cannot load it ({first_line(error)})", where=str(path)) from error
     return validate(run, module, inputs, where=str(path), tolerance=tolerance, fixed_batch=fixed_batch)
 
 
@@ -116,10 +117,13 @@ def validate(
     for batch in _batches(inputs, fixed_batch):
         with torch.no_grad():
             wanted = _outputs(module(batch))
+        if not all(np.isfinite(value).all() for value in wanted):
+            what = "torch's own output of the pruned network is not finite"
+            raise ValidationError(what, where=where, remedy="check the calibration inputs and the network")
         try:
             got = run(batch)
         except Exception as error:
-            what = f"it fails on a batch of {len(batch)} ({_first_line(error)})"
+            what = f"it fails on a batch of {len(batch)} ({first_line(error)})"
             raise ValidationError(what, where=where, remedy="nothing was written") from error
         if [a.shape for a in got] != [b.shape for b in wanted]:
             what = f"its outputs have shapes {[a.shape for a in got]}, torch's {[b.shape for b in wanted]}"
@@ -127,8 +131,9 @@ def validate(
         for a, b in zip(got, wanted, strict=True):
             worst = max(worst, _difference(a, b))
             scale = max(scale, _scale(b))
-    if not worst <= tolerance * scale:  # also when it is NaN
-        what = f"its output differs from torch's by {worst:.3g}, allowed are {tolerance * scale:.3g} ({tolerance:.0e} of {scale:.3g})"
+    if worst > tolerance * scale:
+        allowed = f"{tolerance * scale:.3g} ({tolerance:.0e} of its scale)"
+        what = f"its output differs from torch's by {worst:.3g}, allowed are {allowed}"
         raise ValidationError(what, where=where, remedy="nothing was written")
     return worst
 
@@ -147,6 +152,9 @@ def onnx_runner(path: str | os.PathLike[str], threads: int = 0) -> Run:
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    options.add_session_config_entry(
+        "session.intra_op.allow_spinning", "0"
+    )  # idle threads slow the next session
     session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
 
@@ -205,7 +213,7 @@ def _batches(inputs: Tensor, fixed: int | None) -> Iterator[Tensor]:
         repeats = -(-fixed // len(inputs))
         inputs = inputs.repeat(repeats, *[1] * (inputs.ndim - 1)) if repeats > 1 else inputs
         count = max(1, min(len(inputs), sum(BATCH_SIZES)) // fixed)
-        yield from inputs[: count * fixed].split(fixed)
+        yield from (inputs[i * fixed : (i + 1) * fixed] for i in range(count))
         return
     start = 0
     for size in BATCH_SIZES:
@@ -222,13 +230,9 @@ def _outputs(value: Any) -> list[Array]:
 
 
 def _difference(a: Array, b: Array) -> float:
-    return float(np.max(np.abs(a.astype(np.float64) - b.astype(np.float64)), initial=0.0))
+    difference = float(np.max(np.abs(a.astype(np.float64) - b.astype(np.float64)), initial=0.0))
+    return difference if np.isfinite(difference) else np.inf  # max() below would pass over a NaN
 
 
 def _scale(array: Array) -> float:
     return max(float(np.max(np.abs(array), initial=0.0)), float(np.finfo(np.float32).tiny))
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

@@ -1,23 +1,12 @@
-"""torch.export archives (`.pt2`), read without running anything that the file brings.
-
-`torch.export.load` trusts its input in many places: sample inputs, tensor subclasses and custom objects are
-pickles; shape expressions go to `sympy.sympify`, which evals them; operator names are looked up with `getattr`
-from `torch` (`torch.os.system` is one); names and guards become Python source that is exec'ed; AOTInductor
-archives hold native code. So the archive is vetted first, with the reader that torch itself uses and on the very
-bytes that are loaded afterwards: every record must be of a known kind, every pickle must load under
-`weights_only=True`, and every string of the program must be of the form that its field calls for.
-"""
+"""torch.export archives (`.pt2`) as graph modules; vetted before they are loaded (see `vetting`)."""
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import io
-import json
 import logging
-import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,37 +15,13 @@ from torch.export import ExportedProgram
 from torch.fx.graph import CodeGen
 
 from subprune_fx.errors import SubpruneError
+from subprune_fx.formats.vetting import RESAVE, vet
 
-REMEDY = "pass --trust if you trust its origin"
-RESAVE = "write it again with torch.export.save"
-
-# The records that torch.export.save writes for a network of plain tensors.
-_RECORDS = re.compile(
-    r"archive_format|archive_version|byteorder|version|\.data/[\w.]+|\.format_version|\.storage_alignment"
-    r"|models/[\w.-]+\.json|data/sample_inputs/[\w.-]+\.pt|extra/.*"
-    r"|data/weights/(weight_\d+|[\w.-]+_weights_config\.json)"
-    r"|data/constants/(tensor_\d+|[\w.-]+_constants_config\.json)"
+RESHAPES = (
+    torch.ops.aten.view.default,
+    torch.ops.aten.reshape.default,
+    torch.ops.aten._unsafe_view.default,  # noqa: SLF001 - an operator, not a member
 )
-_NAME = re.compile(r"[\w.:+\-]*")  # graph names, parameter paths, versions, dtypes: nothing that Python source needs
-_OPERATOR = re.compile(
-    r"torch\.ops\.(?!aten\.(from_file|save)\b)(aten|prims|torchvision)\.\w+(\.\w+)?"
-    r"|torch\.ops\.higher_order\.(cond|wrap_with_set_grad_enabled|wrap_with_autocast)"
-    r"|torch\.(_?sym_\w+)|math\.[a-z]\w*"
-    r"|_operator\.(getitem|add|sub|mul|floordiv|truediv|mod|pow|neg|pos|abs|eq|ne|lt|le|gt|ge|and_|or_|not_)"
-)
-# Shape expressions, as sympy's str() and srepr() write them.
-_SYNTAX = (
-    ast.Expression, ast.BinOp, ast.UnaryOp, ast.Compare, ast.Call, ast.Name, ast.Constant, ast.Load, ast.keyword,
-    ast.operator, ast.unaryop, ast.cmpop,
-)  # fmt: skip
-_FUNCTIONS = frozenset(
-    "Symbol Integer Rational Float Add Mul Pow Max Min Mod Eq Ne Lt Le Gt Ge And Or Not floor ceiling "
-    "Equality Unequality StrictLessThan LessThan StrictGreaterThan GreaterThan "
-    "FloorDiv ModularIndexing Where PythonMod CleanDiv CeilToInt FloorToInt CeilDiv LShift RShift PowByNatural "
-    "FloatPow FloatTrueDiv IntTrueDiv IsNonOverlappingAndDenseIndicator TruncToFloat TruncToInt RoundToInt "
-    "RoundDecimal ToFloat Identity".split()
-)
-_SYMBOL = re.compile(r"[suz]\w*|oo|int_oo")
 
 
 def load_archive(data: bytes, where: str, *, trust: bool) -> ExportedProgram:
@@ -71,13 +36,14 @@ def load_archive(data: bytes, where: str, *, trust: bool) -> ExportedProgram:
         The program, with its sample inputs where the archive has them.
 
     Raises:
-        SubpruneError: Damaged, written by another torch, compiled code instead of a program, or not safe to load.
+        SubpruneError: Damaged, written by another torch, compiled code instead of a program, or not safe to
+            load.
     """
     if not trust:
-        _vet(data, where)
+        vet(data, where)
     try:
         with quiet():
-            from torch.export.pt2_archive._package import load_pt2
+            from torch.export.pt2_archive._package import load_pt2  # noqa: PLC0415 - slow, and for .pt2 only
 
             # Not torch.export.load: where this fails, that falls back to the older format and its pickles.
             programs = load_pt2(io.BytesIO(data)).exported_programs
@@ -108,16 +74,24 @@ def as_module(program: ExportedProgram, where: str) -> tuple[nn.Module, tuple[in
         what = f"takes {len(names)} inputs; only networks with one input tensor are supported"
         raise SubpruneError(what, where=where, remedy="export a network that takes one tensor")
     value = nodes[names[0]].meta.get("val")
-    if not isinstance(value, torch.Tensor):
-        raise SubpruneError("its input is not a tensor", where=where, remedy="export a network that takes one tensor")
-    shape = tuple(size if isinstance(size, int) else None for size in value.shape)
+    if not isinstance(value, torch.Tensor) or value.ndim == 0:
+        raise SubpruneError(
+            "its input is not a tensor with a batch axis",
+            where=where,
+            remedy="export a network that takes one tensor",
+        )
+    sizes: Sequence[object] = value.shape  # a free one is a symbol
+    shape = tuple(size if isinstance(size, int) else None for size in sizes)
     with quiet():
         module = program.module(check_guards=False)  # guards are Python source from the file
-    return _plain(module), shape
+    module = _plain(module)
+    if isinstance(shape[0], int) and _free_batch(module, shape):
+        return module, (None, *shape[1:])
+    return module, shape
 
 
 def example_shape(program: ExportedProgram, shape: tuple[int | None, ...]) -> tuple[int, ...] | None:
-    """The shape of the sample input; without one, the program's own shape where all of it but the batch is fixed.
+    """The shape of the sample input; without one, the program's own where all but its batch is fixed.
 
     Args:
         program: The exported program.
@@ -151,8 +125,8 @@ def _plain(module: fx.GraphModule) -> fx.GraphModule:
     """The same graph in ordinary calling convention: a tensor in, and where it is one, a tensor out."""
     graph = module.graph
     output = next(node for node in reversed(graph.nodes) if node.op == "output")
-    single = module._out_spec.is_leaf() if hasattr(module, "_out_spec") else False
-    if not single:
+    spec = getattr(module, "_out_spec", None)
+    if spec is None or not spec.is_leaf():
         return fx.GraphModule(module, graph)
     values = output.args[0]
     output.args = (values[0],) if isinstance(values, list | tuple) else output.args
@@ -160,125 +134,48 @@ def _plain(module: fx.GraphModule) -> fx.GraphModule:
     return fx.GraphModule(module, graph)
 
 
-def _vet(data: bytes, where: str) -> None:
+def _free_batch(module: fx.GraphModule, shape: tuple[int | None, ...]) -> bool:
+    """Undo the fixed batch of an archive that was exported without dynamic shapes; whether that succeeded.
+
+    `x.view(x.size(0), -1)` is `view(x, [1, -1])` there. A reshape that keeps its first axis means the same
+    for any batch once that axis is left to be inferred. Whether all of the network does is then tried out.
+    """
+    changed: list[tuple[fx.Node, tuple[Any, ...]]] = []
+    for node in module.graph.nodes:
+        if node.op != "call_function" or node.target not in RESHAPES:
+            continue
+        before, after = _shape_of(node.args[0]), _shape_of(node)
+        if before and after and before[0] == after[0] == shape[0]:
+            changed.append((node, node.args))
+            node.args = (node.args[0], [-1, *after[1:]])
+    module.recompile()
+    if _keeps_samples_apart(module, shape):
+        return True
+    for node, arguments in changed:
+        node.args = arguments
+    module.recompile()
+    return False
+
+
+def _shape_of(node: Any) -> tuple[int, ...]:
+    """The shape of a node's value; empty where it is not known in full."""
+    value = node.meta.get("val")
+    sizes = tuple(value.shape) if isinstance(value, torch.Tensor) else ()
+    return sizes if all(isinstance(size, int) for size in sizes) else ()
+
+
+def _keeps_samples_apart(module: fx.GraphModule, shape: tuple[int | None, ...]) -> bool:
+    """Whether the network maps a batch of 2n + 1 samples as it maps n of them, sample by sample."""
+    batch = shape[0] or 1
+    sizes = [size or 1 for size in shape[1:]]
+    inputs = torch.randn(2 * batch + 1, *sizes, generator=torch.Generator().manual_seed(0))
     try:
-        from torch.export.pt2_archive._package import PT2ArchiveReader
-
-        with PT2ArchiveReader(io.BytesIO(data)) as reader:
-            records = {name: b"" for name in reader.get_file_names()}
-            for name in records:
-                if name.endswith(".json") or name.startswith("data/sample_inputs/"):
-                    records[name] = reader.read_bytes(name)
-    except Exception as error:
-        raise SubpruneError("is a damaged or truncated torch.export archive", where=where, remedy=RESAVE) from error
-    for name, content in records.items():
-        if not _RECORDS.fullmatch(name):
-            what = f"holds {name!r}, which is not plain tensors and may run code when loaded"
-            raise SubpruneError(what, where=where, remedy=REMEDY)
-        if name.startswith("data/sample_inputs/"):
-            _vet_pickle(content, where)
-        elif name.endswith(".json"):
-            _vet_json(name, content, where)
-
-
-def _vet_pickle(content: bytes, where: str) -> None:
-    try:
-        if content:
-            torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:
-        what = "its sample inputs are damaged, or not plain tensors and would run code when loaded"
-        raise SubpruneError(what, where=where, remedy=REMEDY) from error
-
-
-def _vet_json(name: str, content: bytes, where: str) -> None:
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise SubpruneError(f"its record {name!r} is damaged", where=where, remedy=RESAVE) from error
-    for key, item in _leaves(value, ""):
-        if key == "use_pickle" and item:
-            raise SubpruneError("holds pickled tensors, which may run code", where=where, remedy=REMEDY)
-        if isinstance(item, str) and not _FORMS.get(key, _is_name)(item):
-            what = f"its field {key!r} holds {item[:60]!r}, which torch.export does not write for a plain network"
-            raise SubpruneError(what, where=where, remedy=REMEDY)
-
-
-def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """(field name, value) of every scalar, and of every dict key as a name; lists inherit their field."""
-    stack = [(key, value)]
-    while stack:
-        key, value = stack.pop()
-        if isinstance(value, dict):
-            # Free text that is never turned into code: stack traces, and the modules that a node came from.
-            inner = {k: v for k, v in value.items() if k != "metadata"} if key != "metadata" else {}
-            yield from (("", str(k)) for k in inner)
-            stack.extend((str(k), v) for k, v in inner.items())
-        elif isinstance(value, list):
-            stack.extend((key, item) for item in value)
-        else:
-            yield key, value
-
-
-def _is_name(text: str) -> bool:
-    return _NAME.fullmatch(text) is not None
-
-
-def _is_operator(text: str) -> bool:
-    return _OPERATOR.fullmatch(text) is not None
-
-
-def _is_expression(text: str) -> bool:
-    """Arithmetic of shape symbols, which sympify evals. A string in it would be sympified in turn, but for a name."""
-    try:
-        nodes = list(ast.walk(ast.parse(text.strip(), mode="eval"))) if len(text) < 4096 else []
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        with torch.no_grad():
+            whole, part = module(inputs), module(inputs[:batch])
+    except Exception:  # noqa: BLE001 - whatever the network raises on another batch size
         return False
-    calls = [node for node in nodes if isinstance(node, ast.Call)]
-    functions = {id(call.func) for call in calls}
-    names = {id(call.args[0]) for call in calls if isinstance(call.func, ast.Name) and call.func.id == "Symbol" and call.args}
-    return bool(nodes) and all(_is_arithmetic(node, functions, names) for node in nodes)
-
-
-def _is_arithmetic(node: ast.AST, functions: set[int], names: set[int]) -> bool:
-    if isinstance(node, ast.Name):
-        return node.id in _FUNCTIONS if id(node) in functions else _SYMBOL.fullmatch(node.id) is not None
-    if isinstance(node, ast.Constant):
-        named = isinstance(node.value, str) and id(node) in names and _SYMBOL.fullmatch(node.value) is not None
-        return named or isinstance(node.value, bool | int | float)
-    if isinstance(node, ast.Call):
-        return isinstance(node.func, ast.Name)
-    return isinstance(node, _SYNTAX)
-
-
-def _is_tree(text: str) -> bool:
-    """A pytree specification: nested JSON of container names and argument names."""
-    try:
-        value = json.loads(text) if text else None
-        strings = [item for _, item in _leaves(value, "") if isinstance(item, str)]
-        # A dict's context is JSON once more: its keys.
-        return all(_is_name(item) or _is_context(item) for item in strings)
-    except (ValueError, RecursionError):
+    if not (isinstance(whole, torch.Tensor) and isinstance(part, torch.Tensor)):
         return False
-
-
-def _is_context(text: str) -> bool:
-    keys = json.loads(text)
-    return isinstance(keys, list) and all(isinstance(key, str) and _is_name(key) for key in keys)
-
-
-def _anything(text: str) -> bool:
-    del text
-    return True
-
-
-# Field -> the form its strings must have. Fields not listed hold names.
-_FORMS: dict[str, Callable[[str], bool]] = {
-    "target": _is_operator,
-    "as_operator": _is_operator,
-    "expr_str": _is_expression,
-    "in_spec": _is_tree,
-    "out_spec": _is_tree,
-    "as_string": _anything,  # an argument such as einsum's equation; FX writes it with repr()
-    "guards_code": _anything,  # not run: see as_module
-    "torch_version": _anything,
-}
+    if whole.shape != (len(inputs), *part.shape[1:]) or len(part) != batch:
+        return False
+    return torch.allclose(whole[:batch], part, rtol=1e-3, atol=1e-4 * float(part.abs().max()))

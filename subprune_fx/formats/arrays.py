@@ -26,21 +26,22 @@ def load_calibration(path: str | os.PathLike[str], input_shape: Shape | None = N
 
     Args:
         path: An `.npz` file with `x`: float32, first axis = sample, otherwise the network's own input.
-        input_shape: The network's input shape with its batch axis first; the batch axis and axes that are None
-            are not compared. None: nothing is compared.
+        input_shape: The network's input shape with its batch axis first; the batch axis and axes that are
+            None are not compared. None: nothing is compared.
 
     Returns:
         `x`, at least one sample, all finite.
 
     Raises:
-        SubpruneError: Not such a file: missing, foreign, damaged, wrong key, dtype or shape, no samples, NaN or Inf.
+        SubpruneError: Not such a file: missing, foreign, damaged, wrong key, dtype or shape, no samples, NaN
+            or Inf.
     """
     with _npz(path) as archive:
         return _inputs(archive, path, input_shape)
 
 
 def load_labels(path: str | os.PathLike[str]) -> Labels | None:
-    """The labels `y` of a calibration file, for the accuracy constraint of the paper's eq. (6); None without them.
+    """The labels `y` of a calibration file, for the accuracy of the paper's eq. (6); None without them.
 
     Args:
         path: An `.npz` file with `x` and perhaps `y`.
@@ -76,10 +77,10 @@ def load_evaluation(path: str | os.PathLike[str], input_shape: Shape | None = No
 
 
 def synthetic(shape: Sequence[int], n: int, seed: int) -> Floats:
-    """Standard normal inputs, independent per element (not smoothed), for a network that came without calibration data.
+    """Standard normal inputs, for a network that came without calibration data.
 
-    They have the scale of normalised data and none of its structure, so channels are ranked by how they answer to
-    noise: good enough to compile, not to keep accuracy.
+    Elements are independent (not smoothed): the scale of normalised data and none of its structure. Channels
+    are then ranked by how they answer to noise, which is good enough to compile, not to keep accuracy.
 
     Args:
         shape: The network's input shape; its first (batch) axis is replaced by `n`.
@@ -108,7 +109,9 @@ def _npz(path: str | os.PathLike[str]) -> Iterator[np.lib.npyio.NpzFile]:
     except PermissionError as error:
         raise SubpruneError("cannot be read (permission denied)", where=str(file)) from error
     except Exception as error:
-        raise SubpruneError("is not an .npz file, or a damaged one", where=str(file), remedy=HOW_TO_SAVE) from error
+        raise SubpruneError(
+            "is not an .npz file, or a damaged one", where=str(file), remedy=HOW_TO_SAVE
+        ) from error
     with archive:
         yield archive
 
@@ -116,7 +119,9 @@ def _npz(path: str | os.PathLike[str]) -> Iterator[np.lib.npyio.NpzFile]:
 def _array(archive: np.lib.npyio.NpzFile, key: str, path: str | os.PathLike[str]) -> npt.NDArray[Any]:
     if key not in archive:
         found = ", ".join(sorted(archive)[:8]) or "none"
-        raise SubpruneError(f"has no array {key!r} (arrays found: {found})", where=str(path), remedy=HOW_TO_SAVE)
+        raise SubpruneError(
+            f"has no array {key!r} (arrays found: {found})", where=str(path), remedy=HOW_TO_SAVE
+        )
     try:
         array = archive[key]
     except ValueError as error:  # numpy's word for an object array, which is a pickle
@@ -132,8 +137,10 @@ def _array(archive: np.lib.npyio.NpzFile, key: str, path: str | os.PathLike[str]
 def _inputs(archive: np.lib.npyio.NpzFile, path: str | os.PathLike[str], input_shape: Shape | None) -> Floats:
     where = f"{path}: x"
     array = _array(archive, "x", path)
-    if array.dtype != np.float32:
-        raise SubpruneError(f"is {array.dtype}, not float32", where=where, remedy='convert it with x.astype("float32")')
+    if array.dtype.newbyteorder("=") != np.float32:
+        raise SubpruneError(
+            f"is {array.dtype}, not float32", where=where, remedy='convert it with x.astype("float32")'
+        )
     if array.ndim == 0 or len(array) == 0 or array.size == 0:
         what = f"holds no samples (shape {_say(array.shape)})"
         raise SubpruneError(what, where=where, remedy="the first axis counts the samples; give a few hundred")
@@ -151,7 +158,9 @@ def _check_shape(shape: tuple[int, ...], expected: Shape | None, where: str) -> 
     if fits:
         return
     wanted = _say(["n", *("?" if size is None else size for size in expected[1:])])
-    raise SubpruneError(f"has shape {_say(shape)}, the network takes {wanted}", where=where, remedy="n is the samples")
+    raise SubpruneError(
+        f"has shape {_say(shape)}, the network takes {wanted}", where=where, remedy="n is the samples"
+    )
 
 
 def _check_finite(array: npt.NDArray[Any], where: str) -> None:
@@ -168,14 +177,18 @@ def _labels(archive: np.lib.npyio.NpzFile, path: str | os.PathLike[str], samples
     where = f"{path}: y"
     array = _array(archive, "y", path)
     if array.dtype.kind not in "iu":
-        raise SubpruneError(f"is {array.dtype}, not integer", where=where, remedy="y holds one class number per sample")
+        raise SubpruneError(
+            f"is {array.dtype}, not integer", where=where, remedy="y holds one class number per sample"
+        )
     if array.shape != (samples,):
         what = f"has shape {_say(array.shape)}, x has {samples} samples"
         raise SubpruneError(what, where=where, remedy="y holds one class number per sample")
     if array.size and int(array.min()) < 0:
-        raise SubpruneError(f"holds the negative class {int(array.min())}", where=where, remedy="classes count from 0")
+        raise SubpruneError(
+            f"holds the negative class {int(array.min())}", where=where, remedy="classes count from 0"
+        )
     return array.astype(np.int64)
 
 
 def _say(shape: Sequence[Any]) -> str:
-    return "(" + ", ".join(str(size) for size in shape) + ")"
+    return str(tuple(str(size) for size in shape)).replace("'", "")

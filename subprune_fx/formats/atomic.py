@@ -1,4 +1,4 @@
-"""Write files so that a reader sees the whole new file or the old one, and a failure leaves nothing behind."""
+"""Write files so that readers see the whole new file or the old one, and failures leave nothing behind."""
 
 from __future__ import annotations
 
@@ -29,14 +29,46 @@ def check_target(path: str | os.PathLike[str]) -> Path:
     if target.is_dir():
         raise SubpruneError("is a folder", where=str(target), remedy="name a file in it")
     if not folder.exists():
-        raise SubpruneError(f"the output folder {folder} does not exist", where=str(target), remedy="create it first")
+        raise SubpruneError(
+            f"the output folder {folder} does not exist", where=str(target), remedy="create it first"
+        )
     if not folder.is_dir():
-        raise SubpruneError(f"{folder} is not a folder", where=str(target), remedy="choose another output path")
+        raise SubpruneError(
+            f"{folder} is not a folder", where=str(target), remedy="choose another output path"
+        )
     if target.exists() and not target.is_file():  # a device or a pipe would be replaced by a plain file
-        raise SubpruneError("exists and is not a regular file", where=str(target), remedy="choose another path")
+        raise SubpruneError(
+            "exists and is not a regular file", where=str(target), remedy="choose another path"
+        )
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise SubpruneError(f"the output folder {folder} cannot be written", where=str(target), remedy="check its rights")
+        raise SubpruneError(
+            f"the output folder {folder} cannot be written", where=str(target), remedy="check its rights"
+        )
     return target
+
+
+def check_targets(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """`check_target` for several files, which must also differ.
+
+    Args:
+        paths: The files to be written.
+
+    Returns:
+        The paths.
+
+    Raises:
+        SubpruneError: One cannot be written, or two are the same.
+    """
+    targets = [check_target(path) for path in paths]
+    seen: set[Path] = set()
+    for target in targets:
+        resolved = target.resolve()
+        if resolved in seen:
+            raise SubpruneError(
+                "is named twice as an output", where=str(target), remedy="name each output once"
+            )
+        seen.add(resolved)
+    return targets
 
 
 @contextlib.contextmanager
@@ -44,8 +76,8 @@ def staged(targets: Sequence[str | os.PathLike[str]]) -> Iterator[Mapping[Path, 
     """Temporary files beside their targets, renamed onto them together when the block succeeds.
 
     All files are complete and flushed to disk before the first rename, so that a failure while one of several
-    outputs is made changes none of them. The temporaries keep their target's suffix (writers look at it) and lie
-    in its folder (a rename is atomic within one file system only).
+    outputs is made changes none of them. The temporaries keep their target's suffix (writers look at it) and
+    lie in its folder (a rename is atomic within one file system only).
 
     Args:
         targets: The files to write; all different.
@@ -56,8 +88,7 @@ def staged(targets: Sequence[str | os.PathLike[str]]) -> Iterator[Mapping[Path, 
     Raises:
         SubpruneError: A target cannot be written (see `check_target`), is named twice, or a rename failed.
     """
-    paths = [check_target(target) for target in targets]
-    _refuse_duplicates(paths)
+    paths = check_targets(targets)
     temporaries: dict[Path, Path] = {}
     try:
         for path in paths:
@@ -73,7 +104,7 @@ def staged(targets: Sequence[str | os.PathLike[str]]) -> Iterator[Mapping[Path, 
 
 
 @contextlib.contextmanager
-def atomic(target: str | os.PathLike[str]) -> Iterator[Path]:
+def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
     """`staged` for a single file.
 
     Args:
@@ -87,15 +118,6 @@ def atomic(target: str | os.PathLike[str]) -> Iterator[Path]:
     """
     with staged([target]) as temporaries:
         yield temporaries[Path(target)]
-
-
-def _refuse_duplicates(paths: Sequence[Path]) -> None:
-    seen: set[Path] = set()
-    for path in paths:
-        resolved = path.resolve()
-        if resolved in seen:
-            raise SubpruneError("is named twice as an output", where=str(path), remedy="name each output once")
-        seen.add(resolved)
 
 
 def _temporary(path: Path) -> Path:

@@ -20,6 +20,7 @@ from torch import fx, nn
 from subprune_fx.errors import SubpruneError
 from subprune_fx.formats import arch as architectures
 from subprune_fx.formats import archive, pickles
+from subprune_fx.formats.vetting import RESAVE
 
 SUPPORTED = "give a .pt/.pth (network or state dict) or a .pt2 (torch.export) file"
 
@@ -33,14 +34,12 @@ class Loaded:
         input_shape: The shape of its input, batch axis first; None where the file does not say.
         kind: The format, e.g. `state dict`.
         accepts: The shapes it accepts, None for any size; None where the file does not say.
-        note: A remark for the user; may be empty.
     """
 
     module: nn.Module
     input_shape: tuple[int, ...] | None
     kind: str
     accepts: tuple[int | None, ...] | None = None
-    note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,18 +66,18 @@ def load_model(path: str | os.PathLike[str], *, arch: str | None = None, trust: 
     """Load a network for compilation.
 
     Args:
-        path: `.pt`/`.pth` with an `nn.Module`, an `fx.GraphModule` (needs `trust`) or a state dict (needs `arch`);
-            `.pt2` from `torch.export.save`.
-        arch: `FILE.py:NAME` or `package.module:NAME`: the class, function or instance that gives the network. It
-            is imported, that is, run.
+        path: `.pt`/`.pth` with an `nn.Module`, an `fx.GraphModule` (needs `trust`) or a state dict (needs
+            `arch`); `.pt2` from `torch.export.save`.
+        arch: `FILE.py:NAME` or `package.module:NAME`: the class, function or instance that gives the network.
+            It is imported, that is, run.
         trust: Unpickle without restrictions: the file may run any code.
 
     Returns:
         The network and what the file says about its input.
 
     Raises:
-        SubpruneError: The file is missing, empty, foreign, damaged or not safe to load, a state dict comes without
-            `arch` or does not fit it.
+        SubpruneError: The file is missing, empty, foreign, damaged or not safe to load, a state dict comes
+            without `arch` or does not fit it.
     """
     source = _read(Path(path), arch, trust)
     loaded = next(row for row in FORMATS if row.recognise(source)).load(source)
@@ -104,7 +103,7 @@ def _members(data: bytes) -> tuple[str, ...]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive_:
             return tuple(archive_.namelist())
-    except Exception:  # zipfile raises many things on damaged bytes; an unreadable zip has no members
+    except Exception:  # noqa: BLE001 - zipfile raises many things on damaged bytes; an unreadable zip has no members
         return ()
 
 
@@ -114,14 +113,15 @@ def _load_archive(source: Source) -> Loaded:
         raise SubpruneError(what, where=source.path, remedy="leave --arch out")
     program = archive.load_archive(source.data, source.path, trust=source.trust)
     module, accepts = archive.as_module(program, source.path)
-    note = f"it was exported for a fixed batch of {accepts[0]}" if accepts and accepts[0] is not None else ""
-    return Loaded(module, archive.example_shape(program, accepts), "torch.export archive", accepts, note)
+    return Loaded(module, archive.example_shape(program, accepts), "torch.export archive", accepts)
 
 
 def _load_checkpoint(source: Source) -> Loaded:
     named = architectures.definitions(source.arch) if source.arch is not None else None
     own = named[0] if named else None
-    content = architectures.unwrap(pickles.load_pickle(source.data, source.path, trust=source.trust, definitions=own))
+    content = architectures.unwrap(
+        pickles.load_pickle(source.data, source.path, trust=source.trust, definitions=own)
+    )
     row = next(row for row in CONTENTS if row.recognise(content))
     return row.load(content, source, named)
 
@@ -135,14 +135,20 @@ def _from_module(content: Any, source: Source, named: tuple[ModuleType, str] | N
 def _from_state(content: Any, source: Source, named: tuple[ModuleType, str] | None) -> Loaded:
     if named is None or source.arch is None:
         what = f"is a state dict ({len(content)} tensors): it has weights but no network"
-        raise SubpruneError(what, where=source.path, remedy="add --arch FILE.py:NAME or --arch package.module:NAME")
+        raise SubpruneError(
+            what, where=source.path, remedy="add --arch FILE.py:NAME or --arch package.module:NAME"
+        )
     network = architectures.build(*named, where=f"--arch {source.arch}")
     return Loaded(architectures.fill(network, content, source.path, source.arch), None, "state dict")
 
 
 def _from_other(content: Any, source: Source, named: tuple[ModuleType, str] | None) -> Loaded:
     del named
-    keys = f" with the keys {', '.join(map(str, list(content)[:4]))}" if isinstance(content, dict) and content else ""
+    keys = (
+        f" with the keys {', '.join(map(str, list(content)[:4]))}"
+        if isinstance(content, dict) and content
+        else ""
+    )
     what = f"holds a {type(content).__name__}{keys}, neither a network nor a state dict"
     raise SubpruneError(what, where=source.path, remedy="save it with torch.save(model.state_dict(), path)")
 
@@ -170,7 +176,9 @@ def _refuse(what: str, remedy: str) -> Callable[[Source], Loaded]:
 
 
 def _has(*endings: str) -> Callable[[Source], bool]:
-    return lambda source: any(member.endswith(endings) or f"/{member}".endswith(endings) for member in source.members)
+    return lambda source: any(
+        member.endswith(endings) or f"/{member}".endswith(endings) for member in source.members
+    )
 
 
 def _starts(*magics: bytes) -> Callable[[Source], bool]:
@@ -183,18 +191,28 @@ def _suffix(*suffixes: str) -> Callable[[Source], bool]:
 
 _OLD_ARCHIVE = "is a torch.export archive in the format from before torch 2.8"
 _SCRIPT = "is a TorchScript archive, whose layers cannot be changed"
-_SCRIPT_REMEDY = "save the original network: torch.save(model.state_dict(), path) with --arch, or torch.export.save"
+_SCRIPT_REMEDY = (
+    "save the original network: torch.save(model.state_dict(), path) with --arch, or torch.export.save"
+)
 
 # In order: the first row that recognises the file has it.
 FORMATS = (
     Format("torch.export archive", _has("/archive_format"), _load_archive),
-    Format("old torch.export archive", _has("/serialized_exported_program.json"), _refuse(_OLD_ARCHIVE, archive.RESAVE)),
+    Format(
+        "old torch.export archive",
+        _has("/serialized_exported_program.json"),
+        _refuse(_OLD_ARCHIVE, RESAVE),
+    ),
     Format("TorchScript", _has("/constants.pkl"), _refuse(_SCRIPT, _SCRIPT_REMEDY)),
     Format("checkpoint", _has("/data.pkl"), _load_checkpoint),
     Format("legacy checkpoint", lambda source: pickles.LEGACY_MAGIC in source.data[:16], _load_checkpoint),
     Format("npz", _has(".npy"), _refuse("holds numpy arrays, not a network", SUPPORTED)),
     Format("ONNX", _suffix(".onnx"), _refuse("is an ONNX file; ONNX input is not supported", SUPPORTED)),
-    Format("truncated zip", _starts(b"PK\x03\x04"), _refuse("is a truncated or foreign zip file", "copy or save it again")),
+    Format(
+        "truncated zip",
+        _starts(b"PK\x03\x04"),
+        _refuse("is a truncated or foreign zip file", "copy or save it again"),
+    ),
     Format("pickle", _starts(b"\x80"), _refuse("is a pickle that torch.save did not write", SUPPORTED)),
     Format("foreign", lambda _: True, _refuse("is not a PyTorch file", SUPPORTED)),
 )
@@ -208,9 +226,11 @@ def _settle(module: nn.Module, where: str) -> nn.Module:
             part.training = False  # not .eval(): exported modules and some users' own override it
         if not isinstance(module, fx.GraphModule):
             module.eval()
-        tensors = [*module.named_parameters(), *module.named_buffers()]
+        tensors: list[tuple[str, object]] = [*module.named_parameters(), *module.named_buffers()]
     except NotImplementedError as error:  # meta tensors
-        raise SubpruneError("its weights are not materialised", where=where, remedy="save it with its weights") from error
+        raise SubpruneError(
+            "its weights are not materialised", where=where, remedy="save it with its weights"
+        ) from error
     except Exception as error:
         what = f"holds a damaged network ({type(error).__name__}: {error})"
         raise SubpruneError(what, where=where, remedy="save it again") from error

@@ -1,7 +1,7 @@
 """Write the pruned network in every format asked for, each compared with it before anything is renamed.
 
-Each format is a row of `WRITERS`. A `.pt` holds the `fx.GraphModule` as `torch.save` writes it: Python source and
-all, so that loading it again needs `--trust`; `.onnx` and `.pt2` need no trust.
+Each format is a row of `WRITERS`. A `.pt` holds the `fx.GraphModule` as `torch.save` writes it: Python source
+and all, so that loading it again needs `--trust`; `.onnx` and `.pt2` need no trust.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from subprune_fx.errors import SubpruneError
-from subprune_fx.formats.atomic import check_target, staged
+from subprune_fx.formats.atomic import check_targets, staged
+from subprune_fx.formats.lines import first_line
 from subprune_fx.formats.load import load_model
 from subprune_fx.passes import export, validate
 from subprune_fx.report import FileRow
@@ -79,7 +80,11 @@ def writer_of(path: str | os.PathLike[str]) -> Writer:
     """
     suffix = Path(path).suffix.lower()
     if suffix not in WRITERS:
-        what = f"has the suffix {suffix!r}, which is no output format" if suffix else "has no suffix to tell its format"
+        what = (
+            f"has the suffix {suffix!r}, which is no output format"
+            if suffix
+            else "has no suffix to tell its format"
+        )
         raise SubpruneError(what, where=str(path), remedy=f"end it in {', '.join(WRITERS)}")
     return WRITERS[suffix]
 
@@ -110,8 +115,7 @@ def write_all(
         SubpruneError: A target cannot be written, or the network has no form in its format.
         ValidationError: A file does not agree with `module`.
     """
-    for target in targets:
-        check_target(target)
+    for target in check_targets(targets):
         writer_of(target)
     with staged(targets) as temporaries:
         return fill(module, original, example, calibration, temporaries, progress=progress)
@@ -173,9 +177,14 @@ def _write(
         difference = writer.check(job, temporary, calibration)
     except SubpruneError as error:  # name the file the user asked for
         where = error.where.replace(str(temporary), str(target))
-        raise type(error)(error.what.replace(str(temporary), str(target)), where=where, remedy=error.remedy) from error
-    except OSError as error:
-        raise SubpruneError(f"cannot be written ({error.strerror})", where=str(target)) from error
+        raise type(error)(
+            error.what.replace(str(temporary), str(target)), where=where, remedy=error.remedy
+        ) from error
+    except Exception as error:  # a full disk, or a layer that cannot be pickled
+        what = f"cannot be written ({type(error).__name__}: {first_line(error)})".replace(
+            str(temporary), str(target)
+        )
+        raise SubpruneError(what, where=str(target)) from error
     return FileRow(
         path=str(target),
         bytes=temporary.stat().st_size,
@@ -187,7 +196,7 @@ def _write(
 
 
 def _measure(job: Job | None, writer: Writer, suffix: str) -> tuple[int | None, float | None]:
-    """Size and latency of the original in this format; None where it has no such form (the pruned one may)."""
+    """Size and latency of the original in this format; None where it has no such form."""
     if job is None:
         return None, None
     with tempfile.TemporaryDirectory(prefix="subprune-") as folder:
@@ -195,7 +204,7 @@ def _measure(job: Job | None, writer: Writer, suffix: str) -> tuple[int | None, 
         try:
             writer.write(job, path)
             return path.stat().st_size, writer.time(path, job.example) if writer.time else None
-        except Exception:  # only figures for the report are lost
+        except Exception:  # noqa: BLE001 - only figures for the report are lost
             return None, None
 
 
@@ -216,7 +225,9 @@ def _check_onnx(job: Job, path: Path, calibration: Tensor) -> float:
 
 
 def _check_pt2(job: Job, path: Path, calibration: Tensor) -> float:
-    run = validate.torch_runner(load_model(path).module)  # the vetted way in: what is written loads without trust
+    run = validate.torch_runner(
+        load_model(path).module
+    )  # the vetted way in: what is written loads without trust
     return validate.validate(run, job.module, calibration, where=str(path), fixed_batch=job.fixed_batch)
 
 

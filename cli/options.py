@@ -1,0 +1,158 @@
+"""What `subprune-compile` can be told. Imports nothing heavy: `--help` and usage errors answer at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import math
+from pathlib import Path
+from typing import Any
+
+import click
+
+PROGRAM = "subprune-compile"
+VARIANTS = ("asym", "seq", "layer")
+BUDGETS = ("output", "accuracy", "error", "uniform")
+
+EPILOG = """
+\b
+Examples:
+  subprune-compile model.pt2 --ratio 8 --calib inputs.npz -o small.onnx
+  subprune-compile weights.pt --arch net.py:LeNet --ratio 8 --calib inputs.npz -o small.onnx -o small.pt2
+
+Exit codes: 0 done, 1 the result failed validation, 2 bad input. Nothing is written unless everything
+succeeded.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """The command line, parsed. The fields are the options of the same names."""
+
+    model: Path
+    ratio: float
+    output: tuple[Path, ...]
+    calib: Path | None
+    evaluate: Path | None
+    variant: str
+    budget: str | None
+    reweight: bool
+    intercept: bool
+    stochastic: float | None
+    arch: str | None
+    trust: bool
+    input_shape: tuple[int, ...] | None
+    seed: int
+    json: Path | None
+    quiet: bool
+    verbose: bool
+
+
+def _ratio(context: click.Context, option: click.Parameter, value: float) -> float:
+    del context, option
+    if not math.isfinite(value) or value <= 1:
+        raise click.BadParameter(f"{value:g} is not a number above 1 (8 keeps an eighth of the parameters).")
+    return value
+
+
+def _fraction(context: click.Context, option: click.Parameter, value: float | None) -> float | None:
+    del context, option
+    if value is not None and not 0 < value < 1:
+        raise click.BadParameter(f"{value:g} is not between 0 and 1.")
+    return value
+
+
+def _shape(context: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    del context, option
+    if value is None:
+        return None
+    try:
+        sizes = tuple(int(size) for size in value.replace("x", ",").split(","))
+    except ValueError:
+        sizes = ()
+    if len(sizes) < 2 or min(sizes) < 1:
+        raise click.BadParameter(f"{value!r} is not a shape with its batch axis first, such as 1,3,32,32.")
+    return sizes
+
+
+def _version(context: click.Context, option: click.Parameter, value: bool) -> None:
+    del option
+    if not value or context.resilient_parsing:
+        return
+    try:
+        version = importlib.metadata.version("subprune_fx")
+    except importlib.metadata.PackageNotFoundError:
+        version = "(not installed)"
+    click.echo(f"{PROGRAM} {version}")
+    context.exit()
+
+
+@click.command(
+    name=PROGRAM,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--ratio",
+    type=float,
+    required=True,
+    callback=_ratio,
+    metavar="R",
+    help="Parameters before over after, above 1.",
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, multiple=True, metavar="FILE",
+              help="Where to write; .onnx, .pt2 or .pt. May be repeated.")  # fmt: skip
+@click.option("--calib", type=click.Path(path_type=Path), metavar="X.npz",
+              help="Calibration inputs: x, float32, first axis = sample; a few hundred, no labels needed. If "
+                   "the file also holds labels y, --budget accuracy uses them.")  # fmt: skip
+@click.option("--eval", "evaluate", type=click.Path(path_type=Path), metavar="XY.npz",
+              help="Labelled inputs x, y; reports the accuracy before and after.")  # fmt: skip
+@click.option("--variant", type=click.Choice(VARIANTS), default="asym", show_default=True,
+              help="Which inputs layers are fitted on: the pruned network's towards the original's, the "
+                   "pruned network's, or the original's.")  # fmt: skip
+@click.option("--budget", type=click.Choice(BUDGETS), help="How the ratio is shared out among the layers.")
+@click.option(
+    "--reweight/--no-reweight",
+    default=True,
+    help="Refit the weights of the layers that read pruned channels.",
+)
+@click.option("--intercept/--no-intercept", default=True, help="Refit their biases too.")
+@click.option(
+    "--stochastic",
+    type=float,
+    callback=_fraction,
+    metavar="EPS",
+    help="Sampled greedy: faster, error up to EPS worse.",
+)
+@click.option(
+    "--arch",
+    metavar="WHERE:NAME",
+    help="The network of a state dict: FILE.py:NAME or package.module:NAME. It is run.",
+)
+@click.option("--trust", is_flag=True, help="Load MODEL even if that runs code from it.")
+@click.option(
+    "--input-shape",
+    callback=_shape,
+    metavar="1,3,32,32",
+    help="Input shape, where neither MODEL nor --calib has it.",
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random."
+)
+@click.option(
+    "--json", type=click.Path(path_type=Path), metavar="REPORT.json", help="Write the report as JSON too."
+)
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+@click.option("-v", "--verbose", is_flag=True, help="Also list what was not pruned and why, and tracebacks.")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version."
+)
+def command(**values: Any) -> Request:
+    """Make the trained network MODEL smaller and write it as a validated file.
+
+    MODEL is a .pt/.pth file (a network, or a state dict with --arch) or a .pt2 archive of torch.export.
+    """
+    if values["quiet"] and values["verbose"]:
+        raise click.UsageError("-q and -v exclude each other.")
+    return Request(**values)

@@ -1,0 +1,375 @@
+"""The command line: options, exit codes, one-line errors, and no file unless all went well."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+import subprune_fx
+from subprune_fx import api
+from subprune_fx.cli.main import main
+from subprune_fx.errors import SubpruneError
+from subprune_fx.report import Cost, FrozenRow, GroupRow, Report
+
+SHAPE = (1, 8, 8)
+ROOT = Path(subprune_fx.__path__[0]).parent
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(1, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 32), nn.ReLU())
+    return nn.Sequential(*layers, nn.Linear(32, 4)).eval()
+
+
+class Mixing(nn.Module):
+    """Its samples depend on each other, so that its batch cannot be freed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder, entered, with a network and arrays in it."""
+    x = np.random.default_rng(0).standard_normal((32, *SHAPE)).astype(np.float32)
+    with torch.no_grad():
+        y = network()(torch.from_numpy(x)).argmax(1).numpy()
+    torch.save(network(), tmp_path / "net.pt")
+    torch.export.save(torch.export.export(network(), (torch.from_numpy(x[:1]),)), tmp_path / "net.pt2")
+    np.savez(tmp_path / "x.npz", x=x)
+    np.savez(tmp_path / "xy.npz", x=x, y=y)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    def call(*arguments: str) -> Result:
+        capsys.readouterr()
+        code = main(arguments)
+        return Result(code, *capsys.readouterr())
+
+    return call
+
+
+class Stub(NamedTuple):
+    """As `api.Pruned`."""
+
+    module: fx.GraphModule
+    plan: object
+    report: Report
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Put a `prune` that prunes nothing in the place of the real one; the dict gets its arguments."""
+    seen: dict[str, Any] = {}
+
+    def prune(model: nn.Module, calibration: Tensor, **options: Any) -> Stub:
+        seen.update(options, model=model, calibration=calibration)
+        options["progress"]("select", 1, 2)
+        report = Report(
+            ratio=options["ratio"],
+            before=Cost(1000, 2_000_000),
+            after=Cost(500, 700_000),
+            groups=(GroupRow("conv[0]", 8, 3, float("nan"), ("fc",)),),
+            frozen=(FrozenRow("fc", 4, "network output"),),
+            agreement=0.987,
+            accuracy_before=0.99 if options["evaluation"] else None,
+            accuracy_after=0.95 if options["evaluation"] else None,
+            seconds=(("select", 0.25),),
+            notes=("a note of the compiler",),
+        )
+        return Stub(fx.symbolic_trace(model), None, report)
+
+    monkeypatch.setattr(api, "prune", prune)
+    return seen
+
+
+# The real thing.
+
+
+@pytest.mark.parametrize("model", ["net.pt", "net.pt2"])
+def test_end_to_end(model: str, run: Callable[..., Result], folder: Path) -> None:
+    arguments = (model, "--ratio", "2", "--calib", "x.npz", "--eval", "xy.npz", "--json", "r.json")
+    result = run(*arguments, "-o", "a.onnx", "-o", "a.pt2", "-o", "a.pt")
+    assert result.code == 0, result.err
+    report = json.loads((folder / "r.json").read_text())
+    assert report["achieved"] >= 2
+    assert [Path(row["path"]).name for row in report["files"]] == ["a.onnx", "a.pt2", "a.pt"]
+    assert all(row["bytes"] < row["bytes_before"] for row in report["files"])
+    assert report["accuracy_before"] == 1.0  # the labels are the network's own predictions
+    assert "wrote a.onnx" in result.out
+    # What was written compiles again.
+    again = run("a.pt2", "--ratio", "1.2", "--calib", "x.npz", "-o", "b.onnx")
+    assert again.code == 0, again.err
+
+
+def test_end_to_end_without_calibration_warns(run: Callable[..., Result], folder: Path) -> None:
+    result = run("net.pt2", "--ratio", "2", "-o", "a.onnx")
+    assert result.code == 0, result.err
+    assert re.search(r"warning: no --calib.*synthetic.*accuracy will suffer", result.err)
+    assert (folder / "a.onnx").exists()
+
+
+def test_unreachable_ratio_is_bad_input(run: Callable[..., Result], folder: Path) -> None:
+    result = run("net.pt", "--ratio", "1e9", "--calib", "x.npz", "-o", "a.onnx")
+    assert result.code == 2
+    assert not (folder / "a.onnx").exists()
+    assert one_line(result)
+
+
+# What the command does around it.
+
+
+def test_options_reach_prune(run: Callable[..., Result], stub: dict[str, Any]) -> None:
+    options = ("--variant", "seq", "--budget", "uniform", "--no-reweight", "--no-intercept", "--seed", "7")
+    result = run(
+        "net.pt", "--ratio", "2.5", "--calib", "xy.npz", "--stochastic", "0.1", *options, "-o", "a.onnx"
+    )
+    assert result.code == 0, result.err
+    given = {
+        key: stub[key]
+        for key in ("ratio", "variant", "budget", "reweight", "intercept", "stochastic", "seed")
+    }
+    assert given == {
+        "ratio": 2.5, "variant": "seq", "budget": "uniform", "reweight": False, "intercept": False,
+        "stochastic": 0.1, "seed": 7,
+    }  # fmt: skip
+    assert stub["calibration"].shape == (32, *SHAPE)
+    assert stub["labels"].shape == (32,)  # the calibration file has y
+    assert stub["evaluation"] is None
+
+
+def test_table(run: Callable[..., Result], stub: dict[str, Any]) -> None:
+    del stub
+    result = run("net.pt", "--ratio", "2", "--calib", "x.npz", "--eval", "xy.npz", "-o", "a.onnx")
+    for text in (
+        "conv[0]",
+        "1,000",
+        "2.00x",
+        "2,000,000",
+        "98.70 %",
+        "99.00 %",
+        "95.00 %",
+        "file size, .onnx",
+        "ms",
+    ):
+        assert text in result.out
+    assert "network output" not in result.out
+    assert "\x1b" not in result.out  # no colours where stdout is no terminal
+    assert result.err == "subprune-compile: warning: a note of the compiler\n"
+
+
+def test_verbose_lists_frozen_channels(run: Callable[..., Result], stub: dict[str, Any]) -> None:
+    del stub
+    result = run("net.pt", "--ratio", "2", "--calib", "x.npz", "-o", "a.onnx", "-v")
+    assert "network output" in result.out
+    assert "0.25" in result.out
+
+
+def test_quiet_says_nothing(run: Callable[..., Result], stub: dict[str, Any]) -> None:
+    del stub
+    result = run("net.pt2", "--ratio", "2", "-o", "a.onnx", "-q")
+    assert result == (0, "", "")
+
+
+def test_json_has_no_nan(run: Callable[..., Result], stub: dict[str, Any], folder: Path) -> None:
+    del stub
+    assert run("net.pt", "--ratio", "2", "--calib", "x.npz", "-o", "a.onnx", "--json", "r.json").code == 0
+    report = json.loads((folder / "r.json").read_text(), parse_constant=pytest.fail)
+    assert report["groups"][0]["error"] is None
+    assert report["files"][0]["path"] == "a.onnx"
+
+
+def test_input_shape_gives_synthetic_inputs(run: Callable[..., Result], stub: dict[str, Any]) -> None:
+    result = run("net.pt", "--ratio", "2", "--input-shape", "1,1,8,8", "-o", "a.onnx")
+    assert result.code == 0
+    assert stub["calibration"].shape[1:] == SHAPE
+    assert "synthetic" in result.err
+
+
+# Bad input: arguments -> what is said. The output is always a.onnx unless the arguments name another.
+
+GOOD = ("net.pt", "--calib", "x.npz", "--ratio", "2")
+BAD: dict[str, tuple[tuple[str, ...], str]] = {
+    "no arguments": ((), "Missing argument 'MODEL'"),
+    "no ratio": (("net.pt",), "Missing option '--ratio'"),
+    "ratio 1": (("net.pt", "--ratio", "1"), "1 is not a number above 1"),
+    "ratio NaN": (("net.pt", "--ratio", "nan"), "nan is not a number above 1"),
+    "ratio inf": (("net.pt", "--ratio", "inf"), "inf is not a number above 1"),
+    "ratio text": (("net.pt", "--ratio", "much"), "not a valid float"),
+    "unknown option": ((*GOOD, "--fast"), "No such option"),
+    "unknown variant": ((*GOOD, "--variant", "best"), "'best' is not one of"),
+    "stochastic": ((*GOOD, "--stochastic", "1.5"), "1.5 is not between 0 and 1"),
+    "shape": ((*GOOD, "--input-shape", "1,x"), "not a shape"),
+    "quiet and verbose": ((*GOOD, "-q", "-v"), "exclude each other"),
+    "missing model": (("gone.pt", *GOOD[1:]), "gone.pt: no such file"),
+    "missing calibration": (("net.pt", "--calib", "gone.npz", "--ratio", "2"), "gone.npz: no such file"),
+    "missing evaluation": ((*GOOD, "--eval", "gone.npz"), "gone.npz: no such file"),
+    "evaluation without y": ((*GOOD, "--eval", "x.npz"), "x.npz: has no array 'y'"),
+    "suffix": ((*GOOD, "-o", "a.zip"), "a.zip: has the suffix '.zip'.*.onnx, .pt2, .pt"),
+    "no folder": ((*GOOD, "-o", "gone/a.onnx"), "gone does not exist"),
+    "no folder for json": ((*GOOD, "--json", "gone/r.json"), "gone does not exist"),
+    "twice": ((*GOOD, "-o", "./a.onnx"), "named twice"),
+    "output is input": ((*GOOD, "-o", "net.pt"), "is an input as well as an output"),
+    "no shape": (("net.pt", "--ratio", "2"), "--input-shape"),
+    "wrong shape": (("net.pt", "--ratio", "2", "--input-shape", "1,3,8,8"), r"fails on .* shape \(1, 3"),
+    "shape of archive": (("net.pt2", "--ratio", "2", "--calib", "wide.npz"), r"network takes \(n, 1, 8, 8\)"),
+    "fixed batch": (("mixing.pt2", *GOOD[1:]), "takes batches of exactly 4.*dynamic_shapes"),
+    "two inputs": (("two.pt", *GOOD[1:]), "takes 2 inputs"),
+}  # fmt: skip
+
+
+def one_line(result: Result) -> bool:
+    return (
+        result.err.startswith("subprune-compile: error: ")
+        and result.err.count("\n") == 1
+        and result.out == ""
+    )
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_exit_2_and_no_file(
+    name: str, run: Callable[..., Result], folder: Path
+) -> None:
+    arguments, says = BAD[name]
+    torch.save(nn.Bilinear(2, 2, 2), folder / "two.pt")
+    torch.export.save(torch.export.export(Mixing(), (torch.zeros(4, *SHAPE),)), folder / "mixing.pt2")
+    np.savez(folder / "wide.npz", x=np.zeros((4, 1, 9, 9), np.float32))
+    before = sorted(folder.iterdir())
+    result = run(*arguments, *(("-o", "a.onnx") if arguments else ()))
+    assert result.code == 2
+    assert one_line(result), result
+    assert re.search(says, result.err), result.err
+    assert sorted(folder.iterdir()) == before
+
+
+def test_validation_failure_is_exit_1_and_no_file(
+    run: Callable[..., Result], folder: Path, stub: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del stub
+    from subprune_fx.passes import validate  # noqa: PLC0415
+
+    wrong = [np.ones((1, 4), np.float32)]
+    monkeypatch.setattr(validate, "onnx_runner", lambda path, threads=0: lambda batch: wrong * len(batch))
+    before = sorted(folder.iterdir())
+    result = run(*GOOD, "-o", "a.pt", "-o", "a.onnx", "--json", "r.json")
+    assert result.code == 1
+    assert one_line(result)
+    assert "a.onnx: its output" in result.err
+    assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (
+            SubpruneError("nothing to prune", where="net.pt", remedy="train it"),
+            2,
+            "net.pt: nothing to prune; train it",
+        ),
+        (ZeroDivisionError("a\nb"), 2, "unexpected ZeroDivisionError: a b; run again with -v"),
+        (MemoryError(), 2, "out of memory"),
+        (KeyboardInterrupt(), 130, "interrupted, nothing was written"),
+        (SubpruneError("named \x1b[31m"), 2, "named ?[31m"),
+    ],
+)
+def test_errors_inside(
+    error: BaseException,
+    code: int,
+    says: str,
+    run: Callable[..., Result],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(api, "prune", fail)
+    result = run(*GOOD, "-o", "a.onnx")
+    assert result.code == code
+    assert one_line(result)
+    assert says in result.err
+    assert not (folder / "a.onnx").exists()
+    verbose = run(*GOOD, "-o", "a.onnx", "-v")
+    assert "Traceback" in verbose.err
+    assert verbose.err.splitlines()[-1].startswith("subprune-compile: error: ")
+
+
+# As a process of its own.
+
+INTERRUPTED = """
+import os, signal, sys
+from torch import fx
+from subprune_fx import api
+from subprune_fx.cli.main import main
+from subprune_fx.passes import export
+from subprune_fx.report import Cost, Report
+
+class Pruned:
+    report = Report(2.0, Cost(2, 2), Cost(2, 2), (), ())
+
+def prune(model, calibration, **options):
+    Pruned.module = fx.symbolic_trace(model)
+    return Pruned
+
+api.prune = prune
+export.to_onnx = lambda *arguments: os.kill(os.getpid(), signal.{name})
+sys.exit(main(["net.pt", "--ratio", "2", "--calib", "x.npz", "-o", "a.onnx"]))
+"""
+
+
+def python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, check=False)
+
+
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    start = time.perf_counter()
+    result = python("-m", "subprune_fx.cli", "--help")
+    assert time.perf_counter() - start < 1.0
+    assert result.returncode == 0
+    assert "--ratio" in result.stdout
+    code = "import sys, subprune_fx.cli.main; print({'torch', 'numpy', 'onnx'} & set(sys.modules))"
+    assert python("-c", code).stdout == "set()\n"
+
+
+def test_version_and_usage() -> None:
+    assert re.match(r"subprune-compile \S", python("-m", "subprune_fx.cli", "--version").stdout)
+    assert python("-m", "subprune_fx.cli").returncode == 2
+
+
+def test_imported_under_its_folder_name_it_refuses() -> None:
+    result = python("-c", "import cli", cwd=ROOT)
+    assert "import subprune_fx.cli, not cli" in result.stderr
+
+
+@pytest.mark.parametrize("name", [signal.SIGINT.name, signal.SIGTERM.name])
+def test_interrupt_leaves_no_file(name: str, folder: Path) -> None:
+    """Ctrl-C in the middle of the work: exit 130, one line, and no temporary file."""
+    before = sorted(folder.iterdir())
+    result = python("-c", INTERRUPTED.replace("{name}", name), cwd=folder)
+    assert result.returncode == 130, result.stderr
+    assert result.stderr == "subprune-compile: error: interrupted, nothing was written\n"
+    assert sorted(folder.iterdir()) == before

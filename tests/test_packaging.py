@@ -1,0 +1,124 @@
+"""The unusual layout holds: top-level passes/ and cli/ are installed as subpackages, and only as those."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+MAPPED = ("cli", "passes")
+
+INDIRECT = {
+    "onnxscript",  # torch.onnx.export(dynamo=True) imports it
+    "onnx_graphsurgeon",  # the graph of the ONNX front end, which is still to come
+}
+OPTIONAL = {"torchvision"}  # an extra: its classes are allowed in pickles where it is installed
+
+
+@pytest.fixture(scope="module")
+def project(repository: Path) -> dict[str, Any]:
+    return tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def modules(repository: Path) -> set[str]:
+    """Paths of all modules as they are imported, `subprune_fx/passes/export.py`; symlinks followed."""
+    root = repository / "subprune_fx"
+    return {path.relative_to(repository).as_posix() for path in walk(root) if path.suffix == ".py"}
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from walk(path)
+        else:
+            yield path
+
+
+@pytest.mark.parametrize("name", MAPPED)
+def test_symlinks_resolve_to_the_top_level_folder(repository: Path, name: str) -> None:
+    link = repository / "subprune_fx" / name
+    assert link.is_symlink()
+    assert link.readlink() == Path("..", name)  # relative, so that it holds in every clone
+    assert link.resolve() == repository / name
+
+
+def test_every_package_is_listed(project: dict[str, Any], modules: set[str]) -> None:
+    # an unlisted one is silently absent from the wheel
+    folders = {Path(module).parent.as_posix().replace("/", ".") for module in modules}
+    assert set(project["tool"]["setuptools"]["packages"]) == folders
+    assert all(f"{folder.replace('.', '/')}/__init__.py" in modules for folder in folders)
+
+
+@pytest.mark.parametrize("name", MAPPED)
+def test_top_level_import_is_refused(repository: Path, name: str) -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", f"import {name}"], cwd=repository, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 1
+    assert f"ImportError: import subprune_fx.{name}, not {name}" in found.stderr
+
+
+def test_wheel_holds_every_module_and_nothing_else(
+    repository: Path, modules: set[str], tmp_path: Path
+) -> None:
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(repository / name, tmp_path)
+    for name in ("subprune_fx", *MAPPED):
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(repository / name, tmp_path / name, symlinks=True, ignore=ignore)
+    build = "from setuptools.build_meta import build_wheel; build_wheel('dist')"
+    subprocess.run([sys.executable, "-c", build], cwd=tmp_path, capture_output=True, check=True)
+    (wheel,) = (tmp_path / "dist").iterdir()
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name for name in names if ".dist-info/" not in name} == modules | {"subprune_fx/py.typed"}
+    assert any(name.endswith("/licenses/LICENSE") for name in names)
+
+
+def test_command_is_installed_and_says_the_version(project: dict[str, Any]) -> None:
+    version = project["project"]["version"]
+    assert importlib.metadata.version("subprune_fx") == version
+    command = shutil.which("subprune-compile", path=Path(sys.executable).parent)
+    assert command is not None
+    found = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
+    assert found.stdout == f"subprune-compile {version}\n"
+
+
+def test_changelog_names_the_version_or_is_unreleased(repository: Path, project: dict[str, Any]) -> None:
+    newest = re.search(r"^## \[(.+?)\]", (repository / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
+    assert newest is not None
+    assert newest[1] in {"Unreleased", project["project"]["version"]}
+
+
+def test_dependencies_are_what_is_imported(
+    repository: Path, project: dict[str, Any], modules: set[str]
+) -> None:
+    declared = {
+        re.split(r"[<>=!~ \[;]", line)[0].replace("-", "_") for line in project["project"]["dependencies"]
+    }
+    imported = set[str]()
+    for module in modules:
+        imported |= imports((repository / module).read_text(encoding="utf-8"))
+    imported -= {"subprune_fx", *sys.stdlib_module_names}
+    assert imported - OPTIONAL == declared - INDIRECT
+
+
+def imports(source: str) -> set[str]:
+    """Top-level names of everything a module imports, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            found.add(node.module.split(".")[0])
+    return found

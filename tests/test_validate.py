@@ -1,0 +1,192 @@
+"""Validation catches files that disagree with the network, and passes those that merely round differently."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from subprune_fx.errors import SubpruneError, ValidationError
+from subprune_fx.passes import export, validate
+
+
+def network() -> fx.GraphModule:
+    torch.manual_seed(0)
+    layers = (
+        nn.Conv2d(3, 8, 3, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32, 5),
+    )
+    return fx.symbolic_trace(nn.Sequential(*layers).eval())
+
+
+def inputs(n: int = 40) -> Tensor:
+    return torch.randn(n, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+class OneSample(nn.Module):
+    """A network that only takes a batch of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x.view(1, 12))
+        return out
+
+
+class Two(nn.Module):
+    """A network with two outputs."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.relu(), x.mean((2, 3))
+
+
+def test_onnx_agrees_and_takes_any_batch(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    export.to_onnx(network(), inputs(1), path)
+    # Float32 rounding of a network this shallow is near 1e-7; a wiring fault would be near 1.
+    assert validate.validate_onnx(path, network(), inputs()) < 1e-5
+    session = onnxruntime.InferenceSession(path)
+    assert session.get_inputs()[0].shape == ["batch", 3, 8, 8]
+    assert [output.name for output in session.get_outputs()] == ["output"]
+    for n in (1, 2, 7):
+        assert session.run(None, {session.get_inputs()[0].name: inputs(n).numpy()})[0].shape == (n, 5)
+
+
+def test_onnx_has_folded_batchnorm_and_names_no_files_of_the_author(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    export.to_onnx(network(), inputs(1), path)
+    assert "BatchNormalization" not in {node.op_type for node in onnx.load(path).graph.node}
+    assert b".py" not in path.read_bytes()
+
+
+def test_export_is_quiet_and_deterministic(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.onnx", "b.onnx"):
+        export.to_onnx(network(), inputs(1), tmp_path / name)
+    assert capfd.readouterr() == ("", "")
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_network_with_a_fixed_batch(tmp_path: Path) -> None:
+    net = OneSample().eval()
+    x = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0))
+    program, dynamic = export.export(net, x[:1])
+    assert not dynamic
+    export.to_onnx(program, x[:1], tmp_path / "net.onnx")
+    assert validate.validate_onnx(tmp_path / "net.onnx", net, x, fixed_batch=1) < 1e-5
+
+
+def test_several_outputs(tmp_path: Path) -> None:
+    export.to_onnx(Two().eval(), inputs(1), tmp_path / "net.onnx")
+    assert [output.name for output in onnx.load(tmp_path / "net.onnx").graph.output] == [
+        "output_0",
+        "output_1",
+    ]
+    assert validate.validate_onnx(tmp_path / "net.onnx", Two(), inputs()) < 1e-5
+
+
+def test_network_that_cannot_be_captured() -> None:
+    class Branch(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(SubpruneError, match=r"torch\.export cannot capture") as caught:
+        export.export(Branch(), inputs(1))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("fault", [1e-3, 1e-2, 1.0])
+def test_a_changed_weight_fails(fault: float, tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    export.to_onnx(network(), inputs(1), path)
+    other = network()
+    with torch.no_grad():
+        next(p for name, p in other.named_parameters() if name.endswith("5.bias"))[0] += fault
+    with pytest.raises(ValidationError, match="differs from torch's by") as caught:
+        validate.validate_onnx(path, other, inputs())
+    assert caught.value.exit_code == 1
+
+
+def test_nan_and_wrong_shapes_fail() -> None:
+    def nan(batch: Tensor) -> Sequence[npt.NDArray[Any]]:
+        return [np.full((len(batch), 5), np.nan, np.float32)]
+
+    def short(batch: Tensor) -> Sequence[npt.NDArray[Any]]:
+        return [np.zeros((1, 5), np.float32)]
+
+    def broken(batch: Tensor) -> Sequence[npt.NDArray[Any]]:
+        raise RuntimeError("no such axis\nand more")
+
+    for run, says in ((nan, "differs"), (short, "shapes"), (broken, r"fails on a batch of 1 .no such axis.")):
+        with pytest.raises(ValidationError, match=says):
+            validate.validate(run, network(), inputs(), where="net.onnx")
+
+
+def test_network_whose_output_is_not_finite_fails() -> None:
+    class Log(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.log()
+
+    with pytest.raises(ValidationError, match="not finite"):
+        validate.validate(validate.torch_runner(Log()), Log(), inputs(), where="net.onnx")
+
+
+def test_specialised_batch_fails(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    program = torch.export.export(network(), (inputs(1),))
+    export.to_onnx(program, inputs(1), path)
+    with pytest.raises(ValidationError, match="batch of 3"):
+        validate.validate_onnx(path, network(), inputs())
+
+
+def test_garbage_is_not_onnx(tmp_path: Path) -> None:
+    (tmp_path / "net.onnx").write_bytes(b"garbage")
+    with pytest.raises(ValidationError, match="onnxruntime cannot load"):
+        validate.validate_onnx(tmp_path / "net.onnx", network(), inputs())
+    with pytest.raises(SubpruneError, match="is not valid ONNX"):
+        export.check_onnx(tmp_path / "net.onnx")
+
+
+def test_tolerance_follows_the_rounding_of_the_network() -> None:
+    assert validate.tolerance_of(network(), inputs(4)) == validate.FLOOR
+
+    class Cancelling(nn.Module):
+        """Loses 12 of float32's 24 bits."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x + 4096.0) - 4096.0
+
+    assert validate.FLOOR < validate.tolerance_of(Cancelling(), inputs(4)) <= validate.CEILING
+
+
+def test_every_batch_size_is_tried() -> None:
+    seen: list[int] = []
+
+    def run(batch: Tensor) -> Sequence[npt.NDArray[Any]]:
+        seen.append(len(batch))
+        return [net(batch).detach().numpy()]
+
+    net = network()
+    validate.validate(run, net, inputs(200), where="x")
+    assert tuple(seen) == validate.BATCH_SIZES
+    assert 1 in seen
+    assert any(n % 2 and n > 1 for n in seen)
+
+
+def test_latency_is_quick_and_positive(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    export.to_onnx(network(), inputs(1), path)
+    assert 0 < validate.latency_ms(path, inputs(1), seconds=0.05) < 1000
