@@ -167,6 +167,8 @@ BUDGETS: dict[str, Callable[[Budget], Keep]] = {
     "uniform": uniform,
 }
 
+DEFAULT_BUDGET = "output"
+
 
 def allot(rule: str, budget: Budget, ratio: float) -> Keep:
     """Units to keep by group under a rule.

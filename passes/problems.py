@@ -13,6 +13,7 @@ from subprune_fx.graph.channels import ChannelGraph, Group
 from subprune_fx.graph.propagation import Consumer
 from subprune_fx.numerics.greedy import Block
 from subprune_fx.numerics.moments import Moments
+from subprune_fx.numerics.ridge import DEFAULT_RIDGE
 from subprune_fx.numerics.solve import solve
 
 
@@ -26,7 +27,7 @@ class Settings:
     """
 
     intercept: bool = True
-    ridge: float = 1e-3
+    ridge: float = DEFAULT_RIDGE
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ are cut, the consumer is reweighted, and the walk goes on: two forward passes wh
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from subprune_fx.passes.scratch import Scratch
 from subprune_fx.plan import Decision, Plan
 
 Variant = Literal["asym", "seq", "layer"]
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
 
 
 class Sweep:

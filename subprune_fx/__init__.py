@@ -1,1 +1,33 @@
 """subprune_fx: data-efficient structured pruning as a compiler pass."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from subprune_fx.api import Pruned, prune
+    from subprune_fx.errors import SubpruneError, ValidationError
+    from subprune_fx.passes.rewrite import apply
+    from subprune_fx.plan import Plan
+    from subprune_fx.report import Report
+
+__all__ = ["Plan", "Pruned", "Report", "SubpruneError", "ValidationError", "apply", "prune"]
+
+_HOME = {
+    "Plan": "subprune_fx.plan",
+    "Pruned": "subprune_fx.api",
+    "Report": "subprune_fx.report",
+    "SubpruneError": "subprune_fx.errors",
+    "ValidationError": "subprune_fx.errors",
+    "apply": "subprune_fx.passes.rewrite",
+    "prune": "subprune_fx.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: `subprune-compile --help` must not wait for torch."""
+    if name not in _HOME:
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)
+    return getattr(importlib.import_module(_HOME[name]), name)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+import time
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,10 +19,13 @@ from subprune_fx.passes.budget import BUDGETS, DEFAULT_BUDGET
 from subprune_fx.passes.pipeline import Compiled, Options, Progress, agreement, compile_plan, first_tensor
 from subprune_fx.passes.problems import Settings
 from subprune_fx.passes.rewrite import apply
+from subprune_fx.passes.sweep import VARIANTS, Variant
 from subprune_fx.plan import Plan
 from subprune_fx.report import Cost, FrozenRow, GroupRow, Report
 
-VARIANTS = ("asym", "seq", "layer")
+EVALUATION_BATCH = 256
+
+Array = Tensor | NDArray[Any]
 
 
 class Pruned(NamedTuple):
@@ -35,3 +40,171 @@ class Pruned(NamedTuple):
     module: fx.GraphModule
     plan: Plan
     report: Report
+
+
+def prune(
+    model: nn.Module,
+    calibration: Array,
+    *,
+    ratio: float,
+    variant: Variant = "asym",
+    budget: str | None = None,
+    reweight: bool = True,
+    intercept: bool = True,
+    ridge: float = DEFAULT_RIDGE,
+    stochastic: float | None = None,
+    labels: Array | None = None,
+    evaluation: tuple[Array, Array] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Pruned:
+    """Make a trained network smaller from a few hundred unlabelled inputs.
+
+    Args:
+        model: The network; unchanged.
+        calibration: Inputs as the network takes them, float32, (samples, ...).
+        ratio: Parameters before over parameters after, above 1; the result meets it.
+        variant: Which inputs consumers are fitted on (paper section 5.1): `asym`, the pruned network's, towards the
+            original's outputs; `seq`, the pruned network's; `layer`, the original's.
+        budget: How the ratio is shared out among groups, a key of `passes.budget.BUDGETS`; None for the default.
+        reweight: Refit the weights of layers that read pruned channels (paper eq. 4).
+        intercept: Refit their biases too.
+        ridge: Pull of new weights towards the original ones, relative to the mean diagonal of the Gram matrix.
+        stochastic: Epsilon of stochastic greedy (paper App. B.3), in (0, 1); None for exact greedy.
+        labels: Class of each calibration input, (samples,); the `accuracy` budget uses them.
+        evaluation: Inputs and labels whose accuracy the report states; decides nothing.
+        seed: Of everything random.
+        progress: Told (stage, done, total).
+
+    Returns:
+        The smaller network, the plan and the report.
+
+    Raises:
+        SubpruneError: An argument is unusable, the network cannot be traced or has nothing to prune, or the ratio is
+            out of reach (the message says the largest reachable one).
+    """
+    _check_options(ratio, variant, budget, ridge, stochastic)
+    inputs = _inputs(calibration, "calibration")
+    known = None if labels is None else _labels(labels, len(inputs), "labels")
+    options = Options(
+        ratio=ratio,
+        variant=variant,
+        budget=budget or DEFAULT_BUDGET,
+        reweight=reweight,
+        settings=Settings(intercept=intercept, ridge=ridge),
+        stochastic=stochastic,
+        seed=seed,
+    )
+    compiled = compile_plan(model, inputs, options, known, progress)
+    start = time.perf_counter()
+    original = compiled.network.graph_module
+    smaller = apply(compiled.plan, original)
+    seconds = {**compiled.seconds, "rewrite": time.perf_counter() - start}
+    report = _report(compiled, smaller, inputs, options, seconds)
+    if evaluation is not None:
+        start = time.perf_counter()
+        x = _inputs(evaluation[0], "evaluation")
+        y = _labels(evaluation[1], len(x), "evaluation labels")
+        before, after = accuracy(original, x, y), accuracy(smaller, x, y)
+        seconds["evaluate"] = time.perf_counter() - start
+        report = dataclasses.replace(
+            report, accuracy_before=before, accuracy_after=after, seconds=tuple(seconds.items())
+        )
+    return Pruned(smaller, compiled.plan, report)
+
+
+def accuracy(module: nn.Module, inputs: Tensor, labels: Tensor) -> float:
+    """Top-1 accuracy, 0 to 1.
+
+    Args:
+        module: A classifier in eval mode: its first output holds class scores on its last axis.
+        inputs: (samples, ...).
+        labels: (samples,), int64.
+    """
+    hits = 0
+    with torch.no_grad():
+        for x, y in zip(inputs.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True):
+            hits += int((first_tensor(module(x)).argmax(-1) == y).sum())
+    return hits / len(inputs)
+
+
+def cost(module: nn.Module, example: Tensor) -> Cost:
+    """Parameters, and multiply-adds of one sample."""
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        module(example)
+    return Cost(sum(p.numel() for p in module.parameters()), counter.get_total_flops() // 2 // len(example))
+
+
+def _report(
+    compiled: Compiled, smaller: fx.GraphModule, inputs: Tensor, options: Options, seconds: dict[str, float]
+) -> Report:
+    channels = compiled.network.channels
+    decided = {decision.group: decision for decision in compiled.plan.decisions}
+    rows = [
+        GroupRow(
+            group.name, group.units.size, len(decided[group.name].kept), decided[group.name].error, group.consumers
+        )
+        for group in channels.groups
+    ]
+    classes = first_tensor(compiled.outputs[0])
+    same = agreement(compiled.outputs, None)(compiled.pruned_outputs) if _is_score(classes) else None
+    settings = {
+        "variant": options.variant,
+        "budget": options.budget,
+        "reweight": options.reweight,
+        "intercept": options.settings.intercept,
+        "ridge": options.settings.ridge,
+        "stochastic": options.stochastic,
+        "seed": options.seed,
+        "calibration inputs": len(inputs),
+    }
+    return Report(
+        ratio=options.ratio,
+        before=cost(compiled.network.graph_module, inputs[:1]),
+        after=cost(smaller, inputs[:1]),
+        groups=tuple(rows),
+        frozen=tuple(FrozenRow(item.name, item.channels, item.reason) for item in channels.frozen),
+        agreement=same,
+        settings=tuple((name, str(value)) for name, value in settings.items()),
+        seconds=tuple(seconds.items()),
+    )
+
+
+def _is_score(output: Tensor) -> bool:
+    return output.ndim == 2 and output.shape[1] > 1
+
+
+def _check_options(
+    ratio: float, variant: str, budget: str | None, ridge: float, stochastic: float | None
+) -> None:
+    if not math.isfinite(ratio) or ratio <= 1:
+        raise SubpruneError(f"ratio {ratio} is not a number above 1", remedy="8 keeps an eighth of the parameters")
+    if variant not in VARIANTS:
+        raise SubpruneError(f"no variant {variant!r}", remedy=f"use one of {', '.join(VARIANTS)}")
+    if budget is not None and budget not in BUDGETS:
+        raise SubpruneError(f"no budget rule {budget!r}", remedy=f"use one of {', '.join(BUDGETS)}")
+    if not math.isfinite(ridge) or ridge < 0:
+        raise SubpruneError(f"ridge {ridge} is not a number of at least 0")
+    if stochastic is not None and not 0 < stochastic < 1:
+        raise SubpruneError(f"stochastic {stochastic} is not between 0 and 1")
+
+
+def _inputs(value: Array, where: str) -> Tensor:
+    tensor = torch.as_tensor(value).detach()
+    if tensor.dtype is torch.float64 and isinstance(value, np.ndarray):
+        raise SubpruneError("is float64, the network takes float32", where=where, remedy="use .astype('float32')")
+    if tensor.ndim == 0 or len(tensor) == 0:
+        raise SubpruneError("holds no samples", where=where, remedy="the first axis counts the samples")
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        raise SubpruneError("holds NaN or infinite values", where=where, remedy="clean the inputs")
+    return tensor
+
+
+def _labels(value: Array, samples: int, where: str) -> Tensor:
+    tensor = torch.as_tensor(value).detach()
+    if tensor.is_floating_point() or tensor.shape != (samples,):
+        raise SubpruneError(
+            f"has shape {tuple(tensor.shape)} and type {tensor.dtype}", where=where, remedy=f"give {samples} integers"
+        )
+    return tensor.long()

@@ -1,0 +1,1 @@
+"""The mathematics: moments, greedy selection, least squares. Knows tensors and no graph."""

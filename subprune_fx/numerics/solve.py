@@ -1,0 +1,44 @@
+"""Least squares on kept columns, from moments (paper eq. 4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+JITTER = 1e-12
+"""First addition to the diagonal of a matrix that is not positive definite, relative to its largest entry."""
+
+
+def solve(gram: Tensor, cross: Tensor, kept: Tensor) -> Tensor:
+    """argmin_W tr(W' G_SS W) - 2 tr(W' C_S), that is, G_SS^-1 C_S.
+
+    Args:
+        gram: B'B, (d, d), positive semidefinite.
+        cross: B'Y, (d, m).
+        kept: Columns S, (k,), int64.
+
+    Returns:
+        Weights of the kept columns, (k, m).
+    """
+    return torch.cholesky_solve(cross[kept], factor(gram[kept][:, kept]))
+
+
+def factor(matrix: Tensor) -> Tensor:
+    """Lower Cholesky factor of a symmetric matrix, or of the nearest to it that has one.
+
+    A Gram matrix of overlapping patches or dead channels is singular up to rounding; the smallest power-of-ten
+    multiple of the identity that makes it positive definite is added then.
+
+    Args:
+        matrix: (..., n, n), symmetric positive semidefinite up to rounding.
+    """
+    found, failed = torch.linalg.cholesky_ex(matrix)
+    if not bool(failed.any()):
+        return found
+    largest = matrix.diagonal(dim1=-2, dim2=-1).amax(-1).clamp(min=torch.finfo(torch.float32).tiny)
+    jitter = JITTER * largest
+    while bool(failed.any()):
+        repaired = matrix + torch.diag_embed(jitter[..., None].expand(matrix.shape[:-1]))
+        found, failed = torch.linalg.cholesky_ex(repaired)
+        jitter = jitter * 10
+    return found
