@@ -44,7 +44,11 @@ def uniform(budget: Budget) -> Keep:
     sizes = budget.size.units
     fractions = sorted({k / n for n in sizes.values() for k in range(1, n + 1)})
     return _first_fit(
-        budget, [lambda a=alpha: {g: max(1, math.floor(a * n + 1e-9)) for g, n in sizes.items()} for alpha in reversed(fractions)]
+        budget,
+        [
+            lambda a=alpha: {g: max(1, math.floor(a * n + 1e-9)) for g, n in sizes.items()}
+            for alpha in reversed(fractions)
+        ],
     )
 
 
@@ -60,7 +64,10 @@ def accuracy(budget: Budget) -> Keep:
     P is measured at the fractions of Appendix G and made monotone by a running maximum, so that the smallest k whose
     accuracy suffices is well defined.
     """
-    ks = {group: sorted({max(1, round(alpha * n)) for alpha in ALPHAS}) for group, n in budget.size.units.items()}
+    ks = {
+        group: sorted({max(1, round(alpha * n)) for alpha in ALPHAS})
+        for group, n in budget.size.units.items()
+    }
     measured = {group: np.maximum.accumulate(curve) for group, curve in budget.accuracy(ks).items()}
     drops = {group: curve[-1] - curve for group, curve in measured.items()}
     limits = np.unique(np.concatenate(list(drops.values())))

@@ -67,7 +67,7 @@ class _Recorder(fx.Interpreter):
             for name in self.readers
         }
 
-    def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - whatever the node yields
+    def run_node(self, n: fx.Node) -> Any:
         if n.name in self.readers:
             accumulate(self.moments[n.name], self.readers[n.name], self.env[n.all_input_nodes[0]])
         return super().run_node(n)

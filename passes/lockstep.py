@@ -37,10 +37,17 @@ class Lockstep:
             environment[node] = _run(self._first, node, environment, batch)
 
     def pruned(self, node: fx.Node) -> None:
-        """Run its twin, or take over the original's value where nothing differs; then free what nobody reads again."""
+        """Run its twin, or take over the original's value where nothing differs; free what nobody reads again.
+
+        Parameters that are nodes of the graph are read when they are used: until then the sweep may change them.
+        """
+        if node.op == "get_attr":
+            return
         twin = self._twin[node]
         apart = self.diverged(node)
         for batch, before, after in zip(self._batches, self._originals, self._pruned, strict=True):
+            if apart:
+                after.update({self._twin[used]: self._parameter(used) for used in _parameters(node)})
             after[twin] = _run(self._second, twin, after, batch) if apart else before[node]
         if node.op == "output":
             self.outputs = [environment[twin] for environment in self._pruned]
@@ -51,16 +58,20 @@ class Lockstep:
 
     def diverged(self, node: fx.Node) -> bool:
         """Whether the pruned network computes something else at `node` than the original."""
-        twin = self._twin[node]
         if node.op == "placeholder":
             return False
-        if node.op == "get_attr":
-            before, after = self._originals[0][node], _run(self._second, twin, {}, None)
-            return not (isinstance(before, Tensor) and before.shape == after.shape and torch.equal(before, after))
         if self._started_apart or node.name in self._scratch.edited:
             return True
         before, after = self._originals[0], self._pruned[0]
-        return any(before[used] is not after[self._twin[used]] for used in node.all_input_nodes)
+        parameters = _parameters(node)
+        if any(not _equal(before[used], self._parameter(used)) for used in parameters):
+            return True
+        return any(
+            before[used] is not after[self._twin[used]] for used in node.all_input_nodes if used not in parameters
+        )
+
+    def _parameter(self, node: fx.Node) -> Any:
+        return _run(self._second, self._twin[node], {}, None)
 
     def inputs(self, node: fx.Node) -> Iterator[Tensor]:
         """The pruned network's first input to `node`, batch by batch."""
@@ -73,10 +84,18 @@ class Lockstep:
 
     def live(self) -> list[Live]:
         """Activations of the pruned network that are still needed."""
-        return [Live(node, self._pruned) for node in self._pruned[0]]
+        return [Live(node, self._pruned) for node in self._pruned[0] if node.op != "get_attr"]
 
 
-def _run(interpreter: fx.Interpreter, node: fx.Node, environment: Environment, batch: Tensor | None) -> Any:  # noqa: ANN401
+def _parameters(node: fx.Node) -> list[fx.Node]:
+    return [used for used in node.all_input_nodes if used.op == "get_attr"]
+
+
+def _equal(left: Any, right: Any) -> bool:
+    return isinstance(left, Tensor) and left.shape == right.shape and torch.equal(left, right)
+
+
+def _run(interpreter: fx.Interpreter, node: fx.Node, environment: Environment, batch: Tensor | None) -> Any:
     if node.op == "placeholder":
         return batch
     interpreter.env = environment

@@ -106,7 +106,12 @@ def compile_plan(
         keep = _keep(network, reweighter, curves, orders, batches, outputs, labels, options, report)
     with clock("sweep"):
         sweep = Sweep(
-            network, keep, orders, variant=options.variant, settings=options.settings, reweight=options.reweight
+            network,
+            keep,
+            orders,
+            variant=options.variant,
+            settings=options.settings,
+            reweight=options.reweight,
         )
         plan, pruned = sweep.run(batches, lambda done, total: report("sweep", done, total))
     return Compiled(network, plan, outputs, pruned, clock.seconds)
@@ -122,9 +127,7 @@ def _curves(network: FxNetwork, reweighter: Reweighter, options: Options) -> dic
             for name in group.consumers
             for block in blocks(group, reweighter.problems[name], network.channels)
         ]
-        found[group.name] = greedy(
-            parts, len(group.units), epsilon=options.stochastic, generator=generator
-        )
+        found[group.name] = greedy(parts, len(group.units), epsilon=options.stochastic, generator=generator)
     return found
 
 
@@ -192,12 +195,12 @@ def output_change(outputs: Sequence[Any]) -> Metric:
     return metric
 
 
-def first_tensor(output: Any) -> Tensor:  # noqa: ANN401 - whatever a network returns
+def first_tensor(output: Any) -> Tensor:
     """The first tensor of a network's output."""
     return next(leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor))
 
 
-def _flat(output: Any) -> Tensor:  # noqa: ANN401
+def _flat(output: Any) -> Tensor:
     tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
     return torch.cat([tensor.double().flatten(1) for tensor in tensors], dim=1)
 

@@ -37,7 +37,12 @@ def apply(plan: Plan, module: Module) -> Module:
     places = owners(smaller)
     for item in plan.slices:
         index = torch.tensor(item.index)
-        put(smaller, places, item.parameter, _get(smaller, item.parameter).detach().index_select(item.axis, index))
+        put(
+            smaller,
+            places,
+            item.parameter,
+            _get(smaller, item.parameter).detach().index_select(item.axis, index),
+        )
     for name, value in plan.values.items():
         put(smaller, places, name, value.detach().clone())
     for constant in plan.constants:
@@ -58,7 +63,9 @@ def _check(plan: Plan, module: nn.Module) -> None:
         if shape is not None and found != shape:
             what = "is missing" if found is None else f"has shape {found}"
             raise SubpruneError(
-                f"parameter {name} {what}, the plan was made for {shape}", where=where, remedy="apply it to its network"
+                f"parameter {name} {what}, the plan was made for {shape}",
+                where=where,
+                remedy="apply it to its network",
             )
     baked = [constant for constant in plan.constants if constant.owner == "node"]
     if baked and not isinstance(module, fx.GraphModule):
@@ -113,11 +120,17 @@ def put(module: nn.Module, places: Owners, name: str, value: Tensor) -> None:
 
 
 def _conv(module: nn.Module) -> dict[str, int]:
-    return {"out_channels": module.weight.shape[0], "in_channels": module.weight.shape[1] * int(module.groups)}  # type: ignore[union-attr,index,arg-type,operator]
+    return {
+        "out_channels": module.weight.shape[0],
+        "in_channels": module.weight.shape[1] * int(module.groups),
+    }  # type: ignore[union-attr,index,arg-type,operator]
 
 
 def _conv_transpose(module: nn.Module) -> dict[str, int]:
-    return {"in_channels": module.weight.shape[0], "out_channels": module.weight.shape[1] * int(module.groups)}  # type: ignore[union-attr,index,arg-type,operator]
+    return {
+        "in_channels": module.weight.shape[0],
+        "out_channels": module.weight.shape[1] * int(module.groups),
+    }  # type: ignore[union-attr,index,arg-type,operator]
 
 
 def _linear(module: nn.Module) -> dict[str, int]:

@@ -111,7 +111,9 @@ def _parameter_cuts(
         rank = max(by_axis) + 1
         per_axis: list[Index | None] = [None] * rank
         for axis, labels in by_axis.items():
-            per_axis[axis] = relative(np.flatnonzero(before[labels]), np.flatnonzero(after[labels]), labels.size)
+            per_axis[axis] = relative(
+                np.flatnonzero(before[labels]), np.flatnonzero(after[labels]), labels.size
+            )
         cuts[name] = tuple(per_axis)
     for name, labels in network.channels.elements.items():
         cuts[name] = shrink(labels, before, after)
@@ -125,7 +127,7 @@ def cut(tensor: Tensor, per_axis: tuple[Index | None, ...]) -> Tensor:
     return tensor
 
 
-def _cut_tree(value: Any, labels: Tree, before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Any:  # noqa: ANN401
+def _cut_tree(value: Any, labels: Tree, before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Any:
     if labels is None:
         return value
     flat, spec = pytree.tree_flatten(value)
@@ -135,4 +137,3 @@ def _cut_tree(value: Any, labels: Tree, before: NDArray[np.bool_], after: NDArra
         return value
     cuts = [cut(item, per_axis) if per_axis else item for item, per_axis in zip(flat, wanted, strict=True)]
     return pytree.tree_unflatten(cuts, spec)
-

@@ -100,7 +100,9 @@ class Sweep:
         units = self._column_units(consumer, alive)
         posed = pose(moments, weight, units, self.settings)
         for group in undecided:
-            found = greedy(blocks(group, posed, self.network.channels), len(group.units), stop=self.keep[group.name])
+            found = greedy(
+                blocks(group, posed, self.network.channels), len(group.units), stop=self.keep[group.name]
+            )
             self._decide(group, found.order.numpy(), float(found.error[self.keep[group.name]]), walk)
         if self.reweight and consumer.weight not in self.network.channels.shared:
             self._reweight(node.name, consumer, posed, moments)
@@ -126,7 +128,9 @@ class Sweep:
     def _targets(self, node: fx.Node, consumer: Consumer, walk: Lockstep) -> list[Tensor]:
         """Original outputs less the bias, on the output channels that are still there."""
         axis = consumer.axis
-        kept = torch.from_numpy(np.flatnonzero(self.scratch.alive[self.network.channels.unit[consumer.outputs]]))
+        kept = torch.from_numpy(
+            np.flatnonzero(self.scratch.alive[self.network.channels.unit[consumer.outputs]])
+        )
         bias = None
         if consumer.bias is not None:
             bias = parameter(self.network.graph_module, consumer.bias)
@@ -166,4 +170,3 @@ class Sweep:
             return
         current = torch.zeros_like(shift) if where.new else scratch.get(where.name).double()
         scratch.set(where.name, (current + where.sign * shift).to(old.dtype))
-

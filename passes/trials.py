@@ -62,7 +62,9 @@ def trials(
                     alive[group.units] = False
                     alive[group.units[orders[group.name][:k]]] = True
                     with _patched(network.graph_module, patches(group, alive)):
-                        values.append(metric([_finish(interpreter, nodes[position:], env) for env in environments]))
+                        values.append(
+                            metric([_finish(interpreter, nodes[position:], env) for env in environments])
+                        )
                     done += 1
                     if tick is not None:
                         tick(done, total)
@@ -78,7 +80,7 @@ def trials(
     return results
 
 
-def _finish(interpreter: fx.Interpreter, rest: Sequence[fx.Node], environment: Mapping[fx.Node, Any]) -> Any:  # noqa: ANN401
+def _finish(interpreter: fx.Interpreter, rest: Sequence[fx.Node], environment: Mapping[fx.Node, Any]) -> Any:
     """Run the rest of the network from a copy of the live activations; its output."""
     branch = dict(environment)
     interpreter.env = branch

@@ -143,7 +143,11 @@ def _report(
     decided = {decision.group: decision for decision in compiled.plan.decisions}
     rows = [
         GroupRow(
-            group.name, group.units.size, len(decided[group.name].kept), decided[group.name].error, group.consumers
+            group.name,
+            group.units.size,
+            len(decided[group.name].kept),
+            decided[group.name].error,
+            group.consumers,
         )
         for group in channels.groups
     ]
@@ -179,7 +183,9 @@ def _check_options(
     ratio: float, variant: str, budget: str | None, ridge: float, stochastic: float | None
 ) -> None:
     if not math.isfinite(ratio) or ratio <= 1:
-        raise SubpruneError(f"ratio {ratio} is not a number above 1", remedy="8 keeps an eighth of the parameters")
+        raise SubpruneError(
+            f"ratio {ratio} is not a number above 1", remedy="8 keeps an eighth of the parameters"
+        )
     if variant not in VARIANTS:
         raise SubpruneError(f"no variant {variant!r}", remedy=f"use one of {', '.join(VARIANTS)}")
     if budget is not None and budget not in BUDGETS:
@@ -193,7 +199,9 @@ def _check_options(
 def _inputs(value: Array, where: str) -> Tensor:
     tensor = torch.as_tensor(value).detach()
     if tensor.dtype is torch.float64 and isinstance(value, np.ndarray):
-        raise SubpruneError("is float64, the network takes float32", where=where, remedy="use .astype('float32')")
+        raise SubpruneError(
+            "is float64, the network takes float32", where=where, remedy="use .astype('float32')"
+        )
     if tensor.ndim == 0 or len(tensor) == 0:
         raise SubpruneError("holds no samples", where=where, remedy="the first axis counts the samples")
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -205,6 +213,8 @@ def _labels(value: Array, samples: int, where: str) -> Tensor:
     tensor = torch.as_tensor(value).detach()
     if tensor.is_floating_point() or tensor.shape != (samples,):
         raise SubpruneError(
-            f"has shape {tuple(tensor.shape)} and type {tensor.dtype}", where=where, remedy=f"give {samples} integers"
+            f"has shape {tuple(tensor.shape)} and type {tensor.dtype}",
+            where=where,
+            remedy=f"give {samples} integers",
         )
     return tensor.long()

@@ -110,13 +110,17 @@ class Plan:
         except FileNotFoundError as error:
             raise SubpruneError("no such file", where=str(path)) from error
         except (SafetensorError, OSError) as error:
-            raise SubpruneError(f"not a plan file ({error})", where=str(path), remedy="use Plan.save") from error
+            raise SubpruneError(
+                f"not a plan file ({error})", where=str(path), remedy="use Plan.save"
+            ) from error
         if metadata.get("format") != FORMAT:
             raise SubpruneError("not a subprune_fx plan", where=str(path), remedy="use Plan.save")
         try:
             return _from_tree(json.loads(metadata["plan"]), values)
         except (KeyError, TypeError, ValueError) as error:
-            raise SubpruneError(f"damaged plan ({error})", where=str(path), remedy="write it again") from error
+            raise SubpruneError(
+                f"damaged plan ({error})", where=str(path), remedy="write it again"
+            ) from error
 
 
 def _from_tree(tree: dict[str, Any], values: dict[str, Tensor]) -> Plan:
@@ -124,9 +128,12 @@ def _from_tree(tree: dict[str, Any], values: dict[str, Tensor]) -> Plan:
         shapes={name: None if shape is None else tuple(shape) for name, shape in tree["shapes"].items()},
         slices=tuple(Slice(name, axis, tuple(index)) for name, axis, index in tree["slices"]),
         values=values,
-        constants=tuple(Constant(owner, name, tuple(path), value) for owner, name, path, value in tree["constants"]),
+        constants=tuple(
+            Constant(owner, name, tuple(path), value) for owner, name, path, value in tree["constants"]
+        ),
         decisions=tuple(
-            Decision(group, channels, tuple(kept), error) for group, channels, kept, error in tree["decisions"]
+            Decision(group, channels, tuple(kept), error)
+            for group, channels, kept, error in tree["decisions"]
         ),
     )
 

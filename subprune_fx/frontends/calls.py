@@ -49,7 +49,7 @@ class Call:
     path: str
     arguments: Mapping[str, Any]
 
-    def get(self, name: str, default: Any = None) -> Any:  # noqa: ANN401 - arguments are anything
+    def get(self, name: str, default: Any = None) -> Any:
         """An argument or, for modules, the attribute of that name."""
         if name in self.arguments:
             return self.arguments[name]
@@ -99,7 +99,7 @@ def _named(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
     return {**positional, **{"input" if key == "self" else key: value for key, value in node.kwargs.items()}}
 
 
-def _signature(target: Any) -> tuple[str, ...]:  # noqa: ANN401 - any callable
+def _signature(target: Any) -> tuple[str, ...]:
     try:
         parameters = tuple(inspect.signature(target).parameters)
     except (TypeError, ValueError):
@@ -132,6 +132,6 @@ def pads(call: Call, rank: int) -> tuple[tuple[int, int], ...] | None:
     return ((0, 0),) * (rank - len(pairs)) + tuple(reversed(pairs))
 
 
-def is_tensor(value: Any) -> bool:  # noqa: ANN401 - any value of a graph
+def is_tensor(value: Any) -> bool:
     """Whether an example value is a tensor."""
     return isinstance(value, Tensor)

@@ -102,7 +102,7 @@ class _Walker(fx.Interpreter):
         self.trees: dict[fx.Node, Tree | Param] = {}
         self.sites: list[Site] = []
 
-    def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - whatever the node yields
+    def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         tree = self._label(n, value)
         self.trees[n] = tree
@@ -110,7 +110,7 @@ class _Walker(fx.Interpreter):
             self.state.values[n.name] = tree
         return value
 
-    def _label(self, node: fx.Node, value: Any) -> Tree | Param:  # noqa: ANN401
+    def _label(self, node: fx.Node, value: Any) -> Tree | Param:
         if node.op == "get_attr" and is_tensor(value):
             return self._param(str(node.target), value)
         if node.op == "output":
@@ -123,7 +123,7 @@ class _Walker(fx.Interpreter):
             return blank
         return self._call(node, value, blank)
 
-    def _call(self, node: fx.Node, value: Any, blank: Tree) -> Tree:  # noqa: ANN401
+    def _call(self, node: fx.Node, value: Any, blank: Tree) -> Tree:
         call = bind(node, self.module)
         self.calls[node.name] = call
         roles = self._roles(call)
@@ -149,12 +149,14 @@ class _Walker(fx.Interpreter):
         if call.row is not None and call.row.kind is Kind.CONTRACT and "weight" in roles:
             self.readers[node.name] = reader(call, roles["weight"].shape)
         out = propagate(self.state, step)
-        inputs = tuple(leaf for operand in operands if not isinstance(operand, Param) for leaf in leaves(operand))
+        inputs = tuple(
+            leaf for operand in operands if not isinstance(operand, Param) for leaf in leaves(operand)
+        )
         if call.row is not None and inputs and not any(isinstance(operand, Param) for operand in operands):
             self.sites.append(Site(node, call, inputs, out, self._value(node.args[1:]), step.run))
         return out
 
-    def _operands(self, arguments: Any) -> list[Tree | Param]:  # noqa: ANN401 - nested arguments
+    def _operands(self, arguments: Any) -> list[Tree | Param]:
         """Labels or parameter of every tensor-valued node in `arguments`, in order."""
         found: list[Tree | Param] = []
         fx.node.map_arg(arguments, lambda n: found.append(self.trees[n]))
@@ -179,20 +181,24 @@ class _Walker(fx.Interpreter):
         return Param(self.params.get(id(value), name), tuple(value.shape))
 
     def _attrs(self, node: fx.Node, call: Call, operands: Sequence[Tree | Param]) -> dict[str, Any]:
-        shapes = [operand.shape for operand in operands if isinstance(operand, Param) or hasattr(operand, "shape")]
+        shapes = [
+            operand.shape for operand in operands if isinstance(operand, Param) or hasattr(operand, "shape")
+        ]
         rank = len(shapes[0]) if shapes else 0
-        attrs: dict[str, Any] = {"dims": self._value(dims(call, rank)), "groups": self._value(call.get("groups", 1))}
+        attrs: dict[str, Any] = {
+            "dims": self._value(dims(call, rank)),
+            "groups": self._value(call.get("groups", 1)),
+        }
         if call.row is not None and call.row.kind is Kind.PAD:
             attrs["pads"] = pads(call, rank)
         del node
         return attrs
 
-    def _value(self, argument: Any) -> Any:  # noqa: ANN401 - constants or nodes
+    def _value(self, argument: Any) -> Any:
         return fx.node.map_arg(argument, lambda n: self.env[n])
 
     def _runner(self, node: fx.Node) -> Callable[..., Tree]:
         """The node's own op on labels: its first tensor operands replaced, everything else as it was."""
-
         arguments, keywords = self._values_but_first(node)
 
         def run(labels: Sequence[Labels], constants: Sequence[Constant] = ()) -> Tree:
@@ -214,7 +220,9 @@ class _Walker(fx.Interpreter):
         return self._value(node.args[1:]), self._value(node.kwargs)
 
 
-def _invoke(node: fx.Node, root: fx.GraphModule, args: Any, kwargs: Any, constants: Sequence[Constant]) -> Any:  # noqa: ANN401
+def _invoke(
+    node: fx.Node, root: fx.GraphModule, args: Any, kwargs: Any, constants: Sequence[Constant]
+) -> Any:
     """Run a node's op on labels: `view` as `reshape`, since expanded labels have no contiguous memory."""
     first, *rest = args
     if node.op == "call_module":
@@ -237,7 +245,7 @@ def _invoke(node: fx.Node, root: fx.GraphModule, args: Any, kwargs: Any, constan
     return target(first, *rest, **kwargs)
 
 
-def _blank(value: Any) -> Tree:  # noqa: ANN401 - whatever a node yields
+def _blank(value: Any) -> Tree:
     if isinstance(value, Tensor):
         return constant(value.shape)
     if isinstance(value, (tuple, list)):

@@ -24,7 +24,9 @@ def set_constant(module: nn.Module, constant: Constant) -> None:
     assert isinstance(module, fx.GraphModule)
     node = next((node for node in module.graph.nodes if node.name == constant.name), None)
     if node is None:
-        raise SubpruneError(f"the graph has no node {constant.name}", remedy="apply the plan to its own network")
+        raise SubpruneError(
+            f"the graph has no node {constant.name}", remedy="apply the plan to its own network"
+        )
     edit_node(node, constant)
 
 
@@ -36,7 +38,7 @@ def edit_node(node: fx.Node, constant: Constant) -> None:
         node.target = torch.ops.aten.split_with_sizes.default
 
 
-def edited(tree: Any, path: list[str | int], value: Any) -> Any:  # noqa: ANN401 - nested fx arguments
+def edited(tree: Any, path: list[str | int], value: Any) -> Any:
     """`tree` with the item at `path` replaced; containers keep their types, `{"start": ..}` becomes a slice.
 
     >>> edited((1, [2, 3]), [1, 0], 9)

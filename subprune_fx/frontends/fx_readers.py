@@ -26,7 +26,7 @@ def reader(call: Call, weight_shape: tuple[int, ...]) -> Reader:
     return ConvReader(kernel, stride, both, dilation, groups, "constant" if mode == "zeros" else mode)
 
 
-def _padding(padding: Any, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[tuple[int, int], ...]:  # noqa: ANN401
+def _padding(padding: Any, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
     if padding == "same":
         return same_padding(kernel, dilation)
     if padding == "valid":
@@ -34,7 +34,7 @@ def _padding(padding: Any, kernel: tuple[int, ...], dilation: tuple[int, ...]) -
     return tuple((amount, amount) for amount in _each(padding, len(kernel)))
 
 
-def _each(value: Any, rank: int) -> tuple[int, ...]:  # noqa: ANN401 - an int or a sequence of them
+def _each(value: Any, rank: int) -> tuple[int, ...]:
     """One number per spatial dimension."""
     if isinstance(value, int):
         return (value,) * rank

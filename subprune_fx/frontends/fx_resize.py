@@ -64,7 +64,11 @@ def survives(site: Site, channels: ChannelGraph) -> bool:
     """
     if site.call.row is None or site.call.row.kind not in (Kind.MOVE, Kind.CHUNK, Kind.PAD):
         return True
-    touched = [labels for labels in (*site.operands, *leaves(site.after)) if channels.prunable[channels.unit[labels]].any()]
+    touched = [
+        labels
+        for labels in (*site.operands, *leaves(site.after))
+        if channels.prunable[channels.unit[labels]].any()
+    ]
     if not touched:
         return True
     return all(_consistent(site, keep) for keep in channels.samples())
@@ -116,7 +120,9 @@ def _shape(site: Site, keep: Keep) -> tuple[Constant, ...]:
         dim = int(site.call.get("dim", 1)) % len(sizes)
         parts = tuple(site.call.get("unflattened_size", ()))
         new = [part if part == -1 else sizes[dim + i] for i, part in enumerate(parts)]
-        return (Constant("module", site.call.path, ("unflattened_size",), new),) if tuple(new) != parts else ()
+        return (
+            (Constant("module", site.call.path, ("unflattened_size",), new),) if tuple(new) != parts else ()
+        )
     offset = 0
     if site.call.name == "unflatten":
         offset = int(site.node.args[1]) % site.before.ndim  # type: ignore[arg-type]
@@ -167,14 +173,16 @@ def _slice(site: Site, keep: Keep) -> tuple[Constant, ...]:
     start = int(site.call.get("start", 0) or 0)
     if site.call.name == "narrow":
         new = _range(labels, slice(start, start + int(site.call.get("length"))), keep)
-        fields = {"start": new["start"], "length": new["stop"] - new["start"]} if isinstance(new, dict) else {}
+        fields = (
+            {"start": new["start"], "length": new["stop"] - new["start"]} if isinstance(new, dict) else {}
+        )
     else:
         new = _range(labels, slice(start, site.call.get("end"), site.call.get("step")), keep)
         fields = {"start": new["start"], "end": new["stop"]} if isinstance(new, dict) else {}
     return tuple(Constant("node", site.node.name, _path(site, name), value) for name, value in fields.items())
 
 
-def _range(labels: Labels, part: slice, keep: Keep) -> Any:  # noqa: ANN401 - a range or a list, as plans spell them
+def _range(labels: Labels, part: slice, keep: Keep) -> Any:
     """What `part` of a dimension becomes: positions among the survivors."""
     alive = keep[labels]
     new = np.cumsum(alive) - 1
@@ -211,10 +219,14 @@ def _pad(site: Site, keep: Keep) -> tuple[Constant, ...]:
             continue
         front, back = amounts[position : position + 2]
         alive = keep[vector(after, axis)]
-        counts = (alive[:front].sum() if front > 0 else front, alive[alive.size - back :].sum() if back > 0 else back)
+        counts = (
+            alive[:front].sum() if front > 0 else front,
+            alive[alive.size - back :].sum() if back > 0 else back,
+        )
         path = _path(site, "pad")
         found += [
-            Constant("node", site.node.name, (*path, position + i), int(count)) for i, count in enumerate(counts)
+            Constant("node", site.node.name, (*path, position + i), int(count))
+            for i, count in enumerate(counts)
         ]
     return tuple(found)
 

@@ -91,7 +91,7 @@ def functional(graph: fx.GraphModule) -> fx.GraphModule:
     return graph
 
 
-def _functional_overload(overload: Any) -> Any:  # noqa: ANN401 - OpOverload is private
+def _functional_overload(overload: Any) -> Any:
     """`aten.relu_.default` -> `aten.relu.default`, where the latter exists."""
     name = overload.overloadpacket.__name__
     packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
@@ -100,13 +100,15 @@ def _functional_overload(overload: Any) -> Any:  # noqa: ANN401 - OpOverload is 
     return getattr(packet, overload._overloadname, overload)  # noqa: SLF001
 
 
-def _equal(left: Any, right: Any) -> bool:  # noqa: ANN401 - whatever a network returns
+def _equal(left: Any, right: Any) -> bool:
     flat, spec = torch.utils._pytree.tree_flatten(left)  # noqa: SLF001 - torch's own pytree has no public name
     other, other_spec = torch.utils._pytree.tree_flatten(right)  # noqa: SLF001
     if spec != other_spec:
         return False
     return all(
-        torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max().clamp(min=1))) if isinstance(b, Tensor) else a == b
+        torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max().clamp(min=1)))
+        if isinstance(b, Tensor)
+        else a == b
         for a, b in zip(flat, other, strict=True)
     )
 

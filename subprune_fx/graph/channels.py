@@ -71,7 +71,9 @@ class ChannelGraph:
     @property
     def consumers(self) -> tuple[str, ...]:
         """Contractions that read at least one prunable unit."""
-        return tuple(name for name, c in self.contractions.items() if self.prunable[self.unit[c.labels]].any())
+        return tuple(
+            name for name, c in self.contractions.items() if self.prunable[self.unit[c.labels]].any()
+        )
 
     def keep(self, kept: Iterable[NDArray[np.int64]], groups: Iterable[Group]) -> NDArray[np.bool_]:
         """By label, whether it survives when each of `groups` keeps only its units `kept`."""
@@ -134,7 +136,9 @@ def _make_rectangular(state: Propagation) -> None:
                 continue
             free = max(axes, key=lambda axis: small.shape[axis])
             others = tuple(axis for axis in axes if axis != free)
-            first = compact(labels)[tuple(slice(0, 1) if axis in others else slice(None) for axis in range(small.ndim))]
+            first = compact(labels)[
+                tuple(slice(0, 1) if axis in others else slice(None) for axis in range(small.ndim))
+            ]
             state.unify(
                 np.broadcast_to(first, small.shape),
                 compact(labels),
@@ -181,7 +185,9 @@ def _groups(
         names = tuple(dict.fromkeys(origin.name for origin in origins))
         reading = tuple(dict.fromkeys(name for number in units for name in readers.get(number, ())))
         if len(units) == 1 or not reading:
-            why = "it is a single channel" if len(units) == 1 else "no layer that could be reweighted reads it"
+            why = (
+                "it is a single channel" if len(units) == 1 else "no layer that could be reweighted reads it"
+            )
             single.append(Frozen(names[0], len(units), why))
             continue
         followers = tuple(

@@ -42,9 +42,7 @@ def expand(labels: Labels, shape: Sequence[int]) -> Labels:
 
 def compact(labels: Labels) -> Labels:
     """The same labels with every stride-0 dimension cut to size 1 (rank unchanged)."""
-    cut = tuple(
-        slice(0, 1) if stride == 0 else slice(None) for stride in labels.strides
-    )
+    cut = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in labels.strides)
     return labels[cut]
 
 
@@ -59,7 +57,8 @@ def varying(labels: Labels) -> tuple[int, ...]:
     return tuple(
         axis
         for axis in range(small.ndim)
-        if small.shape[axis] > 1 and not np.array_equal(small, np.broadcast_to(small.take([0], axis), small.shape))
+        if small.shape[axis] > 1
+        and not np.array_equal(small, np.broadcast_to(small.take([0], axis), small.shape))
     )
 
 
@@ -108,7 +107,9 @@ def shrink(
     """Which indices, of what `before` left of a tensor, survive when only `after` is kept; None where all do."""
     return tuple(
         relative(old, new, size)
-        for old, new, size in zip(survivors(labels, before), survivors(labels, after), labels.shape, strict=True)
+        for old, new, size in zip(
+            survivors(labels, before), survivors(labels, after), labels.shape, strict=True
+        )
     )
 
 

@@ -115,14 +115,78 @@ TABLE: tuple[Row, ...] = (
     ),
     Row(
         Kind.ELEMENTWISE,
-        ("relu", "relu6", "leakyrelu", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "hardswish")
+        (
+            "relu",
+            "relu6",
+            "leakyrelu",
+            "leaky_relu",
+            "elu",
+            "celu",
+            "selu",
+            "gelu",
+            "silu",
+            "mish",
+            "hardswish",
+        )
         + ("hardsigmoid", "hardtanh", "sigmoid", "tanh", "softplus", "softsign", "logsigmoid", "threshold")
         + ("rrelu", "hardshrink", "softshrink", "tanhshrink", "exp", "log", "sqrt", "rsqrt", "square", "abs")
-        + ("neg", "sin", "cos", "erf", "erfc", "reciprocal", "sign", "round", "floor", "ceil", "clamp", "clip")
-        + ("dropout", "dropout1d", "dropout2d", "dropout3d", "alphadropout", "alpha_dropout", "featurealphadropout")
-        + ("feature_dropout", "identity", "contiguous", "clone", "detach", "to", "float", "type_as", "type", "_to_copy")
-        + ("stochasticdepth", "stochastic_depth", "droppath", "lift_fresh_copy", "alias", "zeros_like", "ones_like"),
-        ("Relu", "LeakyRelu", "Elu", "Celu", "Selu", "Gelu", "Mish", "HardSwish", "HardSigmoid", "Sigmoid", "Tanh")
+        + (
+            "neg",
+            "sin",
+            "cos",
+            "erf",
+            "erfc",
+            "reciprocal",
+            "sign",
+            "round",
+            "floor",
+            "ceil",
+            "clamp",
+            "clip",
+        )
+        + (
+            "dropout",
+            "dropout1d",
+            "dropout2d",
+            "dropout3d",
+            "alphadropout",
+            "alpha_dropout",
+            "featurealphadropout",
+        )
+        + (
+            "feature_dropout",
+            "identity",
+            "contiguous",
+            "clone",
+            "detach",
+            "to",
+            "float",
+            "type_as",
+            "type",
+            "_to_copy",
+        )
+        + (
+            "stochasticdepth",
+            "stochastic_depth",
+            "droppath",
+            "lift_fresh_copy",
+            "alias",
+            "zeros_like",
+            "ones_like",
+        ),
+        (
+            "Relu",
+            "LeakyRelu",
+            "Elu",
+            "Celu",
+            "Selu",
+            "Gelu",
+            "Mish",
+            "HardSwish",
+            "HardSigmoid",
+            "Sigmoid",
+            "Tanh",
+        )
         + ("Softplus", "Softsign", "ThresholdedRelu", "Exp", "Log", "Sqrt", "Abs", "Neg", "Sin", "Cos", "Erf")
         + ("Reciprocal", "Sign", "Round", "Floor", "Ceil", "Clip", "Dropout", "Identity", "Cast"),
     ),
@@ -163,8 +227,25 @@ TABLE: tuple[Row, ...] = (
         Kind.MOVE,
         ("flatten", "permute", "transpose", "t", "movedim", "swapaxes", "swapdims", "squeeze", "unsqueeze")
         + ("cat", "concat", "concatenate", "stack", "unbind", "flip", "roll", "pixelshuffle", "pixel_shuffle")
-        + ("pixelunshuffle", "pixel_unshuffle", "channelshuffle", "channel_shuffle", "repeat", "repeat_interleave")
-        + ("tile", "select", "index_select", "expand_as", "view_as", "reshape_as", "moveaxis", "index", "ravel"),
+        + (
+            "pixelunshuffle",
+            "pixel_unshuffle",
+            "channelshuffle",
+            "channel_shuffle",
+            "repeat",
+            "repeat_interleave",
+        )
+        + (
+            "tile",
+            "select",
+            "index_select",
+            "expand_as",
+            "view_as",
+            "reshape_as",
+            "moveaxis",
+            "index",
+            "ravel",
+        ),
         ("Flatten", "Transpose", "Squeeze", "Unsqueeze", "Concat", "DepthToSpace", "SpaceToDepth", "Tile"),
     ),
     Row(Kind.MOVE, ("getitem", "slice", "narrow"), ("Slice",), resize=Resize.SLICE),
@@ -178,7 +259,9 @@ TABLE: tuple[Row, ...] = (
         resize=Resize.PAD,
     ),
     # sizes
-    Row(Kind.SHAPE, ("size", "getattr", "dim", "numel", "sym_size", "ndimension", "shape"), ("Shape", "Size")),
+    Row(
+        Kind.SHAPE, ("size", "getattr", "dim", "numel", "sym_size", "ndimension", "shape"), ("Shape", "Size")
+    ),
 )
 
 BY_TORCH: dict[str, Row] = {name: row for row in TABLE for name in row.torch}

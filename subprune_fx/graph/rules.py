@@ -17,7 +17,9 @@ def propagate(state: Propagation, step: Step) -> Tree:
 
     An op without a row, or whose rule does not apply here, freezes what reaches it: never a guess.
     """
-    labelled = [leaf for operand in step.operands if not isinstance(operand, Param) for leaf in leaves(operand)]
+    labelled = [
+        leaf for operand in step.operands if not isinstance(operand, Param) for leaf in leaves(operand)
+    ]
     makes = step.row is not None and step.row.kind in (Kind.CONTRACT, Kind.LOOKUP)
     free = not any(compact(labels).any() for labels in labelled)
     if free and not makes and not _reads_params(step):
@@ -73,7 +75,9 @@ def elementwise(state: Propagation, step: Step) -> Tree:
     result: Labels | None = None
     for labels in operands:
         spans = {
-            axis for axis in range(len(shape)) if shape[axis] == 1 or _size_at(labels, axis, len(shape)) == shape[axis]
+            axis
+            for axis in range(len(shape))
+            if shape[axis] == 1 or _size_at(labels, axis, len(shape)) == shape[axis]
         }
         if not everywhere <= spans:
             state.freeze(labels, f"{step.op} broadcasts it over other channels")
@@ -166,7 +170,9 @@ def _grouped(state: Propagation, step: Step, weight: Param, inputs: Labels) -> L
     assert step.row.axes is not None
     axes, groups = step.row.axes, int(step.attrs["groups"])
     slots = inputs.reshape(groups, -1)
-    state.unify(slots, np.broadcast_to(slots[:1], slots.shape), f"{step.op} shares it with a fixed slot of a group")
+    state.unify(
+        slots, np.broadcast_to(slots[:1], slots.shape), f"{step.op} shares it with a fixed slot of a group"
+    )
     outputs = weight.shape[axes.outputs] // (groups if axes.outputs == 0 else 1)
     made = state.fresh(outputs, step.module, producer=True)
     tiled = np.tile(made, groups)
@@ -245,7 +251,9 @@ def pad(state: Propagation, step: Step) -> Tree:
         if before + after == 0:
             continue
         if axis not in channels:
-            labels = expand(labels.take([0], axis), (*labels.shape[:axis], shape[axis], *labels.shape[axis + 1 :]))
+            labels = expand(
+                labels.take([0], axis), (*labels.shape[:axis], shape[axis], *labels.shape[axis + 1 :])
+            )
             continue
         sides = [
             along(
@@ -255,7 +263,9 @@ def pad(state: Propagation, step: Step) -> Tree:
             )
             for count in (before, after)
         ]
-        labels = np.concatenate([compact_to(side, labels, axis) for side in (sides[0], labels, sides[1])], axis=axis)
+        labels = np.concatenate(
+            [compact_to(side, labels, axis) for side in (sides[0], labels, sides[1])], axis=axis
+        )
     return expand(labels, shape)
 
 

@@ -135,7 +135,8 @@ class _Elimination:
         self._units = torch.from_numpy(present)
         self._where = {int(unit): position for position, unit in enumerate(present)}
         grams, explained = zip(
-            *(_padded(block, columns) for block, (_, columns) in zip(blocks, layouts, strict=True)), strict=True
+            *(_padded(block, columns) for block, (_, columns) in zip(blocks, layouts, strict=True)),
+            strict=True,
         )
         self._gram, self._explained = torch.stack(grams), torch.stack(explained)
         self._scale = torch.tensor([block.scale for block in blocks], dtype=torch.float64)

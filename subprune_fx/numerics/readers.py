@@ -11,7 +11,6 @@ import itertools
 from collections.abc import Sequence
 from typing import Protocol
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
