@@ -46,15 +46,11 @@ def run(request: Request) -> int:
     loaded = load_model(request.model, arch=request.arch, trust=request.trust)
     if loaded.accepts and loaded.accepts[0] is not None:
         what = f"takes batches of exactly {loaded.accepts[0]}, and compiling needs any size"
-        raise SubpruneError(
-            what, where=str(request.model), remedy="export it again with dynamic_shapes for axis 0"
-        )
+        raise SubpruneError(what, where=str(request.model), remedy="export it again with dynamic_shapes for axis 0")
     calibration, notes = _calibration(request, loaded)
     example = calibration[:1]
     _probe(loaded.module, example, str(request.model))
-    evaluation = (
-        arrays.load_evaluation(request.evaluate, (None, *example.shape[1:])) if request.evaluate else None
-    )
+    evaluation = arrays.load_evaluation(request.evaluate, (None, *example.shape[1:])) if request.evaluate else None
     labels = arrays.load_labels(request.calib) if request.calib else None
 
     with Progress(shown=not request.quiet) as progress:
@@ -90,9 +86,7 @@ def _targets(request: Request) -> list[Path]:
         write.writer_of(path)
     for path in atomic.check_targets(targets):
         if path.resolve() in inputs:
-            raise SubpruneError(
-                "is an input as well as an output", where=str(path), remedy="write to another file"
-            )
+            raise SubpruneError("is an input as well as an output", where=str(path), remedy="write to another file")
     return targets
 
 
@@ -126,12 +120,8 @@ def _probe(module: nn.Module, example: Tensor, where: str) -> None:
         with torch.no_grad():
             module(example)
     except Exception as error:
-        what = (
-            f"fails on an input of shape {tuple(example.shape)}: {type(error).__name__}: {first_line(error)}"
-        )
-        raise SubpruneError(
-            what, where=where, remedy="check --calib, --input-shape and the network"
-        ) from error
+        what = f"fails on an input of shape {tuple(example.shape)}: {type(error).__name__}: {first_line(error)}"
+        raise SubpruneError(what, where=where, remedy="check --calib, --input-shape and the network") from error
 
 
 def _required_inputs(module: nn.Module) -> list[str]:
@@ -140,9 +130,7 @@ def _required_inputs(module: nn.Module) -> list[str]:
         parameters = inspect.signature(module.forward).parameters.values()
     except (TypeError, ValueError):
         return []
-    return [
-        item.name for item in parameters if item.kind in kinds and item.default is inspect.Parameter.empty
-    ]
+    return [item.name for item in parameters if item.kind in kinds and item.default is inspect.Parameter.empty]
 
 
 def _as_json(report: Report) -> str:

@@ -137,17 +137,11 @@ def _version(context: click.Context, option: click.Parameter, value: bool) -> No
     metavar="1,3,32,32",
     help="Input shape, where neither MODEL nor --calib has it.",
 )
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random."
-)
-@click.option(
-    "--json", type=click.Path(path_type=Path), metavar="REPORT.json", help="Write the report as JSON too."
-)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random.")
+@click.option("--json", type=click.Path(path_type=Path), metavar="REPORT.json", help="Write the report as JSON too.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.option("-v", "--verbose", is_flag=True, help="Also list what was not pruned and why, and tracebacks.")
-@click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version."
-)
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
 def command(**values: Any) -> Request:
     """Make the trained network MODEL smaller and write it as a validated file.
 

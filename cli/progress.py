@@ -21,9 +21,7 @@ class Progress:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
         )
-        self._bars = Bars(
-            *columns, console=console, transient=True, disable=not (shown and console.is_terminal)
-        )
+        self._bars = Bars(*columns, console=console, transient=True, disable=not (shown and console.is_terminal))
         self._tasks: dict[str, TaskID] = {}
 
     def __call__(self, stage: str, done: int, total: int) -> None:

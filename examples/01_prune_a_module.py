@@ -23,9 +23,7 @@ def main() -> None:
     calibration = np.load(FOLDER / "calibration.npz")["x"]
     held_out = np.load(FOLDER / "evaluation.npz")
 
-    small, _, report = subprune_fx.prune(
-        model.eval(), calibration, ratio=8, evaluation=(held_out["x"], held_out["y"])
-    )
+    small, _, report = subprune_fx.prune(model.eval(), calibration, ratio=8, evaluation=(held_out["x"], held_out["y"]))
 
     for group in report.groups:
         print(f"{group.name}: {group.kept} of {group.channels} kept, relative error {group.error:.3f}")

@@ -17,7 +17,9 @@ ALPHAS: tuple[float, ...] = (0.01, 0.05, 0.075, *(i / 20 for i in range(2, 21)))
 
 Keep = dict[str, int]
 Curves = Mapping[str, NDArray[np.float64]]
-Trial = Callable[[Mapping[str, Sequence[int]]], dict[str, NDArray[np.float64]]]
+Sizes = tuple[tuple[str, tuple[int, ...]], ...]
+Trial = Callable[[Sizes], dict[str, NDArray[np.float64]]]
+"""From units to keep, several by group, to what was measured for each with only that group pruned."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,71 +28,67 @@ class Budget:
 
     Attributes:
         size: Parameters under any budget.
-        target: Most parameters allowed.
         error: By group, relative error at k = 0..n of the group's consumers (one greedy run), non-increasing.
         accuracy: Runs the network with one group pruned at a time: by group and k, the accuracy (or agreement).
         change: The same, giving the relative squared change of the network's output.
     """
 
     size: SizeModel
-    target: int
     error: Curves
     accuracy: Trial
     change: Trial
 
 
-def uniform(budget: Budget) -> Keep:
+def uniform(budget: Budget, target: int) -> Keep:
     """Equal fractions: the largest alpha with k = max(1, floor(alpha n)) that fits."""
     sizes = budget.size.units
-    fractions = sorted({k / n for n in sizes.values() for k in range(1, n + 1)})
-    return _first_fit(
-        budget,
-        [
-            lambda a=alpha: {g: max(1, math.floor(a * n + 1e-9)) for g, n in sizes.items()}
-            for alpha in reversed(fractions)
-        ],
-    )
+    fractions = sorted({k / n for n in sizes.values() for k in range(1, n + 1)}, reverse=True)
+
+    def at(alpha: float) -> Keep:  # 1e-9: k / n * n may be a little below k
+        return {group: max(1, math.floor(alpha * n + 1e-9)) for group, n in sizes.items()}
+
+    return _first_fit(budget, target, at, fractions)
 
 
-def error(budget: Budget) -> Keep:
+def error(budget: Budget, target: int) -> Keep:
     """Every group down to the same relative error (paper section 5.2), the smallest that fits."""
-    thresholds = np.unique(np.concatenate([curve[1:] for curve in budget.error.values()]))
-    return _first_fit(budget, [lambda t=limit: _at_most(budget.error, t) for limit in thresholds])
+    limits = np.unique(np.concatenate([curve[1:] for curve in budget.error.values()])).tolist()
+
+    def at(limit: float) -> Keep:
+        return {group: max(1, int(np.argmax(curve <= limit + 1e-15))) for group, curve in budget.error.items()}
+
+    return _first_fit(budget, target, at, limits)
 
 
-def accuracy(budget: Budget) -> Keep:
+def accuracy(budget: Budget, target: int) -> Keep:
     """Paper eq. (6): the smallest tau for which every layer, pruned alone to P >= P_orig - tau, makes the size fit.
 
-    P is measured at the fractions of Appendix G and made monotone by a running maximum, so that the smallest k whose
-    accuracy suffices is well defined.
+    P is measured at the fractions of Appendix G and made monotone by a running maximum, so that the smallest k
+    whose accuracy suffices is well defined.
     """
-    ks = {
-        group: sorted({max(1, round(alpha * n)) for alpha in ALPHAS})
-        for group, n in budget.size.units.items()
-    }
-    measured = {group: np.maximum.accumulate(curve) for group, curve in budget.accuracy(ks).items()}
+    ks = {group: sorted({max(1, round(alpha * n)) for alpha in ALPHAS}) for group, n in budget.size.units.items()}
+    measured = {group: np.maximum.accumulate(curve) for group, curve in budget.accuracy(_frozen(ks)).items()}
     drops = {group: curve[-1] - curve for group, curve in measured.items()}
-    limits = np.unique(np.concatenate(list(drops.values())))
+    limits = np.unique(np.concatenate(list(drops.values()))).tolist()
 
     def at(tau: float) -> Keep:
         return {group: ks[group][int(np.argmax(drop <= tau))] for group, drop in drops.items()}
 
-    return _first_fit(budget, [lambda t=limit: at(t) for limit in limits])
+    return _first_fit(budget, target, at, limits)
 
 
-def output(budget: Budget) -> Keep:
+def output(budget: Budget, target: int) -> Keep:
     """Least predicted change of the network's output: sum over groups of D_g(k_g), under the size constraint.
 
     D_g is measured at a few k with only that group pruned, and interpolated along the group's error curve (both are
     monotone, and one drives the other). Greedy descent: take the step that costs least output change per parameter.
     """
     probes = {group: _probes(curve) for group, curve in budget.error.items()}
-    measured = budget.change(probes)
+    measured = budget.change(_frozen(probes))
     cost = {
-        group: _interpolated(curve, np.asarray(probes[group]), measured[group])
-        for group, curve in budget.error.items()
+        group: _interpolated(curve, np.asarray(probes[group]), measured[group]) for group, curve in budget.error.items()
     }
-    return _descend(budget, cost)
+    return _descend(budget, target, cost)
 
 
 def _probes(curve: NDArray[np.float64]) -> list[int]:
@@ -118,10 +116,10 @@ def _interpolated(
     return np.minimum.accumulate(cost)
 
 
-def _descend(budget: Budget, cost: Curves) -> Keep:
+def _descend(budget: Budget, target: int, cost: Curves) -> Keep:
     """From all units kept, repeat the step with the least added cost per saved parameter until the size fits."""
     keep = dict(budget.size.units)
-    excess = budget.size.parameters(keep) - budget.target
+    excess = budget.size.parameters(keep) - target
     prices: dict[str, tuple[float, int]] = {}
     while excess > 0:
         for group in keep:
@@ -132,7 +130,7 @@ def _descend(budget: Budget, cost: Curves) -> Keep:
         if math.isinf(price):
             break
         keep[group] = fewer
-        excess = budget.size.parameters(keep) - budget.target
+        excess = budget.size.parameters(keep) - target
         for name in budget.size.neighbours(group):
             prices.pop(name, None)
     return keep
@@ -152,22 +150,21 @@ def _cheapest(size: SizeModel, keep: Keep, group: str, cost: NDArray[np.float64]
     return best
 
 
-def _at_most(curves: Curves, limit: float) -> Keep:
-    """The smallest k >= 1 of each group whose error is at most `limit`."""
-    return {group: max(1, int(np.argmax(curve <= limit + 1e-15))) for group, curve in curves.items()}
+def _frozen(sizes: Mapping[str, Sequence[int]]) -> Sizes:
+    return tuple((group, tuple(ks)) for group, ks in sizes.items())
 
 
-def _first_fit(budget: Budget, options: Sequence[Callable[[], Keep]]) -> Keep:
-    """The first of `options`, ordered from largest to smallest network, that fits (binary search)."""
-    low, high = 0, len(options) - 1
+def _first_fit(budget: Budget, target: int, rule: Callable[[float], Keep], levels: Sequence[float]) -> Keep:
+    """The first of `levels`, ordered from the largest to the smallest network, that fits (binary search)."""
+    low, high = 0, len(levels) - 1
     while low < high:
         middle = (low + high) // 2
-        fits = budget.size.parameters(options[middle]()) <= budget.target
+        fits = budget.size.parameters(rule(levels[middle])) <= target
         low, high = (low, middle) if fits else (middle + 1, high)
-    return options[low]()
+    return rule(levels[low])
 
 
-BUDGETS: dict[str, Callable[[Budget], Keep]] = {
+BUDGETS: dict[str, Callable[[Budget, int], Keep]] = {
     "output": output,
     "accuracy": accuracy,
     "error": error,
@@ -178,18 +175,19 @@ DEFAULT_BUDGET = "output"
 
 
 def allot(rule: str, budget: Budget, ratio: float) -> Keep:
-    """Units to keep by group under a rule.
+    """Units to keep by group under a rule, such that the network has at most 1 / ratio of its parameters.
 
     Raises:
         SubpruneError: If the rule is unknown, or even one unit a group is too many.
     """
     if rule not in BUDGETS:
         raise SubpruneError(f"no budget rule {rule!r}", remedy=f"use one of {', '.join(BUDGETS)}")
+    target = math.floor(budget.size.total / ratio)
     least = budget.size.parameters(dict.fromkeys(budget.size.units, 1))
-    if least > budget.target:
+    if least > target:
         largest = math.floor(budget.size.total / least * 100) / 100
         raise SubpruneError(
             f"ratio {ratio:g} cannot be reached: with one channel a group left it is {largest:g}",
             remedy=f"ask for at most {largest:g}",
         )
-    return BUDGETS[rule](budget)
+    return BUDGETS[rule](budget, target)

@@ -23,9 +23,7 @@ def analyse(module: nn.Module, example: Tensor) -> FxNetwork:
     if not network.channels.groups:
         reasons = dict.fromkeys(f"{item.name}: {item.reason}" for item in network.channels.frozen)
         raise SubpruneError(
-            "nothing to prune ("
-            + ("; ".join(list(reasons)[:3]) or "no layer reads another layer's channels")
-            + ")",
+            "nothing to prune (" + ("; ".join(list(reasons)[:3]) or "no layer reads another layer's channels") + ")",
             where=type(module).__name__,
         )
     return network

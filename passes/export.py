@@ -43,9 +43,7 @@ def export(module: nn.Module, example: Tensor) -> tuple[ExportedProgram, bool]:
         return _capture(module, example, dynamic=False), False
     except Exception as error:
         what = f"torch.export cannot capture the network ({type(error).__name__}: {first_line(error)})"
-        raise SubpruneError(
-            what, where="export", remedy="remove data-dependent control flow from it"
-        ) from error
+        raise SubpruneError(what, where="export", remedy="remove data-dependent control flow from it") from error
 
 
 def to_onnx(

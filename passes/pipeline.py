@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.numerics.greedy import Selection, greedy
-from subprune_fx.passes.budget import Budget, Keep, Trial, allot
-from subprune_fx.passes.calibrate import calibrate
+from subprune_fx.passes.budget import DEFAULT_BUDGET, Budget, Trial, allot
+from subprune_fx.passes.calibrate import Tick, calibrate
 from subprune_fx.passes.dependencies import analyse
 from subprune_fx.passes.problems import Settings, blocks
 from subprune_fx.passes.size import SizeModel
-from subprune_fx.passes.sweep import Sweep, Variant
+from subprune_fx.passes.sweep import Sweep
 from subprune_fx.passes.trials import Metric, Reweighter, trials
 from subprune_fx.plan import Plan
 
@@ -30,10 +28,9 @@ Progress = Callable[[str, int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the user chooses.
+    """What the user chooses, whatever the ratio.
 
     Attributes:
-        ratio: Parameters before over parameters after, at least.
         variant: `asym`, `seq` or `layer`.
         budget: A rule of `passes.budget.BUDGETS`.
         reweight: False leaves consumers' weights as they are.
@@ -44,11 +41,10 @@ class Options:
         batch: Samples a forward pass.
     """
 
-    ratio: float
-    variant: Variant = "asym"
-    budget: str = "output"
+    variant: str = "asym"
+    budget: str = DEFAULT_BUDGET
     reweight: bool = True
-    settings: Settings = Settings()
+    settings: Settings = dataclasses.field(default_factory=Settings)
     stochastic: float | None = None
     seed: int = 0
     trial_samples: int = 256
@@ -57,114 +53,129 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the passes found.
+    """What the passes found for one ratio.
 
     Attributes:
-        network: The analysed network.
-        plan: What to do to it.
-        outputs: The original network's outputs on the calibration inputs, by batch.
-        pruned_outputs: The pruned network's.
-        seconds: Wall time by stage.
+        ratio: Parameters before over parameters after, at least.
+        plan: What to do to the network.
+        outputs: The pruned network's outputs on the calibration inputs, by batch.
+        seconds: Wall time by stage, from the start of the calibration.
     """
 
-    network: FxNetwork
+    ratio: float
     plan: Plan
     outputs: list[Any]
-    pruned_outputs: list[Any]
     seconds: dict[str, float]
 
 
-def compile_plan(
-    module: nn.Module,
-    calibration: Tensor,
-    options: Options,
-    labels: Tensor | None = None,
-    progress: Progress | None = None,
-) -> Compiled:
-    """Run every pass up to the plan.
+class Compiler:
+    """The passes in order. What does not depend on the ratio is done once, however many ratios are asked for.
 
-    Args:
-        module: The network, unchanged.
-        calibration: Inputs, (samples, ...).
+    Attributes:
+        network: The analysed network.
         options: The user's choices.
-        labels: Class of each calibration input, for the accuracy budget; None compares with the original network's
-            own predictions.
-        progress: Told (stage, done, total).
+        outputs: The original network's outputs on the calibration inputs, by batch.
     """
-    clock = _Clock()
-    report = progress or (lambda _stage, _done, _total: None)
-    batches = list(calibration.split(options.batch))
-    with clock("dependencies"):
-        network = analyse(module, calibration[:2])
-    with clock("calibrate"):
-        moments, outputs = calibrate(network, batches, lambda done, total: report("calibrate", done, total))
-    with clock("select"):
-        reweighter = Reweighter(network, moments, options.settings, reweight=options.reweight)
-        curves = _curves(network, reweighter, options)
-    orders = {name: curve.order.numpy() for name, curve in curves.items()}
-    with clock("budget"):
-        keep = _keep(network, reweighter, curves, orders, batches, outputs, labels, options, report)
-    with clock("sweep"):
-        sweep = Sweep(
-            network,
-            keep,
-            orders,
-            variant=options.variant,
-            settings=options.settings,
-            reweight=options.reweight,
+
+    def __init__(
+        self,
+        module: nn.Module,
+        calibration: Tensor,
+        options: Options,
+        labels: Tensor | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Analyse, calibrate and select.
+
+        Args:
+            module: The network, unchanged.
+            calibration: Inputs, (samples, ...).
+            options: The user's choices.
+            labels: Class of each calibration input, for the accuracy budget; None compares with the original
+                network's own predictions.
+            progress: Told (stage, done, total).
+
+        Raises:
+            SubpruneError: If the network cannot be traced or has nothing to prune.
+        """
+        self.options = options
+        self._report = progress or (lambda _stage, _done, _total: None)
+        self._clock = _Clock()
+        self._batches = batches_of(calibration, options.batch)
+        self._labels = None if labels is None else batches_of(labels, options.batch)
+        with self._clock("dependencies"):
+            self.network = analyse(module, calibration[:2])
+        with self._clock("calibrate"):
+            moments, self.outputs = calibrate(self.network, self._batches, self._tick("calibrate"))
+        with self._clock("select"):
+            self._reweighter = Reweighter(self.network, moments, options.settings, reweight=options.reweight)
+            self._curves = self._select()
+        self._orders = {name: curve.order.numpy() for name, curve in self._curves.items()}
+        self._budget = self._measures()
+
+    def compile(self, ratio: float) -> Compiled:
+        """The plan for one ratio.
+
+        Raises:
+            SubpruneError: If the ratio is out of reach.
+        """
+        with self._clock("budget"):
+            keep = allot(self.options.budget, self._budget, ratio)
+        with self._clock("sweep"):
+            sweep = Sweep(
+                self.network,
+                keep,
+                self._orders,
+                variant=self.options.variant,
+                settings=self.options.settings,
+                reweight=self.options.reweight,
+            )
+            plan, outputs = sweep.run(self._batches, self._tick("sweep"))
+        return Compiled(ratio, plan, outputs, dict(self._clock.seconds))
+
+    def _tick(self, stage: str) -> Tick:
+        return lambda done, total: self._report(stage, done, total)
+
+    def _select(self) -> dict[str, Selection]:
+        """Nested order and error curve of every group by the original network's moments."""
+        generator = torch.Generator().manual_seed(self.options.seed)
+        channels, problems = self.network.channels, self._reweighter.problems
+        found = {}
+        for done, group in enumerate(channels.groups, 1):
+            parts = [block for name in group.consumers for block in blocks(group, problems[name], channels)]
+            found[group.name] = greedy(parts, len(group.units), epsilon=self.options.stochastic, generator=generator)
+            self._report("select", done, len(channels.groups))
+        return found
+
+    def _measures(self) -> Budget:
+        """What budget rules may ask: sizes, error curves, and trials of one group at a time."""
+        intercepts = self.options.settings.intercept and self.options.reweight
+        some = max(1, self.options.trial_samples // self.options.batch)
+
+        def trial(metric: Metric, count: int) -> Trial:
+            return functools.cache(
+                lambda sizes: trials(
+                    self.network,
+                    self._reweighter.patches,
+                    self._orders,
+                    dict(sizes),
+                    self._batches[:count],
+                    metric,
+                    self._tick("budget"),
+                )
+            )
+
+        return Budget(
+            size=SizeModel(self.network, self._orders, intercepts=intercepts),
+            error={name: curve.error.numpy() for name, curve in self._curves.items()},
+            accuracy=trial(agreement(self.outputs, self._labels), len(self._batches)),
+            change=trial(output_change(self.outputs), some),
         )
-        plan, pruned = sweep.run(batches, lambda done, total: report("sweep", done, total))
-    return Compiled(network, plan, outputs, pruned, clock.seconds)
 
 
-def _curves(network: FxNetwork, reweighter: Reweighter, options: Options) -> dict[str, Selection]:
-    """Nested order and error curve of every group by the original network's moments."""
-    generator = torch.Generator().manual_seed(options.seed)
-    found = {}
-    for group in network.channels.groups:
-        parts = [
-            block
-            for name in group.consumers
-            for block in blocks(group, reweighter.problems[name], network.channels)
-        ]
-        found[group.name] = greedy(parts, len(group.units), epsilon=options.stochastic, generator=generator)
-    return found
-
-
-def _keep(
-    network: FxNetwork,
-    reweighter: Reweighter,
-    curves: Mapping[str, Selection],
-    orders: Mapping[str, NDArray[np.int64]],
-    batches: Sequence[Tensor],
-    outputs: Sequence[Any],
-    labels: Tensor | None,
-    options: Options,
-    report: Progress,
-) -> Keep:
-    size = SizeModel(network, orders, intercepts=options.settings.intercept and options.reweight)
-    some = max(1, options.trial_samples // options.batch)
-    targets = None if labels is None else list(labels.split(options.batch))
-
-    def trial(metric: Metric, count: int) -> Trial:
-        return lambda sizes: trials(
-            network,
-            reweighter.patches,
-            orders,
-            sizes,
-            batches[:count],
-            metric,
-            lambda done, total: report("budget", done, total),
-        )
-
-    budget = Budget(
-        size=size,
-        target=int(size.total / options.ratio),
-        error={name: curve.error.numpy() for name, curve in curves.items()},
-        accuracy=trial(agreement(outputs, targets), len(batches)),
-        change=trial(output_change(outputs), some),
-    )
-    return allot(options.budget, budget, options.ratio)
+def batches_of(tensor: Tensor, size: int) -> list[Tensor]:
+    """`tensor` in pieces of `size` samples."""
+    return [tensor[start : start + size] for start in range(0, len(tensor), size)]
 
 
 def agreement(outputs: Sequence[Any], labels: Sequence[Tensor] | None) -> Metric:
@@ -213,4 +224,4 @@ class _Clock:
     def __call__(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.seconds[stage] = time.perf_counter() - start
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start

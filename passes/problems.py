@@ -91,9 +91,7 @@ def own_target(moments: Moments, weight: Tensor) -> Moments:
     weight = weight.double()
     cross = moments.gram @ weight
     targets = (moments.columns[:, None, :] @ weight)[:, 0, :]
-    return dataclasses.replace(
-        moments, cross=cross, targets=targets, energy=(weight * cross).sum((1, 2)).clamp(min=0)
-    )
+    return dataclasses.replace(moments, cross=cross, targets=targets, energy=(weight * cross).sum((1, 2)).clamp(min=0))
 
 
 def blocks(group: Group, problem: Problem, channels: ChannelGraph) -> list[Block]:

@@ -119,53 +119,38 @@ def put(module: nn.Module, places: Owners, name: str, value: Tensor) -> None:
     places[id(new)] = hanging
 
 
-def _conv(module: nn.Module) -> dict[str, int]:
-    return {
-        "out_channels": module.weight.shape[0],
-        "in_channels": module.weight.shape[1] * int(module.groups),
-    }  # type: ignore[union-attr,index,arg-type,operator]
+Shape = tuple[int, ...]
+Sizes = Callable[[Shape, int], dict[str, int]]
 
-
-def _conv_transpose(module: nn.Module) -> dict[str, int]:
-    return {
-        "in_channels": module.weight.shape[0],
-        "out_channels": module.weight.shape[1] * int(module.groups),
-    }  # type: ignore[union-attr,index,arg-type,operator]
-
-
-def _linear(module: nn.Module) -> dict[str, int]:
-    return {"out_features": module.weight.shape[0], "in_features": module.weight.shape[1]}  # type: ignore[union-attr,index]
-
-
-def _features(module: nn.Module) -> dict[str, int]:
-    tensor = next((t for t in (module.running_mean, module.weight) if t is not None), None)
-    return {} if tensor is None else {"num_features": tensor.shape[0]}  # type: ignore[union-attr,index]
-
-
-def _prelu(module: nn.Module) -> dict[str, int]:
-    return {"num_parameters": module.weight.shape[0]}  # type: ignore[union-attr,index]
-
-
-def _embedding(module: nn.Module) -> dict[str, int]:
-    return {"embedding_dim": module.weight.shape[1]}  # type: ignore[union-attr,index]
-
-
-# Attributes of stock modules that repeat the shape of their parameters.
-SIZES: dict[type[nn.Module], Callable[[nn.Module], dict[str, int]]] = {
-    **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _conv),
-    **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _conv_transpose),
-    nn.Linear: _linear,
-    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm), _features),
-    **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), _features),
-    nn.PReLU: _prelu,
-    nn.Embedding: _embedding,
+# Attributes of stock modules that repeat the shape of their parameters, from the weight's shape and `groups`.
+SIZES: dict[type[nn.Module], Sizes] = {
+    **dict.fromkeys(
+        (nn.Conv1d, nn.Conv2d, nn.Conv3d),
+        lambda shape, groups: {"out_channels": shape[0], "in_channels": shape[1] * groups},
+    ),
+    **dict.fromkeys(
+        (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+        lambda shape, groups: {"in_channels": shape[0], "out_channels": shape[1] * groups},
+    ),
+    nn.Linear: lambda shape, _: {"out_features": shape[0], "in_features": shape[1]},
+    **dict.fromkeys(
+        (
+            *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+            *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+        ),
+        lambda shape, _: {"num_features": shape[0]},
+    ),
+    nn.PReLU: lambda shape, _: {"num_parameters": shape[0]},
+    nn.Embedding: lambda shape, _: {"embedding_dim": shape[1]},
 }
 
 
 def refresh(module: nn.Module) -> None:
     """Make a stock module's size attributes agree with its parameters."""
     sizes = SIZES.get(type(module))
-    if sizes is None:
+    tensors = (getattr(module, name, None) for name in ("weight", "running_mean"))
+    first = next((tensor for tensor in tensors if isinstance(tensor, Tensor)), None)
+    if sizes is None or first is None:
         return
-    for name, size in sizes(module).items():
+    for name, size in sizes(tuple(first.shape), int(getattr(module, "groups", 1))).items():
         setattr(module, name, size)

@@ -111,9 +111,7 @@ def _parameter_cuts(
         rank = max(by_axis) + 1
         per_axis: list[Index | None] = [None] * rank
         for axis, labels in by_axis.items():
-            per_axis[axis] = relative(
-                np.flatnonzero(before[labels]), np.flatnonzero(after[labels]), labels.size
-            )
+            per_axis[axis] = relative(np.flatnonzero(before[labels]), np.flatnonzero(after[labels]), labels.size)
         cuts[name] = tuple(per_axis)
     for name, labels in network.channels.elements.items():
         cuts[name] = shrink(labels, before, after)

@@ -18,9 +18,7 @@ class SizeModel:
     indices belong to the first k units of the group's nested order.
     """
 
-    def __init__(
-        self, network: FxNetwork, orders: Mapping[str, NDArray[np.int64]], *, intercepts: bool
-    ) -> None:
+    def __init__(self, network: FxNetwork, orders: Mapping[str, NDArray[np.int64]], *, intercepts: bool) -> None:
         """Tabulate.
 
         Args:
@@ -87,9 +85,7 @@ class SizeModel:
 
     def neighbours(self, group: str) -> set[str]:
         """Groups that share a parameter with `group` (itself among them): their savings depend on what it keeps."""
-        return {name for factors in self._touching[group] for _, counts in factors for name in counts} | {
-            group
-        }
+        return {name for factors in self._touching[group] for _, counts in factors for name in counts} | {group}
 
     def saving(self, keep: Mapping[str, int], group: str, fewer: int) -> int:
         """Parameters saved when `group` goes from `keep[group]` to `fewer` units and nothing else changes."""

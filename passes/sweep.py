@@ -8,7 +8,7 @@ are cut, the consumer is reweighted, and the walk goes on: two forward passes wh
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,8 +26,7 @@ from subprune_fx.passes.problems import Problem, Settings, blocks, column_units,
 from subprune_fx.passes.scratch import Scratch
 from subprune_fx.plan import Decision, Plan
 
-Variant = Literal["asym", "seq", "layer"]
-VARIANTS: tuple[Variant, ...] = get_args(Variant)
+VARIANTS = ("asym", "seq", "layer")
 
 
 class Sweep:
@@ -39,7 +38,7 @@ class Sweep:
         keep: Mapping[str, int],
         nested: Mapping[str, NDArray[np.int64]],
         *,
-        variant: Variant,
+        variant: str,
         settings: Settings,
         reweight: bool,
     ) -> None:
@@ -100,9 +99,7 @@ class Sweep:
         units = self._column_units(consumer, alive)
         posed = pose(moments, weight, units, self.settings)
         for group in undecided:
-            found = greedy(
-                blocks(group, posed, self.network.channels), len(group.units), stop=self.keep[group.name]
-            )
+            found = greedy(blocks(group, posed, self.network.channels), len(group.units), stop=self.keep[group.name])
             self._decide(group, found.order.numpy(), float(found.error[self.keep[group.name]]), walk)
         if self.reweight and consumer.weight not in self.network.channels.shared:
             self._reweight(node.name, consumer, posed, moments)
@@ -128,9 +125,7 @@ class Sweep:
     def _targets(self, node: fx.Node, consumer: Consumer, walk: Lockstep) -> list[Tensor]:
         """Original outputs less the bias, on the output channels that are still there."""
         axis = consumer.axis
-        kept = torch.from_numpy(
-            np.flatnonzero(self.scratch.alive[self.network.channels.unit[consumer.outputs]])
-        )
+        kept = torch.from_numpy(np.flatnonzero(self.scratch.alive[self.network.channels.unit[consumer.outputs]]))
         bias = None
         if consumer.bias is not None:
             bias = parameter(self.network.graph_module, consumer.bias)
@@ -141,9 +136,7 @@ class Sweep:
             targets.append(y if kept.numel() == y.shape[axis] else y.index_select(axis, kept))
         return targets
 
-    def _decide(
-        self, group: Group, order: NDArray[np.int64], error: float, walk: Lockstep | None = None
-    ) -> None:
+    def _decide(self, group: Group, order: NDArray[np.int64], error: float, walk: Lockstep | None = None) -> None:
         kept = np.sort(order[: self.keep[group.name]])
         self.decisions[group.name] = Decision(group.name, len(group.units), tuple(kept.tolist()), error)
         if kept.size == len(group.units):

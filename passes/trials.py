@@ -7,7 +7,8 @@ zero weights, so that activations keep their shapes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -62,9 +63,7 @@ def trials(
                     alive[group.units] = False
                     alive[group.units[orders[group.name][:k]]] = True
                     with _patched(network.graph_module, patches(group, alive)):
-                        values.append(
-                            metric([_finish(interpreter, nodes[position:], env) for env in environments])
-                        )
+                        values.append(metric([_finish(interpreter, nodes[position:], env) for env in environments]))
                     done += 1
                     if tick is not None:
                         tick(done, total)
@@ -91,21 +90,20 @@ def _finish(interpreter: fx.Interpreter, rest: Sequence[fx.Node], environment: M
     return branch[rest[-1]]
 
 
-class _patched:  # noqa: N801 - reads as a verb: with _patched(module, values)
+@contextmanager
+def _patched(module: fx.GraphModule, values: Mapping[str, Tensor]) -> Iterator[None]:
     """Parameters replaced for the length of a block; same shapes."""
+    saved = {name: parameter(module, name).clone() for name in values}
+    try:
+        _copy(module, values)
+        yield
+    finally:
+        _copy(module, saved)
 
-    def __init__(self, module: fx.GraphModule, values: Mapping[str, Tensor]) -> None:
-        self._pairs = [(parameter(module, name), value) for name, value in values.items()]
-        self._saved: list[Tensor] = []
 
-    def __enter__(self) -> None:
-        self._saved = [tensor.clone() for tensor, _ in self._pairs]
-        for tensor, value in self._pairs:
-            tensor.copy_(value)
-
-    def __exit__(self, *_: object) -> None:
-        for (tensor, _), saved in zip(self._pairs, self._saved, strict=True):
-            tensor.copy_(saved)
+def _copy(module: fx.GraphModule, values: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
+        parameter(module, name).copy_(value)
 
 
 class Reweighter:

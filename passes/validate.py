@@ -152,9 +152,7 @@ def onnx_runner(path: str | os.PathLike[str], threads: int = 0) -> Run:
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.add_session_config_entry(
-        "session.intra_op.allow_spinning", "0"
-    )  # idle threads slow the next session
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads slow the next session
     session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
 

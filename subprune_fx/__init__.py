@@ -6,13 +6,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from subprune_fx.api import Pruned, prune
+    from subprune_fx.api import Pruned, prune, prune_each
     from subprune_fx.errors import SubpruneError, ValidationError
     from subprune_fx.passes.rewrite import apply
     from subprune_fx.plan import Plan
     from subprune_fx.report import Report
 
-__all__ = ["Plan", "Pruned", "Report", "SubpruneError", "ValidationError", "apply", "prune"]
+__all__ = ["Plan", "Pruned", "Report", "SubpruneError", "ValidationError", "apply", "prune", "prune_each"]
 
 _HOME = {
     "Plan": "subprune_fx.plan",
@@ -22,6 +22,7 @@ _HOME = {
     "ValidationError": "subprune_fx.errors",
     "apply": "subprune_fx.passes.rewrite",
     "prune": "subprune_fx.api",
+    "prune_each": "subprune_fx.api",
 }
 
 

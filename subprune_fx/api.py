@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,10 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from subprune_fx.errors import SubpruneError
 from subprune_fx.numerics.ridge import DEFAULT_RIDGE
 from subprune_fx.passes.budget import BUDGETS, DEFAULT_BUDGET
-from subprune_fx.passes.pipeline import Compiled, Options, Progress, agreement, compile_plan, first_tensor
+from subprune_fx.passes.pipeline import Compiled, Compiler, Options, Progress, agreement, batches_of, first_tensor
 from subprune_fx.passes.problems import Settings
 from subprune_fx.passes.rewrite import apply
-from subprune_fx.passes.sweep import VARIANTS, Variant
+from subprune_fx.passes.sweep import VARIANTS
 from subprune_fx.plan import Plan
 from subprune_fx.report import Cost, FrozenRow, GroupRow, Report
 
@@ -47,7 +48,7 @@ def prune(
     calibration: Array,
     *,
     ratio: float,
-    variant: Variant = "asym",
+    variant: str = "asym",
     budget: str | None = None,
     reweight: bool = True,
     intercept: bool = True,
@@ -83,11 +84,68 @@ def prune(
         SubpruneError: An argument is unusable, the network cannot be traced or has nothing to prune, or the ratio is
             out of reach (the message says the largest reachable one).
     """
-    _check_options(ratio, variant, budget, ridge, stochastic)
+    (found,) = prune_each(
+        model,
+        calibration,
+        ratios=(ratio,),
+        variant=variant,
+        budget=budget,
+        reweight=reweight,
+        intercept=intercept,
+        ridge=ridge,
+        stochastic=stochastic,
+        labels=labels,
+        evaluation=evaluation,
+        seed=seed,
+        progress=progress,
+    )
+    return found
+
+
+def prune_each(
+    model: nn.Module,
+    calibration: Array,
+    *,
+    ratios: Sequence[float],
+    variant: str = "asym",
+    budget: str | None = None,
+    reweight: bool = True,
+    intercept: bool = True,
+    ridge: float = DEFAULT_RIDGE,
+    stochastic: float | None = None,
+    labels: Array | None = None,
+    evaluation: tuple[Array, Array] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Iterator[Pruned]:
+    """`prune` for several ratios with one calibration; results come one by one, each from the original network.
+
+    Args:
+        model: See `prune`.
+        calibration: See `prune`.
+        ratios: One or more.
+        variant: See `prune`.
+        budget: See `prune`.
+        reweight: See `prune`.
+        intercept: See `prune`.
+        ridge: See `prune`.
+        stochastic: See `prune`.
+        labels: See `prune`.
+        evaluation: See `prune`.
+        seed: See `prune`.
+        progress: See `prune`.
+
+    Yields:
+        What `prune` returns, in the order of `ratios`.
+
+    Raises:
+        SubpruneError: See `prune`.
+    """
+    _check_options(ratios, variant, budget, ridge, stochastic)
     inputs = _inputs(calibration, "calibration")
     known = None if labels is None else _labels(labels, len(inputs), "labels")
+    held_out = None if evaluation is None else _evaluation(*evaluation)
     options = Options(
-        ratio=ratio,
         variant=variant,
         budget=budget or DEFAULT_BUDGET,
         reweight=reweight,
@@ -95,22 +153,19 @@ def prune(
         stochastic=stochastic,
         seed=seed,
     )
-    compiled = compile_plan(model, inputs, options, known, progress)
-    start = time.perf_counter()
-    original = compiled.network.graph_module
-    smaller = apply(compiled.plan, original)
-    seconds = {**compiled.seconds, "rewrite": time.perf_counter() - start}
-    report = _report(compiled, smaller, inputs, options, seconds)
-    if evaluation is not None:
+    compiler = Compiler(model, inputs, options, known, progress)
+    original = compiler.network.graph_module
+    before = None if held_out is None else accuracy(original, *held_out)
+    for ratio in ratios:
+        compiled = compiler.compile(ratio)
         start = time.perf_counter()
-        x = _inputs(evaluation[0], "evaluation")
-        y = _labels(evaluation[1], len(x), "evaluation labels")
-        before, after = accuracy(original, x, y), accuracy(smaller, x, y)
-        seconds["evaluate"] = time.perf_counter() - start
-        report = dataclasses.replace(
-            report, accuracy_before=before, accuracy_after=after, seconds=tuple(seconds.items())
-        )
-    return Pruned(smaller, compiled.plan, report)
+        smaller = apply(compiled.plan, original)
+        compiled.seconds["rewrite"] = time.perf_counter() - start
+        report = _report(compiler, compiled, smaller, inputs)
+        if held_out is not None:
+            after = accuracy(smaller, *held_out)
+            report = dataclasses.replace(report, accuracy_before=before, accuracy_after=after)
+        yield Pruned(smaller, compiled.plan, report)
 
 
 def accuracy(module: nn.Module, inputs: Tensor, labels: Tensor) -> float:
@@ -123,7 +178,7 @@ def accuracy(module: nn.Module, inputs: Tensor, labels: Tensor) -> float:
     """
     hits = 0
     with torch.no_grad():
-        for x, y in zip(inputs.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True):
+        for x, y in zip(*(batches_of(t, EVALUATION_BATCH) for t in (inputs, labels)), strict=True):
             hits += int((first_tensor(module(x)).argmax(-1) == y).sum())
     return hits / len(inputs)
 
@@ -136,10 +191,9 @@ def cost(module: nn.Module, example: Tensor) -> Cost:
     return Cost(sum(p.numel() for p in module.parameters()), counter.get_total_flops() // 2 // len(example))
 
 
-def _report(
-    compiled: Compiled, smaller: fx.GraphModule, inputs: Tensor, options: Options, seconds: dict[str, float]
-) -> Report:
-    channels = compiled.network.channels
+def _report(compiler: Compiler, compiled: Compiled, smaller: fx.GraphModule, inputs: Tensor) -> Report:
+    network, options = compiler.network, compiler.options
+    channels = network.channels
     decided = {decision.group: decision for decision in compiled.plan.decisions}
     rows = [
         GroupRow(
@@ -151,8 +205,7 @@ def _report(
         )
         for group in channels.groups
     ]
-    classes = first_tensor(compiled.outputs[0])
-    same = agreement(compiled.outputs, None)(compiled.pruned_outputs) if _is_score(classes) else None
+    scores = _is_score(first_tensor(compiler.outputs[0]))
     settings = {
         "variant": options.variant,
         "budget": options.budget,
@@ -164,14 +217,14 @@ def _report(
         "calibration inputs": len(inputs),
     }
     return Report(
-        ratio=options.ratio,
-        before=cost(compiled.network.graph_module, inputs[:1]),
+        ratio=compiled.ratio,
+        before=cost(network.graph_module, inputs[:1]),
         after=cost(smaller, inputs[:1]),
         groups=tuple(rows),
         frozen=tuple(FrozenRow(item.name, item.channels, item.reason) for item in channels.frozen),
-        agreement=same,
+        agreement=agreement(compiler.outputs, None)(compiled.outputs) if scores else None,
         settings=tuple((name, str(value)) for name, value in settings.items()),
-        seconds=tuple(seconds.items()),
+        seconds=tuple(compiled.seconds.items()),
     )
 
 
@@ -180,12 +233,12 @@ def _is_score(output: Tensor) -> bool:
 
 
 def _check_options(
-    ratio: float, variant: str, budget: str | None, ridge: float, stochastic: float | None
+    ratios: Sequence[float], variant: str, budget: str | None, ridge: float, stochastic: float | None
 ) -> None:
-    if not math.isfinite(ratio) or ratio <= 1:
-        raise SubpruneError(
-            f"ratio {ratio} is not a number above 1", remedy="8 keeps an eighth of the parameters"
-        )
+    for ratio in ratios:
+        if not math.isfinite(ratio) or ratio <= 1:
+            what = f"ratio {ratio} is not a number above 1"
+            raise SubpruneError(what, remedy="8 keeps an eighth of the parameters")
     if variant not in VARIANTS:
         raise SubpruneError(f"no variant {variant!r}", remedy=f"use one of {', '.join(VARIANTS)}")
     if budget is not None and budget not in BUDGETS:
@@ -199,14 +252,17 @@ def _check_options(
 def _inputs(value: Array, where: str) -> Tensor:
     tensor = torch.as_tensor(value).detach()
     if tensor.dtype is torch.float64 and isinstance(value, np.ndarray):
-        raise SubpruneError(
-            "is float64, the network takes float32", where=where, remedy="use .astype('float32')"
-        )
+        raise SubpruneError("is float64, the network takes float32", where=where, remedy="use .astype('float32')")
     if tensor.ndim == 0 or len(tensor) == 0:
         raise SubpruneError("holds no samples", where=where, remedy="the first axis counts the samples")
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         raise SubpruneError("holds NaN or infinite values", where=where, remedy="clean the inputs")
     return tensor
+
+
+def _evaluation(x: Array, y: Array) -> tuple[Tensor, Tensor]:
+    inputs = _inputs(x, "evaluation")
+    return inputs, _labels(y, len(inputs), "evaluation labels")
 
 
 def _labels(value: Array, samples: int, where: str) -> Tensor:

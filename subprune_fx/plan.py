@@ -110,17 +110,13 @@ class Plan:
         except FileNotFoundError as error:
             raise SubpruneError("no such file", where=str(path)) from error
         except (SafetensorError, OSError) as error:
-            raise SubpruneError(
-                f"not a plan file ({error})", where=str(path), remedy="use Plan.save"
-            ) from error
+            raise SubpruneError(f"not a plan file ({error})", where=str(path), remedy="use Plan.save") from error
         if metadata.get("format") != FORMAT:
             raise SubpruneError("not a subprune_fx plan", where=str(path), remedy="use Plan.save")
         try:
             return _from_tree(json.loads(metadata["plan"]), values)
         except (KeyError, TypeError, ValueError) as error:
-            raise SubpruneError(
-                f"damaged plan ({error})", where=str(path), remedy="write it again"
-            ) from error
+            raise SubpruneError(f"damaged plan ({error})", where=str(path), remedy="write it again") from error
 
 
 def _from_tree(tree: dict[str, Any], values: dict[str, Tensor]) -> Plan:
@@ -128,20 +124,15 @@ def _from_tree(tree: dict[str, Any], values: dict[str, Tensor]) -> Plan:
         shapes={name: None if shape is None else tuple(shape) for name, shape in tree["shapes"].items()},
         slices=tuple(Slice(name, axis, tuple(index)) for name, axis, index in tree["slices"]),
         values=values,
-        constants=tuple(
-            Constant(owner, name, tuple(path), value) for owner, name, path, value in tree["constants"]
-        ),
+        constants=tuple(Constant(owner, name, tuple(path), value) for owner, name, path, value in tree["constants"]),
         decisions=tuple(
-            Decision(group, channels, tuple(kept), error)
-            for group, channels, kept, error in tree["decisions"]
+            Decision(group, channels, tuple(kept), error) for group, channels, kept, error in tree["decisions"]
         ),
     )
 
 
 def same(left: Plan, right: Plan) -> bool:
     """Whether two plans say the same, tensors compared bit by bit."""
-    plain = all(
-        getattr(left, name) == getattr(right, name) for name in ("shapes", "slices", "constants", "decisions")
-    )
+    plain = all(getattr(left, name) == getattr(right, name) for name in ("shapes", "slices", "constants", "decisions"))
     names = left.values.keys() == right.values.keys()
     return plain and names and all(torch.equal(left.values[name], right.values[name]) for name in left.values)

@@ -143,14 +143,9 @@ def test_unreachable_ratio_is_bad_input(run: Callable[..., Result], folder: Path
 
 def test_options_reach_prune(run: Callable[..., Result], stub: dict[str, Any]) -> None:
     options = ("--variant", "seq", "--budget", "uniform", "--no-reweight", "--no-intercept", "--seed", "7")
-    result = run(
-        "net.pt", "--ratio", "2.5", "--calib", "xy.npz", "--stochastic", "0.1", *options, "-o", "a.onnx"
-    )
+    result = run("net.pt", "--ratio", "2.5", "--calib", "xy.npz", "--stochastic", "0.1", *options, "-o", "a.onnx")
     assert result.code == 0, result.err
-    given = {
-        key: stub[key]
-        for key in ("ratio", "variant", "budget", "reweight", "intercept", "stochastic", "seed")
-    }
+    given = {key: stub[key] for key in ("ratio", "variant", "budget", "reweight", "intercept", "stochastic", "seed")}
     assert given == {
         "ratio": 2.5, "variant": "seq", "budget": "uniform", "reweight": False, "intercept": False,
         "stochastic": 0.1, "seed": 7,
@@ -241,17 +236,11 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 def one_line(result: Result) -> bool:
-    return (
-        result.err.startswith("subprune-compile: error: ")
-        and result.err.count("\n") == 1
-        and result.out == ""
-    )
+    return result.err.startswith("subprune-compile: error: ") and result.err.count("\n") == 1 and result.out == ""
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_one_line_exit_2_and_no_file(
-    name: str, run: Callable[..., Result], folder: Path
-) -> None:
+def test_bad_input_is_one_line_exit_2_and_no_file(name: str, run: Callable[..., Result], folder: Path) -> None:
     arguments, says = BAD[name]
     torch.save(nn.Bilinear(2, 2, 2), folder / "two.pt")
     torch.export.save(torch.export.export(Mixing(), (torch.zeros(4, *SHAPE),)), folder / "mixing.pt2")

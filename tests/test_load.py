@@ -157,9 +157,7 @@ def test_state_dict(name: str, wrap: str, arch: Path, tmp_path: Path) -> None:
     assert loaded.kind == "state dict"
     for key, value in loaded.module.state_dict().items():
         # float16 keeps 11 bits
-        assert torch.allclose(
-            value.double(), state[key].double(), rtol=2**-10 if wrap == "half" else 0, atol=1e-6
-        )
+        assert torch.allclose(value.double(), state[key].double(), rtol=2**-10 if wrap == "half" else 0, atol=1e-6)
     assert {weight.dtype for weight in loaded.module.parameters()} == {torch.float32}
 
 
@@ -228,9 +226,7 @@ def test_state_dict_that_does_not_fit_lists_keys(arch: Path, tmp_path: Path) -> 
     state["extra.weight"] = state.pop("head.weight")
     state["conv.bias"] = torch.zeros(7)
     torch.save(state, tmp_path / "net.pt")
-    with pytest.raises(
-        SubpruneError, match=r"1 missing \(head\.weight\).*extra\.weight.*other shape \(conv\.bias\)"
-    ):
+    with pytest.raises(SubpruneError, match=r"1 missing \(head\.weight\).*extra\.weight.*other shape \(conv\.bias\)"):
         load_model(tmp_path / "net.pt", arch=f"{arch}:Net")
 
 

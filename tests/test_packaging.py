@@ -69,9 +69,7 @@ def test_top_level_import_is_refused(repository: Path, name: str) -> None:
     assert f"ImportError: import subprune_fx.{name}, not {name}" in found.stderr
 
 
-def test_wheel_holds_every_module_and_nothing_else(
-    repository: Path, modules: set[str], tmp_path: Path
-) -> None:
+def test_wheel_holds_every_module_and_nothing_else(repository: Path, modules: set[str], tmp_path: Path) -> None:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(repository / name, tmp_path)
     for name in ("subprune_fx", *MAPPED):
@@ -100,12 +98,8 @@ def test_changelog_names_the_version_or_is_unreleased(repository: Path, project:
     assert newest[1] in {"Unreleased", project["project"]["version"]}
 
 
-def test_dependencies_are_what_is_imported(
-    repository: Path, project: dict[str, Any], modules: set[str]
-) -> None:
-    declared = {
-        re.split(r"[<>=!~ \[;]", line)[0].replace("-", "_") for line in project["project"]["dependencies"]
-    }
+def test_dependencies_are_what_is_imported(repository: Path, project: dict[str, Any], modules: set[str]) -> None:
+    declared = {re.split(r"[<>=!~ \[;]", line)[0].replace("-", "_") for line in project["project"]["dependencies"]}
     imported = set[str]()
     for module in modules:
         imported |= imports((repository / module).read_text(encoding="utf-8"))

@@ -46,9 +46,7 @@ class Evil:
         return os.system, (f"touch {self.canary}",)
 
 
-def _edit_archive(
-    path: Path, edit: Callable[[str, bytes], bytes], extra: dict[str, bytes] | None = None
-) -> None:
+def _edit_archive(path: Path, edit: Callable[[str, bytes], bytes], extra: dict[str, bytes] | None = None) -> None:
     """Rewrite the records of a `.pt2`."""
     with zipfile.ZipFile(path) as archive:
         records = {name: archive.read(name) for name in archive.namelist()}
@@ -105,9 +103,7 @@ def _custom_object(path: Path, canary: Path) -> None:
 def _expression(path: Path, canary: Path) -> None:
     call = f"__import__('os').system('touch {canary}')"
     with zipfile.ZipFile(path) as archive:
-        program = archive.read(
-            next(name for name in archive.namelist() if name.endswith("models/model.json"))
-        )
+        program = archive.read(next(name for name in archive.namelist() if name.endswith("models/model.json")))
     old = next(text for text in _strings(json.loads(program)) if text.startswith("Symbol("))
     _edit_program(path, json.dumps(old), json.dumps(call))
 
@@ -131,9 +127,7 @@ def _file_operator(path: Path, canary: Path) -> None:
 
 
 def _node_name(path: Path, canary: Path) -> None:
-    _edit_program(
-        path, '"relu"', json.dumps(f"relu = 1\n    __import__('os').system('touch {canary}')\n    y")
-    )
+    _edit_program(path, '"relu"', json.dumps(f"relu = 1\n    __import__('os').system('touch {canary}')\n    y"))
 
 
 def _native_code(path: Path, canary: Path) -> None:

@@ -114,9 +114,7 @@ def main(
             arguments = [program(), str(weights), "--arch", architecture, "--ratio", str(ratio)]
             arguments += ["--calib", str(inputs), "-o", str(out), *options]
             runs = [measure(arguments, Path(folder, "log")) for _ in range(repeat)]
-            wall, processor = (
-                statistics.median(getattr(r, key) for r in runs) for key in ("wall", "processor")
-            )
+            wall, processor = (statistics.median(getattr(r, key) for r in runs) for key in ("wall", "processor"))
             memory = max(run.memory for run in runs) / 1e6
             click.echo(f"| {name} | {wall:.1f} | {processor:.1f} | {memory:.0f} |")
 

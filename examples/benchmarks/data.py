@@ -138,9 +138,7 @@ def _mnist_download() -> Images:
     from torchvision.datasets import MNIST  # noqa: PLC0415 - an optional dependency
 
     train, test = (MNIST(cache_folder(), train=flag, download=True) for flag in (True, False))
-    return Images(
-        train.data.numpy()[:, None], train.targets.numpy(), test.data.numpy()[:, None], test.targets.numpy()
-    )
+    return Images(train.data.numpy()[:, None], train.targets.numpy(), test.data.numpy()[:, None], test.targets.numpy())
 
 
 def _cifar10_download() -> Images:

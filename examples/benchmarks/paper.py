@@ -200,13 +200,9 @@ def numbers(_context: click.Context, _option: click.Parameter, value: str) -> tu
 @click.option("--ratios", callback=numbers, default="2,4,8,16,32", show_default=True)
 @click.option("--seeds", callback=numbers, default="42-46", show_default=True)
 @click.option("--variant", type=click.Choice(["asym", "seq", "layer"]), default="asym", show_default=True)
-@click.option(
-    "--budget", type=click.Choice(["output", "accuracy", "error", "uniform"]), help="Default: the library's."
-)
+@click.option("--budget", type=click.Choice(["output", "accuracy", "error", "uniform"]), help="Default: the library's.")
 @click.option("--samples", default=512, show_default=True, help="Calibration inputs.")
-@click.option(
-    "--results", type=click.Path(file_okay=False, path_type=Path), default="results", show_default=True
-)
+@click.option("--results", type=click.Path(file_okay=False, path_type=Path), default="results", show_default=True)
 @click.option("--fresh", is_flag=True, help="Forget finished runs of RESULTS.")
 def main(
     *,

@@ -136,15 +136,11 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], where: str, arch: str)
     faults = {
         "missing": [key for key in expected if key not in state and not key.endswith("num_batches_tracked")],
         "unexpected": [key for key in state if key not in expected],
-        "other shape": [
-            key for key in expected if key in state and _shape(expected[key]) != _shape(state[key])
-        ],
+        "other shape": [key for key in expected if key in state and _shape(expected[key]) != _shape(state[key])],
     }
     said = "; ".join(f"{len(keys)} {kind} ({_few(keys)})" for kind, keys in faults.items() if keys)
     if said:
-        raise SubpruneError(
-            f"does not fit --arch {arch}: {said}", where=where, remedy="name the network it came from"
-        )
+        raise SubpruneError(f"does not fit --arch {arch}: {said}", where=where, remedy="name the network it came from")
     try:
         with torch.no_grad():
             network.load_state_dict(state, strict=True)
@@ -159,9 +155,7 @@ def _import_file(source: str, where: str) -> ModuleType:
     if not path.is_file():
         raise SubpruneError("no such file", where=where, remedy=HOW_TO_NAME)
     name = (
-        path.stem
-        if path.stem.isidentifier() and path.stem not in sys.modules
-        else f"_subprune_arch_{abs(hash(path))}"
+        path.stem if path.stem.isidentifier() and path.stem not in sys.modules else f"_subprune_arch_{abs(hash(path))}"
     )
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:

@@ -109,9 +109,7 @@ def _npz(path: str | os.PathLike[str]) -> Iterator[np.lib.npyio.NpzFile]:
     except PermissionError as error:
         raise SubpruneError("cannot be read (permission denied)", where=str(file)) from error
     except Exception as error:
-        raise SubpruneError(
-            "is not an .npz file, or a damaged one", where=str(file), remedy=HOW_TO_SAVE
-        ) from error
+        raise SubpruneError("is not an .npz file, or a damaged one", where=str(file), remedy=HOW_TO_SAVE) from error
     with archive:
         yield archive
 
@@ -119,9 +117,7 @@ def _npz(path: str | os.PathLike[str]) -> Iterator[np.lib.npyio.NpzFile]:
 def _array(archive: np.lib.npyio.NpzFile, key: str, path: str | os.PathLike[str]) -> npt.NDArray[Any]:
     if key not in archive:
         found = ", ".join(sorted(archive)[:8]) or "none"
-        raise SubpruneError(
-            f"has no array {key!r} (arrays found: {found})", where=str(path), remedy=HOW_TO_SAVE
-        )
+        raise SubpruneError(f"has no array {key!r} (arrays found: {found})", where=str(path), remedy=HOW_TO_SAVE)
     try:
         array = archive[key]
     except ValueError as error:  # numpy's word for an object array, which is a pickle
@@ -138,9 +134,7 @@ def _inputs(archive: np.lib.npyio.NpzFile, path: str | os.PathLike[str], input_s
     where = f"{path}: x"
     array = _array(archive, "x", path)
     if array.dtype.newbyteorder("=") != np.float32:
-        raise SubpruneError(
-            f"is {array.dtype}, not float32", where=where, remedy='convert it with x.astype("float32")'
-        )
+        raise SubpruneError(f"is {array.dtype}, not float32", where=where, remedy='convert it with x.astype("float32")')
     if array.ndim == 0 or len(array) == 0 or array.size == 0:
         what = f"holds no samples (shape {_say(array.shape)})"
         raise SubpruneError(what, where=where, remedy="the first axis counts the samples; give a few hundred")
@@ -158,9 +152,7 @@ def _check_shape(shape: tuple[int, ...], expected: Shape | None, where: str) -> 
     if fits:
         return
     wanted = _say(["n", *("?" if size is None else size for size in expected[1:])])
-    raise SubpruneError(
-        f"has shape {_say(shape)}, the network takes {wanted}", where=where, remedy="n is the samples"
-    )
+    raise SubpruneError(f"has shape {_say(shape)}, the network takes {wanted}", where=where, remedy="n is the samples")
 
 
 def _check_finite(array: npt.NDArray[Any], where: str) -> None:
@@ -177,16 +169,12 @@ def _labels(archive: np.lib.npyio.NpzFile, path: str | os.PathLike[str], samples
     where = f"{path}: y"
     array = _array(archive, "y", path)
     if array.dtype.kind not in "iu":
-        raise SubpruneError(
-            f"is {array.dtype}, not integer", where=where, remedy="y holds one class number per sample"
-        )
+        raise SubpruneError(f"is {array.dtype}, not integer", where=where, remedy="y holds one class number per sample")
     if array.shape != (samples,):
         what = f"has shape {_say(array.shape)}, x has {samples} samples"
         raise SubpruneError(what, where=where, remedy="y holds one class number per sample")
     if array.size and int(array.min()) < 0:
-        raise SubpruneError(
-            f"holds the negative class {int(array.min())}", where=where, remedy="classes count from 0"
-        )
+        raise SubpruneError(f"holds the negative class {int(array.min())}", where=where, remedy="classes count from 0")
     return array.astype(np.int64)
 
 

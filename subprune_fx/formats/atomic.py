@@ -29,17 +29,11 @@ def check_target(path: str | os.PathLike[str]) -> Path:
     if target.is_dir():
         raise SubpruneError("is a folder", where=str(target), remedy="name a file in it")
     if not folder.exists():
-        raise SubpruneError(
-            f"the output folder {folder} does not exist", where=str(target), remedy="create it first"
-        )
+        raise SubpruneError(f"the output folder {folder} does not exist", where=str(target), remedy="create it first")
     if not folder.is_dir():
-        raise SubpruneError(
-            f"{folder} is not a folder", where=str(target), remedy="choose another output path"
-        )
+        raise SubpruneError(f"{folder} is not a folder", where=str(target), remedy="choose another output path")
     if target.exists() and not target.is_file():  # a device or a pipe would be replaced by a plain file
-        raise SubpruneError(
-            "exists and is not a regular file", where=str(target), remedy="choose another path"
-        )
+        raise SubpruneError("exists and is not a regular file", where=str(target), remedy="choose another path")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise SubpruneError(
             f"the output folder {folder} cannot be written", where=str(target), remedy="check its rights"
@@ -64,9 +58,7 @@ def check_targets(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
     for target in targets:
         resolved = target.resolve()
         if resolved in seen:
-            raise SubpruneError(
-                "is named twice as an output", where=str(target), remedy="name each output once"
-            )
+            raise SubpruneError("is named twice as an output", where=str(target), remedy="name each output once")
         seen.add(resolved)
     return targets
 

@@ -119,9 +119,7 @@ def _load_archive(source: Source) -> Loaded:
 def _load_checkpoint(source: Source) -> Loaded:
     named = architectures.definitions(source.arch) if source.arch is not None else None
     own = named[0] if named else None
-    content = architectures.unwrap(
-        pickles.load_pickle(source.data, source.path, trust=source.trust, definitions=own)
-    )
+    content = architectures.unwrap(pickles.load_pickle(source.data, source.path, trust=source.trust, definitions=own))
     row = next(row for row in CONTENTS if row.recognise(content))
     return row.load(content, source, named)
 
@@ -135,20 +133,14 @@ def _from_module(content: Any, source: Source, named: tuple[ModuleType, str] | N
 def _from_state(content: Any, source: Source, named: tuple[ModuleType, str] | None) -> Loaded:
     if named is None or source.arch is None:
         what = f"is a state dict ({len(content)} tensors): it has weights but no network"
-        raise SubpruneError(
-            what, where=source.path, remedy="add --arch FILE.py:NAME or --arch package.module:NAME"
-        )
+        raise SubpruneError(what, where=source.path, remedy="add --arch FILE.py:NAME or --arch package.module:NAME")
     network = architectures.build(*named, where=f"--arch {source.arch}")
     return Loaded(architectures.fill(network, content, source.path, source.arch), None, "state dict")
 
 
 def _from_other(content: Any, source: Source, named: tuple[ModuleType, str] | None) -> Loaded:
     del named
-    keys = (
-        f" with the keys {', '.join(map(str, list(content)[:4]))}"
-        if isinstance(content, dict) and content
-        else ""
-    )
+    keys = f" with the keys {', '.join(map(str, list(content)[:4]))}" if isinstance(content, dict) and content else ""
     what = f"holds a {type(content).__name__}{keys}, neither a network nor a state dict"
     raise SubpruneError(what, where=source.path, remedy="save it with torch.save(model.state_dict(), path)")
 
@@ -176,9 +168,7 @@ def _refuse(what: str, remedy: str) -> Callable[[Source], Loaded]:
 
 
 def _has(*endings: str) -> Callable[[Source], bool]:
-    return lambda source: any(
-        member.endswith(endings) or f"/{member}".endswith(endings) for member in source.members
-    )
+    return lambda source: any(member.endswith(endings) or f"/{member}".endswith(endings) for member in source.members)
 
 
 def _starts(*magics: bytes) -> Callable[[Source], bool]:
@@ -191,9 +181,7 @@ def _suffix(*suffixes: str) -> Callable[[Source], bool]:
 
 _OLD_ARCHIVE = "is a torch.export archive in the format from before torch 2.8"
 _SCRIPT = "is a TorchScript archive, whose layers cannot be changed"
-_SCRIPT_REMEDY = (
-    "save the original network: torch.save(model.state_dict(), path) with --arch, or torch.export.save"
-)
+_SCRIPT_REMEDY = "save the original network: torch.save(model.state_dict(), path) with --arch, or torch.export.save"
 
 # In order: the first row that recognises the file has it.
 FORMATS = (

@@ -37,9 +37,7 @@ GRAPH_MODULE = "torch.fx.graph_module."
 LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the first pickle of a checkpoint from before torch 1.6
 
 _REFUSED = re.compile(r"GLOBAL ([\w.]+) (?:was not an allowed global|whose module)")
-_HIDDEN = re.compile(
-    r"(?:blocked|unsupported GLOBAL|recognized function|allowlisted|Unsupported class)", re.IGNORECASE
-)
+_HIDDEN = re.compile(r"(?:blocked|unsupported GLOBAL|recognized function|allowlisted|Unsupported class)", re.IGNORECASE)
 
 
 def load_pickle(data: bytes, where: str, *, trust: bool, definitions: ModuleType | None = None) -> Any:
@@ -93,9 +91,7 @@ def _load_trusted(data: bytes, where: str, definitions: ModuleType | None) -> An
         )
     except (AttributeError, ModuleNotFoundError) as error:
         what = f"its classes cannot be imported here ({_brief(error)})"
-        raise SubpruneError(
-            what, where=where, remedy="add --arch FILE.py:NAME, the file that defines them"
-        ) from error
+        raise SubpruneError(what, where=where, remedy="add --arch FILE.py:NAME, the file that defines them") from error
     except Exception as error:
         raise _unreadable(error, where) from error
 
@@ -137,13 +133,9 @@ def _refusal(names: Iterable[str], where: str) -> SubpruneError:
     shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     if any(name.startswith(GRAPH_MODULE) for name in names):
         what = f"holds an fx.GraphModule, which runs Python code from the file when loaded ({shown})"
-        return SubpruneError(
-            what, where=where, remedy="pass --trust if you trust its origin, or save a .pt2 instead"
-        )
+        return SubpruneError(what, where=where, remedy="pass --trust if you trust its origin, or save a .pt2 instead")
     what = f"loading it would run code that is not torch's own: {shown}"
-    remedy = (
-        "pass --arch FILE.py:NAME (your file that defines the network), or --trust if you trust its origin"
-    )
+    remedy = "pass --arch FILE.py:NAME (your file that defines the network), or --trust if you trust its origin"
     return SubpruneError(what, where=where, remedy=remedy)
 
 
@@ -156,24 +148,16 @@ def _unreadable(error: Exception, where: str) -> SubpruneError:
         return SubpruneError(what, where=where, remedy="pass --trust if you trust its origin")
     if "persistent_load of storage" in message:  # only state dicts of that format can be
         what = "holds a network in the format from before torch 1.6, which cannot be loaded safely"
-        return SubpruneError(
-            what, where=where, remedy="pass --trust if you trust its origin, or save it again"
-        )
+        return SubpruneError(what, where=where, remedy="pass --trust if you trust its origin, or save it again")
     if "Unsupported operand" in message:
         what = "is damaged, or was pickled with a protocol that cannot be loaded safely"
-        return SubpruneError(
-            what, where=where, remedy="save it again with torch.save(model.state_dict(), path)"
-        )
-    return SubpruneError(
-        "is a damaged or truncated PyTorch checkpoint", where=where, remedy="save or copy it again"
-    )
+        return SubpruneError(what, where=where, remedy="save it again with torch.save(model.state_dict(), path)")
+    return SubpruneError("is a damaged or truncated PyTorch checkpoint", where=where, remedy="save or copy it again")
 
 
 def _brief(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
-    text = (
-        text.split("WeightsUnpickler error: ")[-1].split(" Check the documentation")[0].split(" Please ")[0]
-    )
+    text = text.split("WeightsUnpickler error: ")[-1].split(" Check the documentation")[0].split(" Please ")[0]
     return text if len(text) <= 160 else f"{text[:157]}..."
 
 

@@ -31,9 +31,7 @@ _RECORDS = re.compile(
     r"|data/weights/(weight_\d+|[\w.-]+_weights_config\.json)"
     r"|data/constants/(tensor_\d+|[\w.-]+_constants_config\.json)"
 )
-_NAME = re.compile(
-    r"[\w.:+\-]*"
-)  # graph names, parameter paths, versions, dtypes: nothing that Python source needs
+_NAME = re.compile(r"[\w.:+\-]*")  # graph names, parameter paths, versions, dtypes: nothing that Python source needs
 _OPERATOR = re.compile(
     r"torch\.ops\.(?!aten\.(from_file|save)\b)(aten|prims|torchvision)\.\w+(\.\w+)?"
     r"|torch\.ops\.higher_order\.(cond|wrap_with_set_grad_enabled|wrap_with_autocast)"
@@ -75,9 +73,7 @@ def vet(data: bytes, where: str) -> None:
                 if name.endswith(".json") or name.startswith("data/sample_inputs/"):
                     records[name] = reader.read_bytes(name)
     except Exception as error:
-        raise SubpruneError(
-            "is a damaged or truncated torch.export archive", where=where, remedy=RESAVE
-        ) from error
+        raise SubpruneError("is a damaged or truncated torch.export archive", where=where, remedy=RESAVE) from error
     for name, content in records.items():
         if not _RECORDS.fullmatch(name):
             what = f"holds {name!r}, which is not plain tensors and may run code when loaded"
@@ -143,9 +139,7 @@ def _is_expression(text: str) -> bool:
     calls = [node for node in nodes if isinstance(node, ast.Call)]
     functions = {id(call.func) for call in calls}
     names = {
-        id(call.args[0])
-        for call in calls
-        if isinstance(call.func, ast.Name) and call.func.id == "Symbol" and call.args
+        id(call.args[0]) for call in calls if isinstance(call.func, ast.Name) and call.func.id == "Symbol" and call.args
     }
     return bool(nodes) and all(_is_arithmetic(node, functions, names) for node in nodes)
 
@@ -154,9 +148,7 @@ def _is_arithmetic(node: ast.AST, functions: set[int], names: set[int]) -> bool:
     if isinstance(node, ast.Name):
         return node.id in _FUNCTIONS if id(node) in functions else _SYMBOL.fullmatch(node.id) is not None
     if isinstance(node, ast.Constant):
-        named = (
-            isinstance(node.value, str) and id(node) in names and _SYMBOL.fullmatch(node.value) is not None
-        )
+        named = isinstance(node.value, str) and id(node) in names and _SYMBOL.fullmatch(node.value) is not None
         return named or isinstance(node.value, bool | int | float)
     if isinstance(node, ast.Call):
         return isinstance(node.func, ast.Name)

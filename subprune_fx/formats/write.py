@@ -80,11 +80,7 @@ def writer_of(path: str | os.PathLike[str]) -> Writer:
     """
     suffix = Path(path).suffix.lower()
     if suffix not in WRITERS:
-        what = (
-            f"has the suffix {suffix!r}, which is no output format"
-            if suffix
-            else "has no suffix to tell its format"
-        )
+        what = f"has the suffix {suffix!r}, which is no output format" if suffix else "has no suffix to tell its format"
         raise SubpruneError(what, where=str(path), remedy=f"end it in {', '.join(WRITERS)}")
     return WRITERS[suffix]
 
@@ -177,13 +173,9 @@ def _write(
         difference = writer.check(job, temporary, calibration)
     except SubpruneError as error:  # name the file the user asked for
         where = error.where.replace(str(temporary), str(target))
-        raise type(error)(
-            error.what.replace(str(temporary), str(target)), where=where, remedy=error.remedy
-        ) from error
+        raise type(error)(error.what.replace(str(temporary), str(target)), where=where, remedy=error.remedy) from error
     except Exception as error:  # a full disk, or a layer that cannot be pickled
-        what = f"cannot be written ({type(error).__name__}: {first_line(error)})".replace(
-            str(temporary), str(target)
-        )
+        what = f"cannot be written ({type(error).__name__}: {first_line(error)})".replace(str(temporary), str(target))
         raise SubpruneError(what, where=str(target)) from error
     return FileRow(
         path=str(target),
@@ -225,9 +217,7 @@ def _check_onnx(job: Job, path: Path, calibration: Tensor) -> float:
 
 
 def _check_pt2(job: Job, path: Path, calibration: Tensor) -> float:
-    run = validate.torch_runner(
-        load_model(path).module
-    )  # the vetted way in: what is written loads without trust
+    run = validate.torch_runner(load_model(path).module)  # the vetted way in: what is written loads without trust
     return validate.validate(run, job.module, calibration, where=str(path), fixed_batch=job.fixed_batch)
 
 

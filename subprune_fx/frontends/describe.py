@@ -94,6 +94,7 @@ class _Walker(fx.Interpreter):
 
     def __init__(self, graph_module: fx.GraphModule) -> None:
         super().__init__(graph_module)
+        self.root = graph_module
         self.state = Propagation()
         self.readers: dict[str, Reader] = {}
         self.calls: dict[str, Call] = {}
@@ -124,7 +125,7 @@ class _Walker(fx.Interpreter):
         return self._call(node, value, blank)
 
     def _call(self, node: fx.Node, value: Any, blank: Tree) -> Tree:
-        call = bind(node, self.module)
+        call = bind(node, self.root)
         self.calls[node.name] = call
         roles = self._roles(call)
         self.roles[node.name] = roles
@@ -149,9 +150,7 @@ class _Walker(fx.Interpreter):
         if call.row is not None and call.row.kind is Kind.CONTRACT and "weight" in roles:
             self.readers[node.name] = reader(call, roles["weight"].shape)
         out = propagate(self.state, step)
-        inputs = tuple(
-            leaf for operand in operands if not isinstance(operand, Param) for leaf in leaves(operand)
-        )
+        inputs = tuple(leaf for operand in operands if not isinstance(operand, Param) for leaf in leaves(operand))
         if call.row is not None and inputs and not any(isinstance(operand, Param) for operand in operands):
             self.sites.append(Site(node, call, inputs, out, self._value(node.args[1:]), step.run))
         return out
@@ -181,9 +180,7 @@ class _Walker(fx.Interpreter):
         return Param(self.params.get(id(value), name), tuple(value.shape))
 
     def _attrs(self, node: fx.Node, call: Call, operands: Sequence[Tree | Param]) -> dict[str, Any]:
-        shapes = [
-            operand.shape for operand in operands if isinstance(operand, Param) or hasattr(operand, "shape")
-        ]
+        shapes = [operand.shape for operand in operands if isinstance(operand, Param) or hasattr(operand, "shape")]
         rank = len(shapes[0]) if shapes else 0
         attrs: dict[str, Any] = {
             "dims": self._value(dims(call, rank)),
@@ -205,13 +202,13 @@ class _Walker(fx.Interpreter):
             queue = [torch.from_numpy(array) for array in labels]
             first = fx.node.map_arg(node.args[0], lambda _: queue.pop(0))
             args, kwargs = (first, *arguments), dict(keywords)
-            for constant in constants:
-                field, *path = constant.path
+            for change in constants:
+                field, *path = change.path
                 if field == "args":
-                    args = edited(args, path, constant.value)
+                    args = edited(args, path, change.value)
                 elif field == "kwargs":
-                    kwargs = edited(kwargs, path, constant.value)
-            out = _invoke(node, self.module, args, kwargs, constants)
+                    kwargs = edited(kwargs, path, change.value)
+            out = _invoke(node, self.root, args, kwargs, constants)
             return pytree.tree_map_only(Tensor, lambda t: t.numpy(), out)
 
         return run
@@ -220,16 +217,14 @@ class _Walker(fx.Interpreter):
         return self._value(node.args[1:]), self._value(node.kwargs)
 
 
-def _invoke(
-    node: fx.Node, root: fx.GraphModule, args: Any, kwargs: Any, constants: Sequence[Constant]
-) -> Any:
+def _invoke(node: fx.Node, root: fx.GraphModule, args: Any, kwargs: Any, constants: Sequence[Constant]) -> Any:
     """Run a node's op on labels: `view` as `reshape`, since expanded labels have no contiguous memory."""
     first, *rest = args
     if node.op == "call_module":
         module = copy.copy(root.get_submodule(str(node.target)))
-        for constant in constants:
-            module.__dict__[str(constant.path[0])] = (
-                tuple(constant.value) if isinstance(constant.value, list) else constant.value
+        for change in constants:
+            module.__dict__[str(change.path[0])] = (
+                tuple(change.value) if isinstance(change.value, list) else change.value
             )
         return module(first, *rest, **kwargs)
     if node.op == "call_method":

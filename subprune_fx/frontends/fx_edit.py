@@ -24,9 +24,7 @@ def set_constant(module: nn.Module, constant: Constant) -> None:
     assert isinstance(module, fx.GraphModule)
     node = next((node for node in module.graph.nodes if node.name == constant.name), None)
     if node is None:
-        raise SubpruneError(
-            f"the graph has no node {constant.name}", remedy="apply the plan to its own network"
-        )
+        raise SubpruneError(f"the graph has no node {constant.name}", remedy="apply the plan to its own network")
     edit_node(node, constant)
 
 

@@ -65,9 +65,7 @@ def survives(site: Site, channels: ChannelGraph) -> bool:
     if site.call.row is None or site.call.row.kind not in (Kind.MOVE, Kind.CHUNK, Kind.PAD):
         return True
     touched = [
-        labels
-        for labels in (*site.operands, *leaves(site.after))
-        if channels.prunable[channels.unit[labels]].any()
+        labels for labels in (*site.operands, *leaves(site.after)) if channels.prunable[channels.unit[labels]].any()
     ]
     if not touched:
         return True
@@ -119,10 +117,10 @@ def _shape(site: Site, keep: Keep) -> tuple[Constant, ...]:
     if site.call.module is not None:
         dim = int(site.call.get("dim", 1)) % len(sizes)
         parts = tuple(site.call.get("unflattened_size", ()))
-        new = [part if part == -1 else sizes[dim + i] for i, part in enumerate(parts)]
-        return (
-            (Constant("module", site.call.path, ("unflattened_size",), new),) if tuple(new) != parts else ()
-        )
+        new_parts = [part if part == -1 else sizes[dim + i] for i, part in enumerate(parts)]
+        if tuple(new_parts) == parts:
+            return ()
+        return (Constant("module", site.call.path, ("unflattened_size",), new_parts),)
     offset = 0
     if site.call.name == "unflatten":
         offset = int(site.node.args[1]) % site.before.ndim  # type: ignore[arg-type]
@@ -173,9 +171,7 @@ def _slice(site: Site, keep: Keep) -> tuple[Constant, ...]:
     start = int(site.call.get("start", 0) or 0)
     if site.call.name == "narrow":
         new = _range(labels, slice(start, start + int(site.call.get("length"))), keep)
-        fields = (
-            {"start": new["start"], "length": new["stop"] - new["start"]} if isinstance(new, dict) else {}
-        )
+        fields = {"start": new["start"], "length": new["stop"] - new["start"]} if isinstance(new, dict) else {}
     else:
         new = _range(labels, slice(start, site.call.get("end"), site.call.get("step")), keep)
         fields = {"start": new["start"], "end": new["stop"]} if isinstance(new, dict) else {}
@@ -224,10 +220,7 @@ def _pad(site: Site, keep: Keep) -> tuple[Constant, ...]:
             alive[alive.size - back :].sum() if back > 0 else back,
         )
         path = _path(site, "pad")
-        found += [
-            Constant("node", site.node.name, (*path, position + i), int(count))
-            for i, count in enumerate(counts)
-        ]
+        found += [Constant("node", site.node.name, (*path, position + i), int(count)) for i, count in enumerate(counts)]
     return tuple(found)
 
 

@@ -19,7 +19,7 @@ class Group:
     """Units with the same producers: one decision.
 
     Attributes:
-        name: The first producer.
+        name: The first producer; `#2` and so on where it makes the channels of several groups.
         units: Unit numbers, ascending; shape (n,).
         producers: Layers that make the channels.
         followers: Parameters met elementwise or per channel, and padding, that go along.
@@ -71,9 +71,7 @@ class ChannelGraph:
     @property
     def consumers(self) -> tuple[str, ...]:
         """Contractions that read at least one prunable unit."""
-        return tuple(
-            name for name, c in self.contractions.items() if self.prunable[self.unit[c.labels]].any()
-        )
+        return tuple(name for name, c in self.contractions.items() if self.prunable[self.unit[c.labels]].any())
 
     def keep(self, kept: Iterable[NDArray[np.int64]], groups: Iterable[Group]) -> NDArray[np.bool_]:
         """By label, whether it survives when each of `groups` keeps only its units `kept`."""
@@ -136,9 +134,7 @@ def _make_rectangular(state: Propagation) -> None:
                 continue
             free = max(axes, key=lambda axis: small.shape[axis])
             others = tuple(axis for axis in axes if axis != free)
-            first = compact(labels)[
-                tuple(slice(0, 1) if axis in others else slice(None) for axis in range(small.ndim))
-            ]
+            first = compact(labels)[tuple(slice(0, 1) if axis in others else slice(None) for axis in range(small.ndim))]
             state.unify(
                 np.broadcast_to(first, small.shape),
                 compact(labels),
@@ -160,39 +156,42 @@ def _reasons(state: Propagation, unit: NDArray[np.int64], count: int) -> dict[in
 def _groups(
     state: Propagation, unit: NDArray[np.int64], reasons: dict[int, str]
 ) -> tuple[tuple[Group, ...], tuple[Frozen, ...]]:
-    producers: dict[int, list[Origin]] = {}
+    """Units with the same producers form a group; what is frozen is counted by producer and reason."""
+    made: dict[int, list[Origin]] = {}
+    following: dict[int, list[str]] = {}
     for origin in state.origins:
         for number in np.unique(unit[origin.start : origin.stop]).tolist():
-            producers.setdefault(number, []).append(origin)
+            if origin.producer:
+                made.setdefault(number, []).append(origin)
+            else:
+                following.setdefault(number, []).append(origin.name)
     readers: dict[int, list[str]] = {}
     for consumer in state.consumers:
         for number in np.unique(unit[consumer.labels]).tolist():
             readers.setdefault(number, []).append(consumer.name)
     members: dict[tuple[int, ...], list[int]] = {}
-    refused: dict[tuple[str, str], int] = {}
-    for number, origins in producers.items():
-        made = [origin for origin in origins if origin.producer]
-        if number in reasons and number:
-            for origin in made[:1]:
-                key = (origin.name, reasons[number])
-                refused[key] = refused.get(key, 0) + 1
-            continue
-        if made:
-            members.setdefault(tuple(origin.start for origin in made), []).append(number)
-    groups, single = [], []
-    for starts, units in members.items():
-        origins = [origin for origin in state.origins if origin.start in starts]
-        names = tuple(dict.fromkeys(origin.name for origin in origins))
-        reading = tuple(dict.fromkeys(name for number in units for name in readers.get(number, ())))
+    refused: Counter[tuple[str, str]] = Counter()
+    for number, origins in made.items():
+        if number in reasons:
+            refused[origins[0].name, reasons[number]] += number > 0
+        else:
+            members.setdefault(tuple(origin.start for origin in origins), []).append(number)
+    names = Counter[str]()
+    groups = []
+    for units in members.values():
+        producers = _distinct(origin.name for origin in made[units[0]])
+        reading = _distinct(name for number in units for name in readers.get(number, ()))
         if len(units) == 1 or not reading:
-            why = (
-                "it is a single channel" if len(units) == 1 else "no layer that could be reweighted reads it"
-            )
-            single.append(Frozen(names[0], len(units), why))
+            why = "it is a single channel" if len(units) == 1 else "no layer that could be reweighted reads it"
+            refused[producers[0], why] += len(units)
             continue
-        followers = tuple(
-            dict.fromkeys(o.name for number in units for o in producers[number] if not o.producer)
-        )
-        groups.append(Group(names[0], np.asarray(sorted(units), dtype=np.int64), names, followers, reading))
-    frozen = [Frozen(name, channels, reason) for (name, reason), channels in refused.items()]
-    return tuple(groups), (*frozen, *single)
+        followers = _distinct(name for number in units for name in following.get(number, ()))
+        names[producers[0]] += 1
+        name = producers[0] if names[producers[0]] == 1 else f"{producers[0]}#{names[producers[0]]}"
+        groups.append(Group(name, np.asarray(sorted(units), dtype=np.int64), producers, followers, reading))
+    frozen = tuple(Frozen(name, channels, reason) for (name, reason), channels in refused.items() if channels)
+    return tuple(groups), frozen
+
+
+def _distinct(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))

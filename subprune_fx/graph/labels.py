@@ -57,8 +57,7 @@ def varying(labels: Labels) -> tuple[int, ...]:
     return tuple(
         axis
         for axis in range(small.ndim)
-        if small.shape[axis] > 1
-        and not np.array_equal(small, np.broadcast_to(small.take([0], axis), small.shape))
+        if small.shape[axis] > 1 and not np.array_equal(small, np.broadcast_to(small.take([0], axis), small.shape))
     )
 
 
@@ -101,21 +100,15 @@ def survivors(labels: Labels, keep: NDArray[np.bool_]) -> tuple[NDArray[np.int64
     return tuple(picked)
 
 
-def shrink(
-    labels: Labels, before: NDArray[np.bool_], after: NDArray[np.bool_]
-) -> tuple[NDArray[np.int64] | None, ...]:
+def shrink(labels: Labels, before: NDArray[np.bool_], after: NDArray[np.bool_]) -> tuple[NDArray[np.int64] | None, ...]:
     """Which indices, of what `before` left of a tensor, survive when only `after` is kept; None where all do."""
     return tuple(
         relative(old, new, size)
-        for old, new, size in zip(
-            survivors(labels, before), survivors(labels, after), labels.shape, strict=True
-        )
+        for old, new, size in zip(survivors(labels, before), survivors(labels, after), labels.shape, strict=True)
     )
 
 
-def relative(
-    old: NDArray[np.int64] | None, new: NDArray[np.int64] | None, size: int
-) -> NDArray[np.int64] | None:
+def relative(old: NDArray[np.int64] | None, new: NDArray[np.int64] | None, size: int) -> NDArray[np.int64] | None:
     """Positions within `old` of the indices `new`, both ascending; None stands for all of `size`."""
     if new is None:
         return None

@@ -83,8 +83,14 @@ TABLE: tuple[Row, ...] = (
     Row(Kind.CONTRACT, ("conv1d", "conv2d", "conv3d"), ("Conv",), Axes(1, 1, 0), roles=_WEIGHT),
     Row(
         Kind.CONTRACT,
-        ("convtranspose1d", "convtranspose2d", "convtranspose3d")
-        + ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+        (
+            "convtranspose1d",
+            "convtranspose2d",
+            "convtranspose3d",
+            "conv_transpose1d",
+            "conv_transpose2d",
+            "conv_transpose3d",
+        ),
         ("ConvTranspose",),
         Axes(1, 0, 1),
         roles=_WEIGHT,
@@ -108,9 +114,39 @@ TABLE: tuple[Row, ...] = (
     # elementwise, one operand or several
     Row(
         Kind.ELEMENTWISE,
-        ("add", "iadd", "radd", "sub", "isub", "rsub", "mul", "imul", "rmul", "div", "truediv", "itruediv")
-        + ("true_divide", "pow", "maximum", "minimum", "where", "masked_fill", "addcmul", "lerp", "eq", "ne")
-        + ("lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_not", "bitwise_and", "bitwise_or"),
+        (
+            "add",
+            "iadd",
+            "radd",
+            "sub",
+            "isub",
+            "rsub",
+            "mul",
+            "imul",
+            "rmul",
+            "div",
+            "truediv",
+            "itruediv",
+            "true_divide",
+            "pow",
+            "maximum",
+            "minimum",
+            "where",
+            "masked_fill",
+            "addcmul",
+            "lerp",
+            "eq",
+            "ne",
+            "lt",
+            "le",
+            "gt",
+            "ge",
+            "logical_and",
+            "logical_or",
+            "logical_not",
+            "bitwise_and",
+            "bitwise_or",
+        ),
         ("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Where", "Sum"),
     ),
     Row(
@@ -127,10 +163,24 @@ TABLE: tuple[Row, ...] = (
             "silu",
             "mish",
             "hardswish",
-        )
-        + ("hardsigmoid", "hardtanh", "sigmoid", "tanh", "softplus", "softsign", "logsigmoid", "threshold")
-        + ("rrelu", "hardshrink", "softshrink", "tanhshrink", "exp", "log", "sqrt", "rsqrt", "square", "abs")
-        + (
+            "hardsigmoid",
+            "hardtanh",
+            "sigmoid",
+            "tanh",
+            "softplus",
+            "softsign",
+            "logsigmoid",
+            "threshold",
+            "rrelu",
+            "hardshrink",
+            "softshrink",
+            "tanhshrink",
+            "exp",
+            "log",
+            "sqrt",
+            "rsqrt",
+            "square",
+            "abs",
             "neg",
             "sin",
             "cos",
@@ -143,8 +193,6 @@ TABLE: tuple[Row, ...] = (
             "ceil",
             "clamp",
             "clip",
-        )
-        + (
             "dropout",
             "dropout1d",
             "dropout2d",
@@ -152,8 +200,6 @@ TABLE: tuple[Row, ...] = (
             "alphadropout",
             "alpha_dropout",
             "featurealphadropout",
-        )
-        + (
             "feature_dropout",
             "identity",
             "contiguous",
@@ -164,8 +210,6 @@ TABLE: tuple[Row, ...] = (
             "type_as",
             "type",
             "_to_copy",
-        )
-        + (
             "stochasticdepth",
             "stochastic_depth",
             "droppath",
@@ -186,23 +230,74 @@ TABLE: tuple[Row, ...] = (
             "HardSigmoid",
             "Sigmoid",
             "Tanh",
-        )
-        + ("Softplus", "Softsign", "ThresholdedRelu", "Exp", "Log", "Sqrt", "Abs", "Neg", "Sin", "Cos", "Erf")
-        + ("Reciprocal", "Sign", "Round", "Floor", "Ceil", "Clip", "Dropout", "Identity", "Cast"),
+            "Softplus",
+            "Softsign",
+            "ThresholdedRelu",
+            "Exp",
+            "Log",
+            "Sqrt",
+            "Abs",
+            "Neg",
+            "Sin",
+            "Cos",
+            "Erf",
+            "Reciprocal",
+            "Sign",
+            "Round",
+            "Floor",
+            "Ceil",
+            "Clip",
+            "Dropout",
+            "Identity",
+            "Cast",
+        ),
     ),
     # positions of a channel
     Row(
         Kind.SPATIAL,
-        ("maxpool1d", "maxpool2d", "maxpool3d", "max_pool1d", "max_pool2d", "max_pool3d")
-        + ("avgpool1d", "avgpool2d", "avgpool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d")
-        + ("adaptiveavgpool1d", "adaptiveavgpool2d", "adaptiveavgpool3d")
-        + ("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
-        + ("adaptivemaxpool1d", "adaptivemaxpool2d", "adaptivemaxpool3d")
-        + ("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d")
-        + ("lppool1d", "lppool2d", "lp_pool1d", "lp_pool2d", "upsample", "interpolate", "upsamplingnearest2d")
-        + ("upsamplingbilinear2d", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d")
-        + ("reflectionpad1d", "reflectionpad2d", "reflectionpad3d")
-        + ("replicationpad1d", "replicationpad2d", "replicationpad3d"),
+        (
+            "maxpool1d",
+            "maxpool2d",
+            "maxpool3d",
+            "max_pool1d",
+            "max_pool2d",
+            "max_pool3d",
+            "avgpool1d",
+            "avgpool2d",
+            "avgpool3d",
+            "avg_pool1d",
+            "avg_pool2d",
+            "avg_pool3d",
+            "adaptiveavgpool1d",
+            "adaptiveavgpool2d",
+            "adaptiveavgpool3d",
+            "adaptive_avg_pool1d",
+            "adaptive_avg_pool2d",
+            "adaptive_avg_pool3d",
+            "adaptivemaxpool1d",
+            "adaptivemaxpool2d",
+            "adaptivemaxpool3d",
+            "adaptive_max_pool1d",
+            "adaptive_max_pool2d",
+            "adaptive_max_pool3d",
+            "lppool1d",
+            "lppool2d",
+            "lp_pool1d",
+            "lp_pool2d",
+            "upsample",
+            "interpolate",
+            "upsamplingnearest2d",
+            "upsamplingbilinear2d",
+            "upsample_nearest2d",
+            "upsample_bilinear2d",
+            "upsample_bicubic2d",
+            "reflectionpad1d",
+            "reflectionpad2d",
+            "reflectionpad3d",
+            "replicationpad1d",
+            "replicationpad2d",
+            "replicationpad3d",
+        ),
         ("MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "Resize", "Upsample"),
     ),
     Row(
@@ -225,17 +320,31 @@ TABLE: tuple[Row, ...] = (
     ),
     Row(
         Kind.MOVE,
-        ("flatten", "permute", "transpose", "t", "movedim", "swapaxes", "swapdims", "squeeze", "unsqueeze")
-        + ("cat", "concat", "concatenate", "stack", "unbind", "flip", "roll", "pixelshuffle", "pixel_shuffle")
-        + (
+        (
+            "flatten",
+            "permute",
+            "transpose",
+            "t",
+            "movedim",
+            "swapaxes",
+            "swapdims",
+            "squeeze",
+            "unsqueeze",
+            "cat",
+            "concat",
+            "concatenate",
+            "stack",
+            "unbind",
+            "flip",
+            "roll",
+            "pixelshuffle",
+            "pixel_shuffle",
             "pixelunshuffle",
             "pixel_unshuffle",
             "channelshuffle",
             "channel_shuffle",
             "repeat",
             "repeat_interleave",
-        )
-        + (
             "tile",
             "select",
             "index_select",
@@ -253,15 +362,21 @@ TABLE: tuple[Row, ...] = (
     Row(Kind.CHUNK, ("chunk",)),
     Row(
         Kind.PAD,
-        ("pad", "constant_pad_nd", "zeropad1d", "zeropad2d", "zeropad3d")
-        + ("constantpad1d", "constantpad2d", "constantpad3d"),
+        (
+            "pad",
+            "constant_pad_nd",
+            "zeropad1d",
+            "zeropad2d",
+            "zeropad3d",
+            "constantpad1d",
+            "constantpad2d",
+            "constantpad3d",
+        ),
         ("Pad",),
         resize=Resize.PAD,
     ),
     # sizes
-    Row(
-        Kind.SHAPE, ("size", "getattr", "dim", "numel", "sym_size", "ndimension", "shape"), ("Shape", "Size")
-    ),
+    Row(Kind.SHAPE, ("size", "getattr", "dim", "numel", "sym_size", "ndimension", "shape"), ("Shape", "Size")),
 )
 
 BY_TORCH: dict[str, Row] = {name: row for row in TABLE for name in row.torch}

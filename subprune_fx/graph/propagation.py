@@ -127,9 +127,7 @@ class Propagation:
             self.freeze(self.elements[param.name], f"weight {param.name} is also read by a layer")
         known = self.axes.setdefault(param.name, {})
         if axis in known:
-            self.unify(
-                known[axis], labels, f"weight {param.name} is shared with a layer whose channels are fixed"
-            )
+            self.unify(known[axis], labels, f"weight {param.name} is shared with a layer whose channels are fixed")
             return known[axis]
         known[axis] = labels
         return labels

@@ -17,9 +17,7 @@ def propagate(state: Propagation, step: Step) -> Tree:
 
     An op without a row, or whose rule does not apply here, freezes what reaches it: never a guess.
     """
-    labelled = [
-        leaf for operand in step.operands if not isinstance(operand, Param) for leaf in leaves(operand)
-    ]
+    labelled = [leaf for operand in step.operands if not isinstance(operand, Param) for leaf in leaves(operand)]
     makes = step.row is not None and step.row.kind in (Kind.CONTRACT, Kind.LOOKUP)
     free = not any(compact(labels).any() for labels in labelled)
     if free and not makes and not _reads_params(step):
@@ -75,9 +73,7 @@ def elementwise(state: Propagation, step: Step) -> Tree:
     result: Labels | None = None
     for labels in operands:
         spans = {
-            axis
-            for axis in range(len(shape))
-            if shape[axis] == 1 or _size_at(labels, axis, len(shape)) == shape[axis]
+            axis for axis in range(len(shape)) if shape[axis] == 1 or _size_at(labels, axis, len(shape)) == shape[axis]
         }
         if not everywhere <= spans:
             state.freeze(labels, f"{step.op} broadcasts it over other channels")
@@ -111,7 +107,7 @@ def contract(state: Propagation, step: Step) -> Tree:
         return refuse(state, step, f"{step.op} reads channels on a dimension it does not sum over")
     inputs = vector(labels, axes.data)
     groups = int(step.attrs.get("groups", 1))
-    made = _group_rules(groups, weight, inputs, axes.outputs)(state, step, weight, inputs)
+    made = _contract_rule(groups, inputs, axes.outputs)(state, step, weight, inputs)
     bias = step.roles.get("bias")
     if bias is not None:
         state.weight_axis(bias, 0, made)
@@ -121,7 +117,7 @@ def contract(state: Propagation, step: Step) -> Tree:
 ContractRule = Callable[[Propagation, Step, Param, Labels], Labels]
 
 
-def _group_rules(groups: int, weight: Param, inputs: Labels, output_axis: int) -> ContractRule:
+def _contract_rule(groups: int, inputs: Labels, output_axis: int) -> ContractRule:
     if groups == 1:
         return _dense
     if groups == inputs.size and output_axis == 0:
@@ -158,7 +154,7 @@ def _consume(state: Propagation, step: Step, inputs: Labels, made: Labels) -> No
     )
 
 
-def _depthwise(state: Propagation, step: Step, weight: Param, inputs: Labels) -> Labels:
+def _depthwise(state: Propagation, _step: Step, weight: Param, inputs: Labels) -> Labels:
     """Each input channel has `multiplier` output channels of its own; they follow it."""
     made = np.repeat(inputs, weight.shape[0] // inputs.size)
     return state.weight_axis(weight, 0, made)
@@ -170,9 +166,7 @@ def _grouped(state: Propagation, step: Step, weight: Param, inputs: Labels) -> L
     assert step.row.axes is not None
     axes, groups = step.row.axes, int(step.attrs["groups"])
     slots = inputs.reshape(groups, -1)
-    state.unify(
-        slots, np.broadcast_to(slots[:1], slots.shape), f"{step.op} shares it with a fixed slot of a group"
-    )
+    state.unify(slots, np.broadcast_to(slots[:1], slots.shape), f"{step.op} shares it with a fixed slot of a group")
     outputs = weight.shape[axes.outputs] // (groups if axes.outputs == 0 else 1)
     made = state.fresh(outputs, step.module, producer=True)
     tiled = np.tile(made, groups)
@@ -244,36 +238,30 @@ def pad(state: Propagation, step: Step) -> Tree:
     if pads is None:
         return refuse(state, step, f"{step.op} pads by a computed amount")
     channels = varying(labels)
-    for axis, (before, after) in enumerate(pads):
+    for axis, amounts in enumerate(pads):
         size = labels.shape[axis]
-        labels = labels[(*(slice(None),) * axis, slice(max(-before, 0), size - max(-after, 0)))]
-        before, after = max(before, 0), max(after, 0)
-        if before + after == 0:
+        cut = slice(max(-amounts[0], 0), size - max(-amounts[1], 0))
+        labels = labels[(*(slice(None),) * axis, cut)]
+        counts = [max(amount, 0) for amount in amounts]
+        if not any(counts):
             continue
         if axis not in channels:
-            labels = expand(
-                labels.take([0], axis), (*labels.shape[:axis], shape[axis], *labels.shape[axis + 1 :])
-            )
+            labels = expand(labels.take([0], axis), (*labels.shape[:axis], shape[axis], *labels.shape[axis + 1 :]))
             continue
-        sides = [
-            along(
-                state.fresh(count, step.name, producer=False),
-                axis,
-                (*labels.shape[:axis], count, *labels.shape[axis + 1 :]),
-            )
-            for count in (before, after)
-        ]
-        labels = np.concatenate(
-            [compact_to(side, labels, axis) for side in (sides[0], labels, sides[1])], axis=axis
-        )
+        front, back = (compact_to(_padding(state, step, count, axis, labels.shape), labels, axis) for count in counts)
+        labels = np.concatenate([front, compact_to(labels, labels, axis), back], axis=axis)
     return expand(labels, shape)
+
+
+def _padding(state: Propagation, step: Step, count: int, axis: int, shape: tuple[int, ...]) -> Labels:
+    """`count` fresh channels before or after dimension `axis` of a tensor of `shape`."""
+    made = state.fresh(count, step.name, producer=False)
+    return along(made, axis, (*shape[:axis], count, *shape[axis + 1 :]))
 
 
 def compact_to(side: Labels, like: Labels, axis: int) -> Labels:
     """`side` cut to size 1 along the dimensions (other than `axis`) where `like` has stride 0."""
-    free = tuple(
-        slice(0, 1) if d != axis and stride == 0 else slice(None) for d, stride in enumerate(like.strides)
-    )
+    free = tuple(slice(0, 1) if d != axis and stride == 0 else slice(None) for d, stride in enumerate(like.strides))
     return side[free]
 
 

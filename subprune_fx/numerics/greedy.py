@@ -8,13 +8,13 @@ and a unit with columns I adds, with X|S the residual of X after eliminating S,
 
     F(I | S) = tr(C_I|S' (G_II|S)^-1 C_I|S) = tr((G_II|S)^-1 H_II|S),      H = C C'.
 
-So the gains need nothing but the r x r diagonal blocks of G|S and H|S, whatever the number of outputs m. Eliminating a
-pivot with rows P = G_I:|S, Q = H_I:|S and G_II|S = K K' subtracts
+So the gains need nothing but the r x r diagonal blocks of G|S and H|S, whatever the number of outputs m.
+Eliminating a pivot with rows P = G_I:|S, Q = H_I:|S and G_II|S = K K' subtracts
 
     G|S+I = G|S - N'N,      H|S+I = H|S - N'T - T'N,      N = K^-1 P,   T = K^-1 Q - 1/2 K^-1 Q_:I K^-T N.
 
-The rows of a pivot are corrected for the pivots of the current panel on demand; the matrices themselves are updated once
-a panel, by matrix products, and shrink to the units that are left.
+The rows of a pivot are corrected for the pivots of the current panel on demand; the matrices themselves are
+updated once a panel, by matrix products, and shrink to the units that are left.
 """
 
 from __future__ import annotations
@@ -143,6 +143,7 @@ class _Elimination:
         self._diagonal, self._numerator = self._squares(self._gram), self._squares(self._explained)
         largest = self._gram.diagonal(dim1=1, dim2=2).amax(1)
         self._floor = (TOLERANCE * largest).clamp(min=torch.finfo(torch.float32).tiny)
+        self._used = 0
         self._open_panel()
 
     def add_gains(self, gains: Tensor) -> None:

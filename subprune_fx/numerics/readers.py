@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812 - everyone calls it F
 from torch import Tensor
 
 
@@ -137,7 +137,8 @@ class TransposedConvReader:
         """See `Reader`."""
         sizes = [(size - 1) * step + 1 for size, step in zip(x.shape[2:], self.stride, strict=True)]
         stuffed = x.new_zeros(*x.shape[:2], *sizes)
-        stuffed[(..., *(slice(None, None, step) for step in self.stride))] = x
+        every: tuple[Any, ...] = tuple(slice(None, None, step) for step in self.stride)
+        stuffed[(..., *every)] = x
         flat: list[int] = []
         for kernel, cut, extra, gap in reversed(
             list(zip(self.kernel, self.padding, self.output_padding, self.dilation, strict=True))
@@ -165,9 +166,7 @@ class TransposedConvReader:
         return flipped.flip(*range(2, like.ndim)).contiguous()
 
 
-def _patches(
-    x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], groups: int
-) -> Tensor:
+def _patches(x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], groups: int) -> Tensor:
     """All patches of a padded activation (N, C, ...) as (groups, C / groups * taps, N * positions), one copy."""
     by_channel = x.transpose(0, 1)
     rank = len(kernel)

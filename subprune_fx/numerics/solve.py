@@ -32,6 +32,7 @@ def factor(matrix: Tensor) -> Tensor:
     Args:
         matrix: (..., n, n), symmetric positive semidefinite up to rounding.
     """
+    found: Tensor
     found, failed = torch.linalg.cholesky_ex(matrix)
     if not bool(failed.any()):
         return found
