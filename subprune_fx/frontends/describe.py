@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -195,49 +195,71 @@ class _Walker(fx.Interpreter):
         return fx.node.map_arg(argument, lambda n: self.env[n])
 
     def _runner(self, node: fx.Node) -> Callable[..., Tree]:
-        """The node's own op on labels: its first tensor operands replaced, everything else as it was."""
-        arguments, keywords = self._values_but_first(node)
+        """The node's own op on labels: those of its first tensor argument replaced, everything else as it was."""
+        where, key = _first_tensors(node, self.trees)
+        fixed = {"args": self._value(node.args), "kwargs": self._value(node.kwargs)}
+        argument = None if where is None else getattr(node, where)[key]
 
         def run(labels: Sequence[Labels], constants: Sequence[Constant] = ()) -> Tree:
             queue = [torch.from_numpy(array) for array in labels]
-            first = fx.node.map_arg(node.args[0], lambda _: queue.pop(0))
-            args, kwargs = (first, *arguments), dict(keywords)
+            call = dict(fixed)
+            if where is not None:
+                first = fx.node.map_arg(argument, lambda n: _refill(self.trees[n], queue))
+                call[where] = edited(call[where], [key], first)
             for change in constants:
                 field, *path = change.path
-                if field == "args":
-                    args = edited(args, path, change.value)
-                elif field == "kwargs":
-                    kwargs = edited(kwargs, path, change.value)
-            out = _invoke(node, self.root, args, kwargs, constants)
+                if field in call:
+                    call[str(field)] = edited(call[str(field)], path, change.value)
+            out = _invoke(node, self.root, call["args"], call["kwargs"], constants)
             return pytree.tree_map_only(Tensor, lambda t: t.numpy(), out)
 
         return run
 
-    def _values_but_first(self, node: fx.Node) -> tuple[Any, Any]:
-        return self._value(node.args[1:]), self._value(node.kwargs)
+
+def _first_tensors(node: fx.Node, trees: Mapping[fx.Node, Tree | Param]) -> tuple[str | None, str | int]:
+    """Which argument of a node holds its first tensors: ("args", position) or ("kwargs", name)."""
+    places: list[tuple[str, str | int, Any]] = [
+        *(("args", position, argument) for position, argument in enumerate(node.args)),
+        *(("kwargs", name, argument) for name, argument in node.kwargs.items()),
+    ]
+    for where, key, argument in places:
+        used: list[fx.Node] = []
+        fx.node.map_arg(argument, used.append)
+        if any(isinstance(trees[n], Param) or leaves(trees[n]) for n in used):
+            return where, key
+    return None, 0
+
+
+def _refill(tree: Tree | Param, queue: list[Tensor]) -> Any:
+    """A value shaped like `tree`, its tensors taken from the front of `queue`."""
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(_refill(item, queue) for item in tree)
+    if isinstance(tree, Mapping):
+        return {name: _refill(item, queue) for name, item in tree.items()}
+    return None if tree is None else queue.pop(0)
 
 
 def _invoke(node: fx.Node, root: fx.GraphModule, args: Any, kwargs: Any, constants: Sequence[Constant]) -> Any:
     """Run a node's op on labels: `view` as `reshape`, since expanded labels have no contiguous memory."""
-    first, *rest = args
     if node.op == "call_module":
         module = copy.copy(root.get_submodule(str(node.target)))
         for change in constants:
             module.__dict__[str(change.path[0])] = (
                 tuple(change.value) if isinstance(change.value, list) else change.value
             )
-        return module(first, *rest, **kwargs)
+        return module(*args, **kwargs)
     if node.op == "call_method":
+        first, *rest = args
         name = _LABEL_METHODS.get(str(node.target), str(node.target))
         return getattr(first, name)(*rest, **kwargs)
     name = getattr(getattr(node.target, "overloadpacket", node.target), "__name__", "")
     if name in ("view", "_unsafe_view"):
-        return first.reshape(*rest)
+        return args[0].reshape(*args[1:])
     target = node.target
-    if target is torch.ops.aten.split.Tensor and rest and isinstance(rest[0], list):
+    if target is torch.ops.aten.split.Tensor and isinstance(args[1], list):
         target = torch.ops.aten.split_with_sizes.default
     assert callable(target)
-    return target(first, *rest, **kwargs)
+    return target(*args, **kwargs)
 
 
 def _blank(value: Any) -> Tree:
