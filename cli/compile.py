@@ -58,6 +58,7 @@ def run(request: Request) -> int:
             loaded.module,
             calibration,
             ratio=request.ratio,
+            select=request.select,
             variant=request.variant,
             budget=request.budget,
             reweight=request.reweight,

@@ -11,6 +11,14 @@ from typing import Any
 import click
 
 PROGRAM = "subprune-compile"
+SELECTORS = (
+    "inchange",
+    "stochastic",
+    "layerweightnorm",
+    "weightnorm",
+    "random",
+    "layerrandom",
+)
 VARIANTS = ("asym", "seq", "layer")
 BUDGETS = ("output", "accuracy", "error", "uniform")
 
@@ -34,6 +42,7 @@ class Request:
     output: tuple[Path, ...]
     calib: Path | None
     evaluate: Path | None
+    select: str
     variant: str
     budget: str | None
     reweight: bool
@@ -108,6 +117,8 @@ def _version(context: click.Context, option: click.Parameter, value: bool) -> No
                    "the file also holds labels y, --budget accuracy uses them.")  # fmt: skip
 @click.option("--eval", "evaluate", type=click.Path(path_type=Path), metavar="XY.npz",
               help="Labelled inputs x, y; reports the accuracy before and after.")  # fmt: skip
+@click.option("--select", type=click.Choice(SELECTORS), default="inchange", show_default=True,
+              help="How channels are chosen; some need labels y in --calib, and say so.")  # fmt: skip
 @click.option("--variant", type=click.Choice(VARIANTS), default="asym", show_default=True,
               help="Which inputs layers are fitted on: the pruned network's towards the original's, the "
                    "pruned network's, or the original's.")  # fmt: skip

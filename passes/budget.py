@@ -164,7 +164,10 @@ def _first_fit(budget: Budget, target: int, rule: Callable[[float], Keep], level
     return rule(levels[low])
 
 
-BUDGETS: dict[str, Callable[[Budget, int], Keep]] = {
+Rule = Callable[[Budget, int], Keep]
+"""From what may be measured and the largest size to units to keep by group."""
+
+BUDGETS: dict[str, Rule] = {
     "output": output,
     "accuracy": accuracy,
     "error": error,
@@ -174,14 +177,12 @@ BUDGETS: dict[str, Callable[[Budget, int], Keep]] = {
 DEFAULT_BUDGET = "output"
 
 
-def allot(rule: str, budget: Budget, ratio: float) -> Keep:
+def allot(rule: Rule, budget: Budget, ratio: float) -> Keep:
     """Units to keep by group under a rule, such that the network has at most 1 / ratio of its parameters.
 
     Raises:
-        SubpruneError: If the rule is unknown, or even one unit a group is too many.
+        SubpruneError: If even one unit a group is too many.
     """
-    if rule not in BUDGETS:
-        raise SubpruneError(f"no budget rule {rule!r}", remedy=f"use one of {', '.join(BUDGETS)}")
     target = math.floor(budget.size.total / ratio)
     least = budget.size.parameters(dict.fromkeys(budget.size.units, 1))
     if least > target:
@@ -190,4 +191,4 @@ def allot(rule: str, budget: Budget, ratio: float) -> Keep:
             f"ratio {ratio:g} cannot be reached: with one channel a group left it is {largest:g}",
             remedy=f"ask for at most {largest:g}",
         )
-    return BUDGETS[rule](budget, target)
+    return rule(budget, target)

@@ -40,6 +40,17 @@ def calibrate(
     return recorder.moments, outputs
 
 
+def run(network: FxNetwork, batches: Sequence[Tensor], tick: Tick | None = None) -> list[Any]:
+    """The network's outputs, one per batch; arguments as for `calibrate`."""
+    outputs = []
+    with torch.no_grad():
+        for done, batch in enumerate(batches, 1):
+            outputs.append(network.graph_module(batch))
+            if tick is not None:
+                tick(done, len(batches))
+    return outputs
+
+
 def empty_moments(network: FxNetwork, consumer: Consumer, weight: Tensor) -> Moments:
     """Moments of no rows for a consumer whose weight is now `weight`."""
     groups, columns, targets = network.readers[consumer.name].matrix(weight).shape

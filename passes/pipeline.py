@@ -9,19 +9,27 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from subprune_fx.numerics.greedy import Selection, greedy
-from subprune_fx.passes.budget import DEFAULT_BUDGET, Budget, Trial, allot
-from subprune_fx.passes.calibrate import Tick, calibrate
+from subprune_fx.graph.channels import Group
+from subprune_fx.numerics.greedy import Block
+from subprune_fx.numerics.moments import Moments
+from subprune_fx.passes.budget import BUDGETS, DEFAULT_BUDGET, Budget, Rule, Trial, allot
+from subprune_fx.passes.calibrate import Tick, calibrate, run
 from subprune_fx.passes.dependencies import analyse
-from subprune_fx.passes.problems import Settings, blocks
+from subprune_fx.passes.evidence import Errors, Gatherer
+from subprune_fx.passes.patches import keeping
+from subprune_fx.passes.problems import Settings
+from subprune_fx.passes.scratch import Scratch
 from subprune_fx.passes.size import SizeModel
 from subprune_fx.passes.sweep import Sweep
-from subprune_fx.passes.trials import Metric, Reweighter, trials
+from subprune_fx.passes.trials import Metric, trials
 from subprune_fx.plan import Plan
+from subprune_fx.selectors import DEFAULT_SELECTOR, SELECTORS, Need, Ranking
 
 Progress = Callable[[str, int, int], None]
 
@@ -31,8 +39,9 @@ class Options:
     """What the user chooses, whatever the ratio.
 
     Attributes:
+        select: A row of `subprune_fx.selectors.SELECTORS`.
         variant: `asym`, `seq` or `layer`.
-        budget: A rule of `passes.budget.BUDGETS`.
+        budget: A rule of `passes.budget.BUDGETS`; None: the selector's own, or else the default.
         reweight: False leaves consumers' weights as they are.
         settings: How least squares are posed.
         stochastic: Epsilon of stochastic greedy (paper App. B.3); None for exact greedy.
@@ -41,8 +50,9 @@ class Options:
         batch: Samples a forward pass.
     """
 
+    select: str = DEFAULT_SELECTOR
     variant: str = "asym"
-    budget: str = DEFAULT_BUDGET
+    budget: str | None = None
     reweight: bool = True
     settings: Settings = dataclasses.field(default_factory=Settings)
     stochastic: float | None = None
@@ -105,12 +115,18 @@ class Compiler:
         self._labels = None if labels is None else batches_of(labels, options.batch)
         with self._clock("dependencies"):
             self.network = analyse(module, calibration[:2])
+        self._row = SELECTORS[options.select]
+        self._evidence = Gatherer(
+            self.network, self._moments, options.settings, seed=options.seed, epsilon=options.stochastic
+        )
         with self._clock("calibrate"):
-            moments, self.outputs = calibrate(self.network, self._batches, self._tick("calibrate"))
+            self._calibrated: dict[str, Moments] | None = None
+            if Need.MOMENTS in self._row.needs:
+                self._moments()
+            else:
+                self.outputs = run(self.network, self._batches, self._tick("calibrate"))
         with self._clock("select"):
-            self._reweighter = Reweighter(self.network, moments, options.settings, reweight=options.reweight)
-            self._curves = self._select()
-        self._orders = {name: curve.order.numpy() for name, curve in self._curves.items()}
+            self._rankings = self._rank()
         self._budget = self._measures()
 
     def compile(self, ratio: float) -> Compiled:
@@ -120,15 +136,16 @@ class Compiler:
             SubpruneError: If the ratio is out of reach.
         """
         with self._clock("budget"):
-            keep = allot(self.options.budget, self._budget, ratio)
+            keep = allot(self._rule(), self._budget, ratio)
         with self._clock("sweep"):
             sweep = Sweep(
                 self.network,
                 keep,
-                self._orders,
+                self._rankings,
                 variant=self.options.variant,
                 settings=self.options.settings,
                 reweight=self.options.reweight,
+                choose=self._choose if self._row.live else None,
             )
             plan, outputs = sweep.run(self._batches, self._tick("sweep"))
         return Compiled(ratio, plan, outputs, dict(self._clock.seconds))
@@ -136,28 +153,58 @@ class Compiler:
     def _tick(self, stage: str) -> Tick:
         return lambda done, total: self._report(stage, done, total)
 
-    def _select(self) -> dict[str, Selection]:
-        """Nested order and error curve of every group by the original network's moments."""
-        generator = torch.Generator().manual_seed(self.options.seed)
-        channels, problems = self.network.channels, self._reweighter.problems
-        found = {}
-        for done, group in enumerate(channels.groups, 1):
-            parts = [block for name in group.consumers for block in blocks(group, problems[name], channels)]
-            found[group.name] = greedy(parts, len(group.units), epsilon=self.options.stochastic, generator=generator)
-            self._report("select", done, len(channels.groups))
+    def _moments(self) -> dict[str, Moments]:
+        """Of the original network, on first demand."""
+        if self._calibrated is None:
+            self._calibrated, self.outputs = calibrate(self.network, self._batches, self._tick("calibrate"))
+        return self._calibrated
+
+    def _rank(self) -> dict[str, Ranking]:
+        """Nested order of every group by the original network."""
+        groups, found = self.network.channels.groups, {}
+        for done, group in enumerate(groups, 1):
+            found[group.name] = self._row.rank(self._evidence.of(group, self._row.needs), None)
+            self._report("select", done, len(groups))
         return found
+
+    def _choose(self, group: Group, parts: Sequence[Block], scratch: Scratch, keep: int) -> Ranking:
+        """Rank a group again on the pruned-so-far network."""
+        return self._row.rank(self._evidence.live(group, self._row.needs, parts, scratch), keep)
+
+    @property
+    def rule(self) -> str:
+        """The budget rule: what the user asks for, or the selector's own, or the default."""
+        own = None if self._row.allot is None else f"{self._row.name}'s own"
+        return self.options.budget or own or DEFAULT_BUDGET
+
+    def _rule(self) -> Rule:
+        own = self._row.allot
+        if own is None or self.rule in BUDGETS:
+            return BUDGETS[self.rule]
+        return lambda budget, target: own(self._rankings, budget.size.parameters, target)
 
     def _measures(self) -> Budget:
         """What budget rules may ask: sizes, error curves, and trials of one group at a time."""
         intercepts = self.options.settings.intercept and self.options.reweight
         some = max(1, self.options.trial_samples // self.options.batch)
 
+        orders = {name: ranking.order.numpy() for name, ranking in self._rankings.items()}
+        groups = {group.name: group for group in self.network.channels.groups}
+
+        def patches(group: Group, alive: NDArray[np.bool_]) -> dict[str, Tensor]:
+            if self.options.reweight:
+                return self._evidence.reweighter.patches(group, alive)
+            return keeping(self.network, self._rankings)(group, alive)
+
+        def errors(name: str) -> NDArray[np.float64]:
+            return self._evidence.errors(groups[name], self._rankings[name], reweight=self.options.reweight)
+
         def trial(metric: Metric, count: int) -> Trial:
             return functools.cache(
                 lambda sizes: trials(
                     self.network,
-                    self._reweighter.patches,
-                    self._orders,
+                    patches,
+                    orders,
                     dict(sizes),
                     self._batches[:count],
                     metric,
@@ -166,8 +213,8 @@ class Compiler:
             )
 
         return Budget(
-            size=SizeModel(self.network, self._orders, intercepts=intercepts),
-            error={name: curve.error.numpy() for name, curve in self._curves.items()},
+            size=SizeModel(self.network, orders, intercepts=intercepts),
+            error=Errors(tuple(groups), errors),
             accuracy=trial(agreement(self.outputs, self._labels), len(self._batches)),
             change=trial(output_change(self.outputs), some),
         )

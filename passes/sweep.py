@@ -7,7 +7,7 @@ are cut, the consumer is reweighted, and the walk goes on: two forward passes wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,15 +18,20 @@ from torch import Tensor, fx
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.graph.channels import Group
 from subprune_fx.graph.propagation import Consumer
-from subprune_fx.numerics.greedy import greedy
+from subprune_fx.numerics.greedy import Block
 from subprune_fx.numerics.moments import Moments, accumulate
 from subprune_fx.passes.calibrate import Tick, empty_moments, parameter
 from subprune_fx.passes.lockstep import Lockstep
+from subprune_fx.passes.patches import unit_factors
 from subprune_fx.passes.problems import Problem, Settings, blocks, column_units, own_target, pose
 from subprune_fx.passes.scratch import Scratch
 from subprune_fx.plan import Decision, Plan
+from subprune_fx.selectors import Ranking
 
 VARIANTS = ("asym", "seq", "layer")
+
+Choose = Callable[[Group, Sequence[Block], Scratch, int], Ranking]
+"""From a group, its consumer's problem on the pruned-so-far network, that network, and how many units to keep."""
 
 
 class Sweep:
@@ -36,22 +41,24 @@ class Sweep:
         self,
         network: FxNetwork,
         keep: Mapping[str, int],
-        nested: Mapping[str, NDArray[np.int64]],
+        nested: Mapping[str, Ranking],
         *,
         variant: str,
         settings: Settings,
         reweight: bool,
+        choose: Choose | None = None,
     ) -> None:
         """Set up.
 
         Args:
             network: The analysed network.
             keep: Units to keep, by group name.
-            nested: Greedy order of each group by the original network's moments, positions within the group; used
-                for groups that no single consumer decides, and by the layer variant for all.
+            nested: Ranking of each group by the original network; used for groups that no single consumer decides,
+                and for all by the layer variant and without `choose`.
             variant: `asym`, `seq` or `layer` (paper section 5.1).
             settings: How least squares are posed.
-            reweight: False leaves the consumers' weights as they are.
+            reweight: False leaves the consumers' weights as they are, but for the ranking's factors.
+            choose: Ranks a group again when its consumer is reached; None where the nested order decides.
         """
         self.network = network
         self.keep = keep
@@ -59,6 +66,7 @@ class Sweep:
         self.variant = variant
         self.settings = settings
         self.reweight = reweight
+        self.choose = None if variant == "layer" else choose
         self.scratch = Scratch(network)
         self.decisions: dict[str, Decision] = {}
 
@@ -69,8 +77,8 @@ class Sweep:
             The plan, and the pruned network's outputs per batch.
         """
         for group in self.network.channels.groups:
-            if self.variant == "layer" or len(group.consumers) > 1:
-                self._decide(group, self.nested[group.name], float("nan"))
+            if self.choose is None or len(group.consumers) > 1:
+                self._decide(group, self.nested[group.name])
         walk = Lockstep(self.network.graph_module, self.scratch, batches)
         nodes = list(self.network.graph_module.graph.nodes)
         with torch.no_grad():
@@ -99,8 +107,9 @@ class Sweep:
         units = self._column_units(consumer, alive)
         posed = pose(moments, weight, units, self.settings)
         for group in undecided:
-            found = greedy(blocks(group, posed, self.network.channels), len(group.units), stop=self.keep[group.name])
-            self._decide(group, found.order.numpy(), float(found.error[self.keep[group.name]]), walk)
+            assert self.choose is not None
+            parts = blocks(group, posed, self.network.channels)
+            self._decide(group, self.choose(group, parts, self.scratch, self.keep[group.name]), walk)
         if self.reweight and consumer.weight not in self.network.channels.shared:
             self._reweight(node.name, consumer, posed, moments)
 
@@ -136,15 +145,32 @@ class Sweep:
             targets.append(y if kept.numel() == y.shape[axis] else y.index_select(axis, kept))
         return targets
 
-    def _decide(self, group: Group, order: NDArray[np.int64], error: float, walk: Lockstep | None = None) -> None:
-        kept = np.sort(order[: self.keep[group.name]])
+    def _decide(self, group: Group, ranking: Ranking, walk: Lockstep | None = None) -> None:
+        count = self.keep[group.name]
+        kept = np.sort(ranking.order[:count].numpy())
+        error = float("nan") if ranking.error is None or walk is None else float(ranking.error[count])
         self.decisions[group.name] = Decision(group.name, len(group.units), tuple(kept.tolist()), error)
+        if not self.reweight and ranking.factors is not None:
+            self._scale(group, ranking)
         if kept.size == len(group.units):
             return
         alive = self.scratch.alive.copy()
         alive[group.units] = False
         alive[group.units[kept]] = True
         self.scratch.shrink(alive, () if walk is None else walk.live())
+
+    def _scale(self, group: Group, ranking: Ranking) -> None:
+        """Multiply the group's outgoing weights by the ranking's factors."""
+        alive = self.scratch.alive
+        factor = unit_factors(group, ranking, self.keep[group.name], alive.size)
+        factor[factor == 0] = 1.0  # those units are cut next
+        for name in group.consumers:
+            consumer = self.network.channels.contractions[name]
+            if consumer.weight in self.network.channels.shared:
+                continue
+            reader, weight = self.network.readers[name], self.scratch.get(consumer.weight)
+            columns = torch.from_numpy(factor[self._column_units(consumer, alive)]).to(weight.dtype)
+            self.scratch.set(consumer.weight, reader.weight(reader.matrix(weight) * columns[:, :, None], weight))
 
     def _reweight(self, name: str, consumer: Consumer, posed: Problem, moments: Moments) -> None:
         """Paper eq. (4), and the intercept that goes with it."""

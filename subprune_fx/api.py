@@ -16,13 +16,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from subprune_fx.errors import SubpruneError
 from subprune_fx.numerics.ridge import DEFAULT_RIDGE
-from subprune_fx.passes.budget import BUDGETS, DEFAULT_BUDGET
+from subprune_fx.passes.budget import BUDGETS
 from subprune_fx.passes.pipeline import Compiled, Compiler, Options, Progress, agreement, batches_of, first_tensor
 from subprune_fx.passes.problems import Settings
 from subprune_fx.passes.rewrite import apply
 from subprune_fx.passes.sweep import VARIANTS
 from subprune_fx.plan import Plan
 from subprune_fx.report import Cost, FrozenRow, GroupRow, Report
+from subprune_fx.selectors import DEFAULT_SELECTOR, LABELLED, SELECTORS
 
 EVALUATION_BATCH = 256
 
@@ -48,6 +49,7 @@ def prune(
     calibration: Array,
     *,
     ratio: float,
+    select: str = DEFAULT_SELECTOR,
     variant: str = "asym",
     budget: str | None = None,
     reweight: bool = True,
@@ -65,14 +67,17 @@ def prune(
         model: The network; unchanged.
         calibration: Inputs as the network takes them, float32, (samples, ...).
         ratio: Parameters before over parameters after, above 1; the result meets it.
+        select: How units are chosen, a key of `subprune_fx.selectors.SELECTORS`.
         variant: Which inputs consumers are fitted on (paper section 5.1): `asym`, the pruned network's, towards the
             original's outputs; `seq`, the pruned network's; `layer`, the original's.
-        budget: How the ratio is shared out among groups, a key of `passes.budget.BUDGETS`; None for the default.
+        budget: How the ratio is shared out among groups, a key of `passes.budget.BUDGETS`; None for the selector's
+            own rule, where it has one, or the default.
         reweight: Refit the weights of layers that read pruned channels (paper eq. 4).
         intercept: Refit their biases too.
         ridge: Pull of new weights towards the original ones, relative to the mean diagonal of the Gram matrix.
         stochastic: Epsilon of stochastic greedy (paper App. B.3), in (0, 1); None for exact greedy.
-        labels: Class of each calibration input, (samples,); the `accuracy` budget uses them.
+        labels: Class of each calibration input, (samples,); the `accuracy` budget uses them, and some selectors
+            cannot do without.
         evaluation: Inputs and labels whose accuracy the report states; decides nothing.
         seed: Of everything random.
         progress: Told (stage, done, total).
@@ -88,6 +93,7 @@ def prune(
         model,
         calibration,
         ratios=(ratio,),
+        select=select,
         variant=variant,
         budget=budget,
         reweight=reweight,
@@ -107,6 +113,7 @@ def prune_each(
     calibration: Array,
     *,
     ratios: Sequence[float],
+    select: str = DEFAULT_SELECTOR,
     variant: str = "asym",
     budget: str | None = None,
     reweight: bool = True,
@@ -124,6 +131,7 @@ def prune_each(
         model: See `prune`.
         calibration: See `prune`.
         ratios: One or more.
+        select: See `prune`.
         variant: See `prune`.
         budget: See `prune`.
         reweight: See `prune`.
@@ -142,12 +150,14 @@ def prune_each(
         SubpruneError: See `prune`.
     """
     _check_options(ratios, variant, budget, ridge, stochastic)
+    _check_selector(select, labels)
     inputs = _inputs(calibration, "calibration")
     known = None if labels is None else _labels(labels, len(inputs), "labels")
     held_out = None if evaluation is None else _evaluation(*evaluation)
     options = Options(
+        select=select,
         variant=variant,
-        budget=budget or DEFAULT_BUDGET,
+        budget=budget,
         reweight=reweight,
         settings=Settings(intercept=intercept, ridge=ridge),
         stochastic=stochastic,
@@ -207,8 +217,9 @@ def _report(compiler: Compiler, compiled: Compiled, smaller: fx.GraphModule, inp
     ]
     scores = _is_score(first_tensor(compiler.outputs[0]))
     settings = {
+        "select": options.select,
         "variant": options.variant,
-        "budget": options.budget,
+        "budget": compiler.rule,
         "reweight": options.reweight,
         "intercept": options.settings.intercept,
         "ridge": options.settings.ridge,
@@ -247,6 +258,14 @@ def _check_options(
         raise SubpruneError(f"ridge {ridge} is not a number of at least 0")
     if stochastic is not None and not 0 < stochastic < 1:
         raise SubpruneError(f"stochastic {stochastic} is not between 0 and 1")
+
+
+def _check_selector(select: str, labels: Array | None) -> None:
+    if select not in SELECTORS:
+        raise SubpruneError(f"no selector {select!r}", remedy=f"use one of {', '.join(SELECTORS)}")
+    if labels is None and SELECTORS[select].needs & LABELLED:
+        what = f"selector {select} needs the class of each calibration input, and there are none"
+        raise SubpruneError(what, remedy="give labels (on the command line, y beside x in the --calib file)")
 
 
 def _inputs(value: Array, where: str) -> Tensor:

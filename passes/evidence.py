@@ -1,0 +1,138 @@
+"""Gathers what a selector needs from the original network; each kind of evidence on first demand, once."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from subprune_fx.frontends.describe import FxNetwork
+from subprune_fx.graph.channels import Group
+from subprune_fx.numerics.greedy import Block
+from subprune_fx.numerics.moments import Moments
+from subprune_fx.numerics.prefixes import kept_errors, reweighted_errors
+from subprune_fx.passes.calibrate import parameter
+from subprune_fx.passes.problems import Settings, blocks, column_units
+from subprune_fx.passes.scratch import Scratch
+from subprune_fx.passes.trials import Reweighter
+from subprune_fx.selectors import Evidence, Need, Ranking, Readout
+
+
+class Gatherer:
+    """Evidence about the groups of the original network."""
+
+    def __init__(
+        self,
+        network: FxNetwork,
+        moments: Callable[[], Mapping[str, Moments]],
+        settings: Settings,
+        *,
+        seed: int,
+        epsilon: float | None,
+    ) -> None:
+        """Set up; computes nothing yet.
+
+        Args:
+            network: The analysed network.
+            moments: Runs the calibration.
+            settings: How least squares are posed.
+            seed: Of everything random.
+            epsilon: Of stochastic greedy; None for exact.
+        """
+        self.network = network
+        self._moments = moments
+        self._settings = settings
+        self._seed = seed
+        self._epsilon = epsilon
+
+    @functools.cached_property
+    def reweighter(self) -> Reweighter:
+        """New weights by the original network's moments."""
+        return Reweighter(self.network, self._moments(), self._settings, reweight=True)
+
+    def of(self, group: Group, needs: frozenset[Need]) -> Evidence:
+        """What is needed to rank one group."""
+        found: dict[str, Any] = {}
+        for need in needs & SOURCES.keys():
+            field, source = SOURCES[need]
+            found[field] = source(self, group)
+        generator = generator_of(self._seed, self.network.channels.groups.index(group))
+        return Evidence(len(group.units), generator, self._epsilon, **found)
+
+    def live(self, group: Group, needs: frozenset[Need], parts: Sequence[Block], scratch: Scratch) -> Evidence:
+        """The same on the pruned-so-far network, when the sweep reaches the group's consumer."""
+        del scratch
+        generator = generator_of(self._seed, self.network.channels.groups.index(group), live=True)
+        return Evidence(
+            len(group.units), generator, self._epsilon, blocks=tuple(parts) if Need.MOMENTS in needs else ()
+        )
+
+    def blocks(self, group: Group) -> list[Block]:
+        """Normal equations of the group's consumers."""
+        problems, channels = self.reweighter.problems, self.network.channels
+        return [block for name in group.consumers for block in blocks(group, problems[name], channels)]
+
+    def readouts(self, group: Group) -> list[Readout]:
+        """Weights of the group's consumers, in the order of `blocks`."""
+        local = positions(group, self.network.channels.prunable.size)
+        found = []
+        for name in group.consumers:
+            consumer, reader = self.network.channels.contractions[name], self.network.readers[name]
+            weight = reader.matrix(parameter(self.network.graph_module, consumer.weight)).double()
+            units = local[column_units(consumer, reader.taps, self.network.channels.unit)]
+            for matrix, unit in zip(weight, units, strict=True):
+                own = torch.from_numpy(np.flatnonzero(unit >= 0))
+                if len(own):
+                    found.append(Readout(matrix[own], torch.from_numpy(unit)[own]))
+        return found
+
+    def errors(self, group: Group, ranking: Ranking, *, reweight: bool) -> NDArray[np.float64]:
+        """Relative change of the consumers' inputs (paper eq. 1) with the first 0..n units kept."""
+        if ranking.error is not None:
+            return ranking.error.numpy()
+        if reweight:
+            return reweighted_errors(self.blocks(group), ranking.order).numpy()
+        weights = [readout.weight for readout in self.readouts(group)]
+        return kept_errors(self.blocks(group), weights, ranking.order).cummin(0).values.numpy()
+
+
+SOURCES: dict[Need, tuple[str, Callable[[Gatherer, Group], Any]]] = {
+    Need.MOMENTS: ("blocks", Gatherer.blocks),
+    Need.WEIGHTS: ("readouts", Gatherer.readouts),
+}
+"""By need: the field of `Evidence` that it fills, and from where."""
+
+
+def positions(group: Group, units: int) -> NDArray[np.int64]:
+    """By unit of the network, its position in the group; -1 elsewhere."""
+    local = np.full(units, -1, dtype=np.int64)
+    local[group.units] = np.arange(group.units.size)
+    return local
+
+
+def generator_of(seed: int, group: int, *, live: bool = False) -> torch.Generator:
+    """Randomness of one group: the same whatever was ranked before it."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + group) * 2 + live)
+
+
+class Errors(Mapping[str, NDArray[np.float64]]):
+    """Error curves by group, each computed when a budget rule asks for it."""
+
+    def __init__(self, names: Sequence[str], curve: Callable[[str], NDArray[np.float64]]) -> None:
+        self._names = names
+        self._curve = functools.cache(curve)
+
+    def __getitem__(self, name: str) -> NDArray[np.float64]:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._curve(name)
+
+    def __iter__(self) -> Any:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

@@ -1,0 +1,41 @@
+"""Which units of a group are worth keeping: one method a file, one row a method."""
+
+from __future__ import annotations
+
+from subprune_fx.selectors import (
+    anywhere,
+    inchange,
+    layerrandom,
+    layerweightnorm,
+    stochastic,
+    weightnorm,
+)
+from subprune_fx.selectors.base import LABELLED, Allot, Evidence, Keep, Losses, Need, Ranking, Readout, Selector
+
+SELECTORS: dict[str, Selector] = {
+    row.name: row
+    for row in (
+        inchange.ROW,
+        stochastic.ROW,
+        layerweightnorm.ROW,
+        weightnorm.ROW,
+        anywhere.ROW,
+        layerrandom.ROW,
+    )
+}
+
+DEFAULT_SELECTOR = "inchange"
+
+__all__ = [
+    "DEFAULT_SELECTOR",
+    "LABELLED",
+    "SELECTORS",
+    "Allot",
+    "Evidence",
+    "Keep",
+    "Losses",
+    "Need",
+    "Ranking",
+    "Readout",
+    "Selector",
+]
