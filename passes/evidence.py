@@ -71,10 +71,12 @@ class Gatherer:
             len(group.units), generator, self._epsilon, blocks=tuple(parts) if Need.MOMENTS in needs else ()
         )
 
-    def blocks(self, group: Group) -> list[Block]:
-        """Normal equations of the group's consumers."""
+    def blocks(self, group: Group, *, refit: bool = True) -> list[Block]:
+        """Normal equations of the group's consumers, whose other columns are refitted or keep their weights."""
         problems, channels = self.reweighter.problems, self.network.channels
-        return [block for name in group.consumers for block in blocks(group, problems[name], channels)]
+        alive = np.ones(channels.prunable.size, dtype=bool)
+        settled = ~channels.prunable & refit
+        return [block for name in group.consumers for block in blocks(group, problems[name], channels, settled, alive)]
 
     def readouts(self, group: Group) -> list[Readout]:
         """Weights of the group's consumers, in the order of `blocks`."""
@@ -97,7 +99,7 @@ class Gatherer:
         if reweight:
             return reweighted_errors(self.blocks(group), ranking.order).numpy()
         weights = [readout.weight for readout in self.readouts(group)]
-        return kept_errors(self.blocks(group), weights, ranking.order).cummin(0).values.numpy()
+        return kept_errors(self.blocks(group, refit=False), weights, ranking.order).cummin(0).values.numpy()
 
 
 SOURCES: dict[Need, tuple[str, Callable[[Gatherer, Group], Any]]] = {

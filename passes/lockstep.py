@@ -28,7 +28,6 @@ class Lockstep:
         self._twin = dict(zip(original.graph.nodes, scratch.module.graph.nodes, strict=True))
         self._originals: list[Environment] = [{} for _ in batches]
         self._pruned: list[Environment] = [{} for _ in batches]
-        self._started_apart = not bool(scratch.alive.all())
         self.outputs: list[Any] = []
 
     def original(self, node: fx.Node) -> None:
@@ -60,15 +59,21 @@ class Lockstep:
         """Whether the pruned network computes something else at `node` than the original."""
         if node.op == "placeholder":
             return False
-        if self._started_apart or node.name in self._scratch.edited:
+        if node.name in self._scratch.edited:
             return True
-        before, after = self._originals[0], self._pruned[0]
-        parameters = _parameters(node)
+        if node.op == "call_module" and self._scratch.changed(str(node.target)):
+            return True
+        before, parameters = self._originals[0], _parameters(node)
         if any(not _equal(before[used], self._parameter(used)) for used in parameters):
             return True
-        return any(
-            before[used] is not after[self._twin[used]] for used in node.all_input_nodes if used not in parameters
-        )
+        return any(self._apart(used) for used in node.all_input_nodes if used not in parameters)
+
+    def reads_other(self, node: fx.Node) -> bool:
+        """Whether the first input of `node` differs between the two networks."""
+        return self._apart(node.all_input_nodes[0])
+
+    def _apart(self, used: fx.Node) -> bool:
+        return self._originals[0][used] is not self._pruned[0][self._twin[used]]
 
     def _parameter(self, node: fx.Node) -> Any:
         return _run(self._second, self._twin[node], {}, None)
@@ -78,9 +83,27 @@ class Lockstep:
         used = self._twin[node.all_input_nodes[0]]
         return (environment[used] for environment in self._pruned)
 
+    def original_inputs(self, node: fx.Node) -> Iterator[Tensor]:
+        """The original network's first input to `node`, batch by batch."""
+        used = node.all_input_nodes[0]
+        return (environment[used] for environment in self._originals)
+
     def originals(self, node: fx.Node) -> Iterator[Tensor]:
         """The original network's value at `node`, batch by batch."""
         return (environment[node] for environment in self._originals)
+
+    def completed(self, node: fx.Node, axis: int, kept: Tensor) -> Iterator[Tensor]:
+        """The original `node` run on the pruned network's first input, channels it has no more taken from the original.
+
+        Args:
+            node: A contraction.
+            axis: Channel dimension of its input.
+            kept: Which channels of the original input the pruned network still has.
+        """
+        used = node.all_input_nodes[0]
+        for environment, x in zip(self._originals, self.inputs(node), strict=True):
+            whole = environment[used].index_copy(axis, kept, x)
+            yield _run(self._first, node, {**environment, used: whole}, None)
 
     def live(self) -> list[Live]:
         """Activations of the pruned network that are still needed."""

@@ -14,7 +14,7 @@ from subprune_fx.graph.propagation import Consumer
 from subprune_fx.numerics.greedy import Block
 from subprune_fx.numerics.moments import Moments
 from subprune_fx.numerics.ridge import DEFAULT_RIDGE
-from subprune_fx.numerics.solve import solve
+from subprune_fx.numerics.solve import factor, solve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +66,11 @@ def column_units(consumer: Consumer, taps: int, unit: NDArray[np.int64]) -> NDAr
     return np.repeat(unit[consumer.labels].reshape(consumer.groups, -1), taps, axis=1)
 
 
+def live_units(units: NDArray[np.int64], alive: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The `column_units` that are still there, (groups, live columns)."""
+    return units[alive[units]].reshape(units.shape[0], -1)
+
+
 def pose(moments: Moments, weight: Tensor, unit: NDArray[np.int64], settings: Settings) -> Problem:
     """The problem whose target is what `moments` hold.
 
@@ -94,27 +99,77 @@ def own_target(moments: Moments, weight: Tensor) -> Moments:
     return dataclasses.replace(moments, cross=cross, targets=targets, energy=(weight * cross).sum((1, 2)).clamp(min=0))
 
 
-def blocks(group: Group, problem: Problem, channels: ChannelGraph) -> list[Block]:
-    """The part of a consumer's problem that one group decides.
+def blocks(
+    group: Group, problem: Problem, channels: ChannelGraph, settled: NDArray[np.bool_], alive: NDArray[np.bool_]
+) -> list[Block]:
+    """The part of a consumer's problem that one group decides; errors are relative to the consumer's whole target.
 
-    Channels of other groups (a concat, fixed channels) count as kept with their weights: what is left of the target
-    is this group's own contribution, Y - B_rest W_rest. Errors are relative to the consumer's whole target.
+    Channels that are sure to stay are refitted together with what is kept, so they are eliminated first. Those of other
+    groups that are still to be decided count with their present weights: they cannot be relied on to stand in for this
+    group's, since the same will be expected of it.
+
+    Args:
+        group: To be decided.
+        problem: Of one of its consumers.
+        channels: The dependency graph.
+        settled: By unit, whether it is sure to stay.
+        alive: By unit, whether it is there at all.
     """
     local = np.full(channels.prunable.size, -1, dtype=np.int64)
     local[group.units] = np.arange(group.units.size)
     total = float(problem.energy.sum()) or 1.0
     found = []
     for g, unit in enumerate(problem.unit):
-        own = np.flatnonzero(local[unit] >= 0)
-        if own.size == 0:
+        if not (local[unit] >= 0).any():
             continue
-        gram, cross, energy = problem.gram[g], problem.cross[g], float(problem.energy[g])
-        if own.size < unit.size:
-            rest = torch.from_numpy(np.setdiff1d(np.arange(unit.size), own))
-            mine = torch.from_numpy(own)
-            weight = problem.weight[g]
-            cross = cross[mine] - gram[mine][:, rest] @ weight[rest]
-            gram = gram[mine][:, mine]
-            energy = float((weight[mine] * (gram @ weight[mine])).sum())
-        found.append(Block(gram, cross, torch.from_numpy(local[unit[own]]), energy, 1.0 / total))
+        system = _System(problem.gram[g], problem.cross[g], float(problem.energy[g]), unit, problem.weight[g])
+        system = system.only(alive[unit])
+        system = system.fixed(~settled[system.unit] & (local[system.unit] < 0))
+        system = system.eliminated(local[system.unit] < 0)
+        columns = torch.from_numpy(local[system.unit])
+        found.append(Block(system.gram, system.cross, columns, max(system.energy, 0.0), 1.0 / total))
     return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _System:
+    """Normal equations of one channel group of a consumer, with the unit and the original weights of each column."""
+
+    gram: Tensor
+    cross: Tensor
+    energy: float
+    unit: NDArray[np.int64]
+    weight: Tensor
+
+    def only(self, mask: NDArray[np.bool_]) -> _System:
+        """The columns in `mask`, without the others."""
+        if mask.all():
+            return self
+        index = torch.from_numpy(np.flatnonzero(mask))
+        return _System(self.gram[index][:, index], self.cross[index], self.energy, self.unit[mask], self.weight[index])
+
+    def fixed(self, mask: NDArray[np.bool_]) -> _System:
+        """What is left of the target when the columns in `mask` keep their weights."""
+        if not mask.any():
+            return self
+        index = torch.from_numpy(np.flatnonzero(mask))
+        held = self.weight[index]
+        explained = self.gram[:, index] @ held
+        energy = self.energy + float((held * (explained[index] - 2 * self.cross[index])).sum())
+        return dataclasses.replace(self, cross=self.cross - explained, energy=energy).only(~mask)
+
+    def eliminated(self, mask: NDArray[np.bool_]) -> _System:
+        """What is left when the columns in `mask` have the best weights, whatever those of the others."""
+        if not mask.any():
+            return self
+        gone, left = (torch.from_numpy(np.flatnonzero(part)) for part in (mask, ~mask))
+        root = factor(self.gram[gone][:, gone])
+        rows = torch.linalg.solve_triangular(root, self.gram[gone][:, left], upper=False)
+        known = torch.linalg.solve_triangular(root, self.cross[gone], upper=False)
+        return _System(
+            self.gram[left][:, left] - rows.mT @ rows,
+            self.cross[left] - rows.mT @ known,
+            self.energy - float(known.square().sum()),
+            self.unit[~mask],
+            self.weight[left],
+        )

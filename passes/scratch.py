@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from subprune_fx.frontends.describe import FxNetwork
@@ -59,6 +59,13 @@ class Scratch:
         put(self.module, self._owners, name, value)
         self._changed[name] = None
 
+    def changed(self, path: str) -> bool:
+        """Whether a parameter or buffer of the module at `path` differs from the original network's."""
+        old, new = (_tensors(module.get_submodule(path)) for module in (self.network.graph_module, self.module))
+        return old.keys() != new.keys() or any(
+            old[name].shape != new[name].shape or not torch.equal(old[name], new[name]) for name in old
+        )
+
     def shrink(self, alive: NDArray[np.bool_], values: Iterable[Live] = ()) -> None:
         """Drop the units that are not in `alive`: from parameters, sizes, and the live activations.
 
@@ -100,6 +107,10 @@ class Scratch:
         named = dict.fromkeys([*(item.parameter for item in slices), *values])
         shapes = {name: tuple(known[name].shape) if name in known else None for name in named}
         return Plan(shapes, slices, values, self.constants(self.alive), decisions)
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 def _parameter_cuts(

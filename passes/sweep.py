@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from subprune_fx.frontends.describe import FxNetwork
@@ -20,10 +19,10 @@ from subprune_fx.graph.channels import Group
 from subprune_fx.graph.propagation import Consumer
 from subprune_fx.numerics.greedy import Block
 from subprune_fx.numerics.moments import Moments, accumulate
-from subprune_fx.passes.calibrate import Tick, empty_moments, parameter
+from subprune_fx.passes.calibrate import Tick, parameter
 from subprune_fx.passes.lockstep import Lockstep
 from subprune_fx.passes.patches import unit_factors
-from subprune_fx.passes.problems import Problem, Settings, blocks, column_units, own_target, pose
+from subprune_fx.passes.problems import Problem, Settings, blocks, column_units, live_units, own_target, pose
 from subprune_fx.passes.scratch import Scratch
 from subprune_fx.plan import Decision, Plan
 from subprune_fx.selectors import Ranking
@@ -94,61 +93,81 @@ class Sweep:
 
     def _consume(self, node: fx.Node, walk: Lockstep) -> None:
         """Decide what the node's consumer decides, and reweight it."""
-        consumer = self.network.channels.contractions[node.name]
+        channels = self.network.channels
+        consumer = channels.contractions[node.name]
         undecided = [
-            group
-            for group in self.network.channels.groups
-            if group.name not in self.decisions and node.name in group.consumers
+            group for group in channels.groups if group.name not in self.decisions and node.name in group.consumers
         ]
-        if not undecided and not (self.reweight and walk.diverged(node)):
+        reweight = self.reweight and consumer.weight not in channels.shared
+        if not undecided and not (reweight and self._misses(node, consumer, walk)):
             return
-        moments, alive = self._moments(node, consumer, walk), self.scratch.alive
-        weight = self.network.readers[node.name].matrix(self.scratch.get(consumer.weight))
-        units = self._column_units(consumer, alive)
-        posed = pose(moments, weight, units, self.settings)
+        moments, posed = self._pose(node, consumer, walk)
+        settled = np.ones_like(self.scratch.alive)
+        for group in undecided:
+            settled[group.units] = False
         for group in undecided:
             assert self.choose is not None
-            parts = blocks(group, posed, self.network.channels)
+            parts = blocks(group, posed, channels, settled, self.scratch.alive)
             self._decide(group, self.choose(group, parts, self.scratch, self.keep[group.name]), walk)
-        if self.reweight and consumer.weight not in self.network.channels.shared:
+            settled[group.units] = True
+        if reweight:
             self._reweight(node.name, consumer, posed, moments)
 
-    def _column_units(self, consumer: Consumer, alive: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Units of the columns that the consumer still has, (groups, live columns)."""
-        units = column_units(consumer, self.network.readers[consumer.name].taps, self.network.channels.unit)
-        return units[alive[units]].reshape(units.shape[0], -1)
+    def _misses(self, node: fx.Node, consumer: Consumer, walk: Lockstep) -> bool:
+        """Whether the consumer has something to make up for: lost channels or, for asym, any change of its input."""
+        if self.variant == "asym":
+            return walk.reads_other(node)
+        return not bool(self.scratch.alive[self.network.channels.unit[consumer.labels]].all())
 
-    def _moments(self, node: fx.Node, consumer: Consumer, walk: Lockstep) -> Moments:
-        """Of the pruned network's input, with the target that the variant aims at.
+    def _pose(self, node: fx.Node, consumer: Consumer, walk: Lockstep) -> tuple[Moments, Problem]:
+        """The consumer's least-squares problem: what it reads, and the target that the variant aims at.
 
-        asym: Y = A W, the original output without its bias.  seq: Y = B W.
+        A is its input in the original network, B in the pruned one, W its original weights, D_g the channels of A
+        that were decided from the original network's moments and so are missing from B.
+            asym:  reads B, aims at A W.    seq:  reads B, aims at [B, D_g] W.    layer:  reads A, aims at A W.
         """
-        reader = self.network.readers[node.name]
-        weight = self.scratch.get(consumer.weight)
-        moments = empty_moments(self.network, consumer, weight)
-        aims = self._targets(node, consumer, walk) if self.variant == "asym" else None
-        for i, x in enumerate(walk.inputs(node)):
+        reader, alive = self.network.readers[node.name], self.scratch.alive
+        units = column_units(consumer, reader.taps, self.network.channels.unit)
+        if self.variant == "layer":
+            outputs = alive[self.network.channels.unit[consumer.outputs]].reshape(consumer.groups, -1)[0]
+            whole = reader.matrix(parameter(self.network.graph_module, consumer.weight))
+            matrix, aims, inputs = whole[:, :, torch.from_numpy(outputs)], None, walk.original_inputs(node)
+        else:
+            units = live_units(units, alive)
+            matrix = reader.matrix(self.scratch.get(consumer.weight))
+            aims, inputs = self._targets(node, consumer, walk), walk.inputs(node)
+        moments = Moments.zeros(*matrix.shape)
+        for i, x in enumerate(inputs):
             accumulate(moments, reader, x, None if aims is None else aims[i])
-        return moments if aims is not None else own_target(moments, reader.matrix(weight))
+        if aims is None:
+            moments = own_target(moments, matrix)
+        return moments, pose(moments, matrix, units, self.settings)
 
-    def _targets(self, node: fx.Node, consumer: Consumer, walk: Lockstep) -> list[Tensor]:
-        """Original outputs less the bias, on the output channels that are still there."""
-        axis = consumer.axis
-        kept = torch.from_numpy(np.flatnonzero(self.scratch.alive[self.network.channels.unit[consumer.outputs]]))
-        bias = None
-        if consumer.bias is not None:
-            bias = parameter(self.network.graph_module, consumer.bias)
+    def _targets(self, node: fx.Node, consumer: Consumer, walk: Lockstep) -> list[Tensor] | None:
+        """What the consumer should yield, less its bias, on the output channels that are still there.
+
+        None where that is the pruned network's input times the weights: it follows from the input's moments.
+        """
+        alive, unit = self.scratch.alive, self.network.channels.unit
+        inputs, outputs = (
+            torch.from_numpy(np.flatnonzero(alive[unit[labels]])) for labels in (consumer.labels, consumer.outputs)
+        )
+        if self.variant == "seq" and len(inputs) == len(consumer.labels):
+            return None
+        wanted = walk.completed(node, consumer.axis, inputs) if self.variant == "seq" else walk.originals(node)
+        bias = None if consumer.bias is None else parameter(self.network.graph_module, consumer.bias)
         targets = []
-        for y in walk.originals(node):
+        for y in wanted:
             if bias is not None:
-                y = y - bias.reshape([-1 if d == axis % y.ndim else 1 for d in range(y.ndim)])  # noqa: PLW2901
-            targets.append(y if kept.numel() == y.shape[axis] else y.index_select(axis, kept))
+                y = y - bias.reshape([-1 if d == consumer.axis % y.ndim else 1 for d in range(y.ndim)])  # noqa: PLW2901
+            whole = len(outputs) == y.shape[consumer.axis]
+            targets.append(y if whole else y.index_select(consumer.axis, outputs))
         return targets
 
     def _decide(self, group: Group, ranking: Ranking, walk: Lockstep | None = None) -> None:
         count = self.keep[group.name]
         kept = np.sort(ranking.order[:count].numpy())
-        error = float("nan") if ranking.error is None or walk is None else float(ranking.error[count])
+        error = float("nan") if ranking.error is None else float(ranking.error[count])
         self.decisions[group.name] = Decision(group.name, len(group.units), tuple(kept.tolist()), error)
         if not self.reweight and ranking.factors is not None:
             self._scale(group, ranking)
@@ -169,7 +188,8 @@ class Sweep:
             if consumer.weight in self.network.channels.shared:
                 continue
             reader, weight = self.network.readers[name], self.scratch.get(consumer.weight)
-            columns = torch.from_numpy(factor[self._column_units(consumer, alive)]).to(weight.dtype)
+            units = live_units(column_units(consumer, reader.taps, self.network.channels.unit), alive)
+            columns = torch.from_numpy(factor[units]).to(weight.dtype)
             self.scratch.set(consumer.weight, reader.weight(reader.matrix(weight) * columns[:, :, None], weight))
 
     def _reweight(self, name: str, consumer: Consumer, posed: Problem, moments: Moments) -> None:

@@ -32,8 +32,11 @@ from subprune_fx.numerics.solve import factor
 PANEL = 384
 """Columns that are eliminated between two updates of the whole matrices."""
 
-TOLERANCE = 1e-12
-"""A residual diagonal below this fraction of the original's largest is rounding: such a column adds nothing."""
+TOLERANCE = 1e-10
+"""A residual below this fraction of the column's own square is rounding: such a column adds nothing.
+
+H|S is good to about 1e-16 H, so what rounding may pretend to gain is 1e-16 / TOLERANCE of what a column explains alone.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,19 +144,19 @@ class _Elimination:
         self._gram, self._explained = torch.stack(grams), torch.stack(explained)
         self._scale = torch.tensor([block.scale for block in blocks], dtype=torch.float64)
         self._diagonal, self._numerator = self._squares(self._gram), self._squares(self._explained)
-        largest = self._gram.diagonal(dim1=1, dim2=2).amax(1)
-        self._floor = (TOLERANCE * largest).clamp(min=torch.finfo(torch.float32).tiny)
+        squares = self._gram.diagonal(dim1=1, dim2=2).reshape(len(blocks), -1, self._r)
+        self._floor = (TOLERANCE * squares).clamp(min=torch.finfo(torch.float32).tiny)
         self._used = 0
         self._open_panel()
 
     def add_gains(self, gains: Tensor) -> None:
         """Add every unit's gain to `gains`, (units,)."""
+        left = self._diagonal.diagonal(dim1=2, dim2=3) > self._floor
         if self._r == 1:
-            ratio = self._numerator[:, :, 0, 0] / self._diagonal[:, :, 0, 0].clamp(min=self._floor[:, None])
+            ratio = torch.where(left[:, :, 0], self._numerator[:, :, 0, 0] / self._diagonal[:, :, 0, 0], 0.0)
         else:
-            eye = torch.eye(self._r, dtype=torch.float64) * self._floor[:, None, None, None]
-            inverse = torch.cholesky_inverse(factor(self._diagonal + eye))
-            ratio = (inverse * self._numerator).sum((2, 3))
+            inverse = torch.cholesky_inverse(factor(self._diagonal + torch.diag_embed(self._floor)))
+            ratio = torch.where(left.any(2), (inverse * self._numerator).sum((2, 3)), 0.0)
         gains.index_add_(0, self._units, self._scale @ ratio.clamp(min=0))
 
     def eliminate(self, unit: int) -> None:
@@ -166,7 +169,7 @@ class _Elimination:
         left, right = self._left[:, :used], self._right[:, :used]
         rows = self._gram[:, own] - left[:, :, own].mT @ left
         explained = self._explained[:, own] - left[:, :, own].mT @ right - right[:, :, own].mT @ left
-        corner = rows[:, :, own] + torch.eye(r, dtype=torch.float64) * self._floor[:, None, None]
+        corner = rows[:, :, own] + torch.diag_embed(self._floor[:, position])
         root = factor(corner)
         n = torch.linalg.solve_triangular(root, rows, upper=False)
         s = torch.linalg.solve_triangular(root, explained, upper=False)
@@ -194,6 +197,7 @@ class _Elimination:
         explained = self._explained[:, columns][:, :, columns]
         self._explained = explained.baddbmm_(left.mT, right, alpha=-1).baddbmm_(right.mT, left, alpha=-1)
         self._diagonal, self._numerator = self._diagonal[:, index], self._numerator[:, index]
+        self._floor = self._floor[:, index]
         self._units = self._units[index]
         self._where = {int(unit): position for position, unit in enumerate(self._units.tolist())}
         self._open_panel()

@@ -8,6 +8,9 @@ from torch import Tensor
 JITTER = 1e-12
 """First addition to the diagonal of a matrix that is not positive definite, relative to its largest entry."""
 
+ROUNDING = 1e-14
+"""A pivot below this fraction of its diagonal entry is rounding."""
+
 
 def solve(gram: Tensor, cross: Tensor, kept: Tensor) -> Tensor:
     """argmin_W tr(W' G_SS W) - 2 tr(W' C_S), that is, G_SS^-1 C_S.
@@ -27,19 +30,27 @@ def factor(matrix: Tensor) -> Tensor:
     """Lower Cholesky factor of a symmetric matrix, or of the nearest to it that has one.
 
     A Gram matrix of overlapping patches or dead channels is singular up to rounding; the smallest power-of-ten
-    multiple of the identity that makes it positive definite is added then.
+    multiple of the identity that makes it positive definite is added then, in a batch to those that need it only. A
+    pivot that is mere rounding counts as failure: dividing by it would give weights without meaning.
 
     Args:
         matrix: (..., n, n), symmetric positive semidefinite up to rounding.
     """
-    found: Tensor
-    found, failed = torch.linalg.cholesky_ex(matrix)
+    found, failed = _attempt(matrix)
     if not bool(failed.any()):
         return found
-    largest = matrix.diagonal(dim1=-2, dim2=-1).amax(-1).clamp(min=torch.finfo(torch.float32).tiny)
+    largest = matrix.diagonal(dim1=-2, dim2=-1).abs().amax(-1).clamp(min=torch.finfo(torch.float32).tiny)
     jitter = JITTER * largest
     while bool(failed.any()):
-        repaired = matrix + torch.diag_embed(jitter[..., None].expand(matrix.shape[:-1]))
-        found, failed = torch.linalg.cholesky_ex(repaired)
-        jitter = jitter * 10
+        added = torch.where(failed, jitter, 0.0)
+        repaired, still = _attempt(matrix + torch.diag_embed(added[..., None].expand(matrix.shape[:-1])))
+        found = torch.where(failed[..., None, None], repaired, found)
+        failed, jitter = still & failed, jitter * 10
     return found
+
+
+def _attempt(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors, and which of them are of no use."""
+    found, info = torch.linalg.cholesky_ex(matrix)
+    pivots, entries = found.diagonal(dim1=-2, dim2=-1).square(), matrix.diagonal(dim1=-2, dim2=-1)
+    return found, (info != 0) | (pivots < ROUNDING * entries).any(-1)
