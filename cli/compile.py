@@ -51,6 +51,7 @@ def run(request: Request) -> int:
     example = calibration[:1]
     _probe(loaded.module, example, str(request.model))
     evaluation = arrays.load_evaluation(request.evaluate, (None, *example.shape[1:])) if request.evaluate else None
+    training = arrays.load_evaluation(request.train, (None, *example.shape[1:])) if request.train else None
     labels = arrays.load_labels(request.calib) if request.calib else None
 
     with Progress(shown=not request.quiet) as progress:
@@ -65,6 +66,7 @@ def run(request: Request) -> int:
             intercept=request.intercept,
             stochastic=request.stochastic,
             labels=labels,
+            training=training,
             evaluation=evaluation,
             seed=request.seed,
             progress=progress,
@@ -82,7 +84,7 @@ def run(request: Request) -> int:
 
 def _targets(request: Request) -> list[Path]:
     targets = [*request.output, *([request.json] if request.json else [])]
-    inputs = {path.resolve() for path in (request.model, request.calib, request.evaluate) if path}
+    inputs = {path.resolve() for path in (request.model, request.calib, request.evaluate, request.train) if path}
     for path in request.output:
         write.writer_of(path)
     for path in atomic.check_targets(targets):

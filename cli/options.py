@@ -14,6 +14,11 @@ PROGRAM = "subprune-compile"
 SELECTORS = (
     "inchange",
     "stochastic",
+    "layergreedyfs",
+    "layergreedyfs-fd",
+    "layersampling",
+    "actgrad",
+    "layeractgrad",
     "layerweightnorm",
     "weightnorm",
     "random",
@@ -42,6 +47,7 @@ class Request:
     output: tuple[Path, ...]
     calib: Path | None
     evaluate: Path | None
+    train: Path | None
     select: str
     variant: str
     budget: str | None
@@ -117,6 +123,8 @@ def _version(context: click.Context, option: click.Parameter, value: bool) -> No
                    "the file also holds labels y, --budget accuracy uses them.")  # fmt: skip
 @click.option("--eval", "evaluate", type=click.Path(path_type=Path), metavar="XY.npz",
               help="Labelled inputs x, y; reports the accuracy before and after.")  # fmt: skip
+@click.option("--train", type=click.Path(path_type=Path), metavar="XY.npz",
+              help="Labelled training inputs x, y, which only --select layergreedyfs-fd reads.")  # fmt: skip
 @click.option("--select", type=click.Choice(SELECTORS), default="inchange", show_default=True,
               help="How channels are chosen; some need labels y in --calib, and say so.")  # fmt: skip
 @click.option("--variant", type=click.Choice(VARIANTS), default="asym", show_default=True,

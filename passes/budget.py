@@ -111,7 +111,7 @@ def _interpolated(
     low, high = all_x < x[0], all_x > x[-1]
     inside[low] = y[0] + (all_x[low] - x[0]) * max(slopes[0], 0.5)
     inside[high] = y[-1] + (all_x[high] - x[-1]) * max(slopes[-1], 0.5)
-    cost = np.exp(inside)
+    cost = np.exp(np.minimum(inside, 700))  # the largest power of e there is
     cost[-1] = 0.0
     return np.minimum.accumulate(cost)
 

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, fx
 
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.graph.channels import Group
+from subprune_fx.graph.step import leaves
 from subprune_fx.numerics.greedy import Block
 from subprune_fx.numerics.moments import Moments
 from subprune_fx.numerics.prefixes import kept_errors, reweighted_errors
 from subprune_fx.passes.calibrate import parameter
+from subprune_fx.passes.losses import GroupLosses, Reading, among, within
 from subprune_fx.passes.problems import Settings, blocks, column_units
 from subprune_fx.passes.scratch import Scratch
+from subprune_fx.passes.sensitivities import sensitivities
+from subprune_fx.passes.taylor import taylor
 from subprune_fx.passes.trials import Reweighter
-from subprune_fx.selectors import Evidence, Need, Ranking, Readout
+from subprune_fx.selectors import Evidence, Need, Ranking, Readout, Sensitivity
 
 
 class Gatherer:
@@ -31,6 +37,9 @@ class Gatherer:
         moments: Callable[[], Mapping[str, Moments]],
         settings: Settings,
         *,
+        batches: Sequence[Tensor],
+        labels: Sequence[Tensor] | None,
+        training: tuple[Tensor, Tensor] | None,
         seed: int,
         epsilon: float | None,
     ) -> None:
@@ -40,12 +49,16 @@ class Gatherer:
             network: The analysed network.
             moments: Runs the calibration.
             settings: How least squares are posed.
+            batches: Calibration inputs.
+            labels: Their classes.
+            training: More labelled inputs.
             seed: Of everything random.
             epsilon: Of stochastic greedy; None for exact.
         """
         self.network = network
         self._moments = moments
         self._settings = settings
+        self._batches, self._labels, self._training = batches, labels, training
         self._seed = seed
         self._epsilon = epsilon
 
@@ -54,22 +67,74 @@ class Gatherer:
         """New weights by the original network's moments."""
         return Reweighter(self.network, self._moments(), self._settings, reweight=True)
 
+    @functools.cached_property
+    def _taylor(self) -> Tensor:
+        assert self._labels is not None
+        return taylor(self.network, self._batches, self._labels)
+
+    @functools.cached_property
+    def _sensitivities(self) -> dict[str, Tensor]:
+        return sensitivities(self.network, self._batches)
+
     def of(self, group: Group, needs: frozenset[Need]) -> Evidence:
         """What is needed to rank one group."""
         found: dict[str, Any] = {}
-        for need in needs & SOURCES.keys():
-            field, source = SOURCES[need]
-            found[field] = source(self, group)
+        for need, (field, source) in SOURCES.items():
+            if need in needs:
+                found[field] = source(self, group)
+        if Need.LOSS in needs:
+            found["losses"] = self._losses(group, self.network.graph_module, needs)
         generator = generator_of(self._seed, self.network.channels.groups.index(group))
         return Evidence(len(group.units), generator, self._epsilon, **found)
 
     def live(self, group: Group, needs: frozenset[Need], parts: Sequence[Block], scratch: Scratch) -> Evidence:
         """The same on the pruned-so-far network, when the sweep reaches the group's consumer."""
-        del scratch
         generator = generator_of(self._seed, self.network.channels.groups.index(group), live=True)
-        return Evidence(
-            len(group.units), generator, self._epsilon, blocks=tuple(parts) if Need.MOMENTS in needs else ()
-        )
+        found: dict[str, Any] = {}
+        if Need.MOMENTS in needs:
+            found["blocks"] = parts
+        if Need.LOSS in needs:
+            found["losses"] = self._losses(group, scratch.module, needs, scratch.alive)
+        return Evidence(len(group.units), generator, self._epsilon, **found)
+
+    def _losses(
+        self, group: Group, module: fx.GraphModule, needs: frozenset[Need], alive: NDArray[np.bool_] | None = None
+    ) -> GroupLosses:
+        """Of a network in which only the `alive` units are left (None: all)."""
+        local = positions(group, self.network.channels.prunable.size)
+        readings = []
+        for name in group.consumers:
+            consumer, reader = self.network.channels.contractions[name], self.network.readers[name]
+            units = column_units(consumer, reader.taps, self.network.channels.unit)
+            if alive is not None:
+                units = units[alive[units]].reshape(units.shape[0], -1)
+            readings.append(Reading(consumer.weight, reader, local[units]))
+        if Need.TRAINING in needs:
+            assert self._training is not None
+            batch = within(*self._training, len(self._batches[0]))
+        else:
+            assert self._labels is not None
+            batch = among(self._batches, self._labels)
+        return GroupLosses(module, group.consumers[0], tuple(readings), batch)
+
+    def taylor(self, group: Group) -> Tensor:
+        """First-order change of the loss, (samples, units)."""
+        return self._taylor[:, torch.from_numpy(group.units)]
+
+    def sensitivity(self, group: Group) -> Sensitivity:
+        """Largest share of a consumer's output; of several consumers the largest."""
+        channels = self.network.channels
+        local = positions(group, channels.prunable.size)
+        largest = np.zeros(len(group.units) + 1)  # the last takes what belongs to other groups
+        patches, taps = 1, 1
+        for name in group.consumers:
+            consumer, reader = channels.contractions[name], self.network.readers[name]
+            unit = local[column_units(consumer, reader.taps, channels.unit)]
+            np.maximum.at(largest, unit, self._sensitivities[name].numpy())
+            shape = leaves(channels.values[name])[0].shape
+            patches = max(patches, math.prod(shape) // shape[0] // shape[consumer.axis])
+            taps = max(taps, reader.taps)
+        return Sensitivity(torch.from_numpy(largest[:-1]), patches, taps)
 
     def blocks(self, group: Group, *, refit: bool = True) -> list[Block]:
         """Normal equations of the group's consumers, whose other columns are refitted or keep their weights."""
@@ -105,6 +170,8 @@ class Gatherer:
 SOURCES: dict[Need, tuple[str, Callable[[Gatherer, Group], Any]]] = {
     Need.MOMENTS: ("blocks", Gatherer.blocks),
     Need.WEIGHTS: ("readouts", Gatherer.readouts),
+    Need.ACTIVATIONS: ("sensitivity", Gatherer.sensitivity),
+    Need.GRADIENTS: ("taylor", Gatherer.taylor),
 }
 """By need: the field of `Evidence` that it fills, and from where."""
 

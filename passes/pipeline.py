@@ -10,10 +10,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from subprune_fx.graph.channels import Group
 from subprune_fx.numerics.greedy import Block
@@ -22,6 +20,7 @@ from subprune_fx.passes.budget import BUDGETS, DEFAULT_BUDGET, Budget, Rule, Tri
 from subprune_fx.passes.calibrate import Tick, calibrate, run
 from subprune_fx.passes.dependencies import analyse
 from subprune_fx.passes.evidence import Errors, Gatherer
+from subprune_fx.passes.outputs import agreement, batches_of, output_change
 from subprune_fx.passes.patches import keeping
 from subprune_fx.passes.problems import Settings
 from subprune_fx.passes.scratch import Scratch
@@ -93,6 +92,7 @@ class Compiler:
         calibration: Tensor,
         options: Options,
         labels: Tensor | None = None,
+        training: tuple[Tensor, Tensor] | None = None,
         progress: Progress | None = None,
     ) -> None:
         """Analyse, calibrate and select.
@@ -101,8 +101,9 @@ class Compiler:
             module: The network, unchanged.
             calibration: Inputs, (samples, ...).
             options: The user's choices.
-            labels: Class of each calibration input, for the accuracy budget; None compares with the original
-                network's own predictions.
+            labels: Class of each calibration input, for the accuracy budget and some selectors; None compares with the
+                original network's own predictions.
+            training: More labelled inputs, for a selector that needs them.
             progress: Told (stage, done, total).
 
         Raises:
@@ -117,7 +118,14 @@ class Compiler:
             self.network = analyse(module, calibration[:2])
         self._row = SELECTORS[options.select]
         self._evidence = Gatherer(
-            self.network, self._moments, options.settings, seed=options.seed, epsilon=options.stochastic
+            self.network,
+            self._moments,
+            options.settings,
+            batches=self._batches,
+            labels=self._labels,
+            training=training,
+            seed=options.seed,
+            epsilon=options.stochastic,
         )
         with self._clock("calibrate"):
             self._calibrated: dict[str, Moments] | None = None
@@ -218,49 +226,6 @@ class Compiler:
             accuracy=trial(agreement(self.outputs, self._labels), len(self._batches)),
             change=trial(output_change(self.outputs), some),
         )
-
-
-def batches_of(tensor: Tensor, size: int) -> list[Tensor]:
-    """`tensor` in pieces of `size` samples."""
-    return [tensor[start : start + size] for start in range(0, len(tensor), size)]
-
-
-def agreement(outputs: Sequence[Any], labels: Sequence[Tensor] | None) -> Metric:
-    """Top-1 accuracy against `labels`, or agreement with the arg-max of `outputs`."""
-    wanted = labels or [first_tensor(output).argmax(-1) for output in outputs]
-
-    def metric(found: Sequence[Any]) -> float:
-        hits = [
-            (first_tensor(output).argmax(-1) == want).double().mean().item() * len(want)
-            for output, want in zip(found, wanted, strict=False)
-        ]
-        return sum(hits) / sum(len(want) for want in wanted[: len(hits)])
-
-    return metric
-
-
-def output_change(outputs: Sequence[Any]) -> Metric:
-    """||f'(x) - f(x)||^2 / ||f(x) - mean f||^2 over all outputs."""
-    reference = [_flat(output) for output in outputs]
-
-    def metric(found: Sequence[Any]) -> float:
-        used = reference[: len(found)]
-        mean = torch.cat(used).mean(0)
-        change = sum(float((_flat(f) - r).square().sum()) for f, r in zip(found, used, strict=True))
-        spread = sum(float((r - mean).square().sum()) for r in used)
-        return change / max(spread, 1e-30)
-
-    return metric
-
-
-def first_tensor(output: Any) -> Tensor:
-    """The first tensor of a network's output."""
-    return next(leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor))
-
-
-def _flat(output: Any) -> Tensor:
-    tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
-    return torch.cat([tensor.double().flatten(1) for tensor in tensors], dim=1)
 
 
 class _Clock:

@@ -62,8 +62,8 @@ def trials(
                     alive = np.ones(network.channels.prunable.size, dtype=bool)
                     alive[group.units] = False
                     alive[group.units[orders[group.name][:k]]] = True
-                    with _patched(network.graph_module, patches(group, alive)):
-                        values.append(metric([_finish(interpreter, nodes[position:], env) for env in environments]))
+                    with patched(network.graph_module, patches(group, alive)):
+                        values.append(metric([finish(interpreter, nodes[position:], env) for env in environments]))
                     done += 1
                     if tick is not None:
                         tick(done, total)
@@ -79,7 +79,7 @@ def trials(
     return results
 
 
-def _finish(interpreter: fx.Interpreter, rest: Sequence[fx.Node], environment: Mapping[fx.Node, Any]) -> Any:
+def finish(interpreter: fx.Interpreter, rest: Sequence[fx.Node], environment: Mapping[fx.Node, Any]) -> Any:
     """Run the rest of the network from a copy of the live activations; its output."""
     branch = dict(environment)
     interpreter.env = branch
@@ -91,7 +91,7 @@ def _finish(interpreter: fx.Interpreter, rest: Sequence[fx.Node], environment: M
 
 
 @contextmanager
-def _patched(module: fx.GraphModule, values: Mapping[str, Tensor]) -> Iterator[None]:
+def patched(module: fx.GraphModule, values: Mapping[str, Tensor]) -> Iterator[None]:
     """Parameters replaced for the length of a block; same shapes."""
     saved = {name: parameter(module, name).clone() for name in values}
     try:

@@ -17,13 +17,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from subprune_fx.errors import SubpruneError
 from subprune_fx.numerics.ridge import DEFAULT_RIDGE
 from subprune_fx.passes.budget import BUDGETS
-from subprune_fx.passes.pipeline import Compiled, Compiler, Options, Progress, agreement, batches_of, first_tensor
+from subprune_fx.passes.outputs import agreement, batches_of, first_tensor
+from subprune_fx.passes.pipeline import Compiled, Compiler, Options, Progress
 from subprune_fx.passes.problems import Settings
 from subprune_fx.passes.rewrite import apply
 from subprune_fx.passes.sweep import VARIANTS
 from subprune_fx.plan import Plan
 from subprune_fx.report import Cost, FrozenRow, GroupRow, Report
-from subprune_fx.selectors import DEFAULT_SELECTOR, LABELLED, SELECTORS
+from subprune_fx.selectors import DEFAULT_SELECTOR, LABELLED, SELECTORS, Need
 
 EVALUATION_BATCH = 256
 
@@ -57,6 +58,7 @@ def prune(
     ridge: float = DEFAULT_RIDGE,
     stochastic: float | None = None,
     labels: Array | None = None,
+    training: tuple[Array, Array] | None = None,
     evaluation: tuple[Array, Array] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -78,6 +80,7 @@ def prune(
         stochastic: Epsilon of stochastic greedy (paper App. B.3), in (0, 1); None for exact greedy.
         labels: Class of each calibration input, (samples,); the `accuracy` budget uses them, and some selectors
             cannot do without.
+        training: More labelled inputs, which only the selector `layergreedyfs-fd` reads.
         evaluation: Inputs and labels whose accuracy the report states; decides nothing.
         seed: Of everything random.
         progress: Told (stage, done, total).
@@ -101,6 +104,7 @@ def prune(
         ridge=ridge,
         stochastic=stochastic,
         labels=labels,
+        training=training,
         evaluation=evaluation,
         seed=seed,
         progress=progress,
@@ -121,6 +125,7 @@ def prune_each(
     ridge: float = DEFAULT_RIDGE,
     stochastic: float | None = None,
     labels: Array | None = None,
+    training: tuple[Array, Array] | None = None,
     evaluation: tuple[Array, Array] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -139,6 +144,7 @@ def prune_each(
         ridge: See `prune`.
         stochastic: See `prune`.
         labels: See `prune`.
+        training: See `prune`.
         evaluation: See `prune`.
         seed: See `prune`.
         progress: See `prune`.
@@ -150,10 +156,11 @@ def prune_each(
         SubpruneError: See `prune`.
     """
     _check_options(ratios, variant, budget, ridge, stochastic)
-    _check_selector(select, labels)
+    _check_selector(select, labels, training)
     inputs = _inputs(calibration, "calibration")
     known = None if labels is None else _labels(labels, len(inputs), "labels")
-    held_out = None if evaluation is None else _evaluation(*evaluation)
+    more = None if training is None else _evaluation(*training, "training")
+    held_out = None if evaluation is None else _evaluation(*evaluation, "evaluation")
     options = Options(
         select=select,
         variant=variant,
@@ -163,7 +170,7 @@ def prune_each(
         stochastic=stochastic,
         seed=seed,
     )
-    compiler = Compiler(model, inputs, options, known, progress)
+    compiler = Compiler(model, inputs, options, known, more, progress)
     original = compiler.network.graph_module
     before = None if held_out is None else accuracy(original, *held_out)
     for ratio in ratios:
@@ -260,10 +267,14 @@ def _check_options(
         raise SubpruneError(f"stochastic {stochastic} is not between 0 and 1")
 
 
-def _check_selector(select: str, labels: Array | None) -> None:
+def _check_selector(select: str, labels: Array | None, training: tuple[Array, Array] | None) -> None:
     if select not in SELECTORS:
         raise SubpruneError(f"no selector {select!r}", remedy=f"use one of {', '.join(SELECTORS)}")
-    if labels is None and SELECTORS[select].needs & LABELLED:
+    needs = SELECTORS[select].needs
+    if Need.TRAINING in needs and training is None:
+        what = f"selector {select} needs labelled training inputs, and there are none"
+        raise SubpruneError(what, remedy="give training=(x, y) (on the command line, --train XY.npz)")
+    if Need.TRAINING not in needs and labels is None and needs & LABELLED:
         what = f"selector {select} needs the class of each calibration input, and there are none"
         raise SubpruneError(what, remedy="give labels (on the command line, y beside x in the --calib file)")
 
@@ -279,9 +290,9 @@ def _inputs(value: Array, where: str) -> Tensor:
     return tensor
 
 
-def _evaluation(x: Array, y: Array) -> tuple[Tensor, Tensor]:
-    inputs = _inputs(x, "evaluation")
-    return inputs, _labels(y, len(inputs), "evaluation labels")
+def _evaluation(x: Array, y: Array, where: str) -> tuple[Tensor, Tensor]:
+    inputs = _inputs(x, where)
+    return inputs, _labels(y, len(inputs), f"{where} labels")
 
 
 def _labels(value: Array, samples: int, where: str) -> Tensor:

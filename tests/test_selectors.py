@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import pytest
@@ -11,10 +16,13 @@ from torch import Tensor, nn
 
 import subprune_fx
 from subprune_fx.cli import options
+from subprune_fx.cli.main import main
 from subprune_fx.errors import SubpruneError
 from subprune_fx.numerics.greedy import Block
 from subprune_fx.numerics.prefixes import kept_errors, reweighted_errors
-from subprune_fx.selectors import LABELLED, SELECTORS, Need
+from subprune_fx.passes.dependencies import analyse
+from subprune_fx.passes.sensitivities import sensitivities
+from subprune_fx.selectors import LABELLED, SELECTORS, Evidence, Need, Ranking, Sensitivity
 
 
 def net() -> nn.Sequential:
@@ -26,6 +34,14 @@ def net() -> nn.Sequential:
 
 def inputs(samples: int = 32) -> Tensor:
     return torch.randn(samples, 1, 5, 5, generator=torch.Generator().manual_seed(1))
+
+
+class Labelled(TypedDict):
+    labels: Tensor
+    training: tuple[Tensor, Tensor]
+
+
+LABELS = Labelled(labels=torch.arange(32) % 3, training=(inputs(40), torch.arange(40) % 3))
 
 
 def problem(units: int, columns: int, targets: int) -> tuple[Tensor, Tensor, Tensor, Block]:
@@ -53,7 +69,7 @@ def test_prefix_errors_are_those_of_least_squares_and_of_plain_cuts(columns: int
 
 
 def kept_by_layer(module: nn.Module, select: str, ratio: float = 2, **more: object) -> dict[str, list[int]]:
-    arguments = {"labels": torch.arange(32) % 3, "seed": 3, "budget": "uniform", **more}
+    arguments = {**LABELS, "seed": 3, "budget": "uniform", **more}
     pruned = subprune_fx.prune(module, inputs(), ratio=ratio, select=select, **arguments)  # type: ignore[arg-type]
     return {decision.group: list(decision.kept) for decision in pruned.plan.decisions}
 
@@ -92,9 +108,7 @@ def test_random_selectors_follow_the_seed(select: str) -> None:
 )
 def test_every_selector_meets_the_ratio(select: str, reweight: bool, target: str) -> None:
     budget = "uniform" if target == "default" else None
-    pruned = subprune_fx.prune(
-        net(), inputs(), ratio=2, select=select, reweight=reweight, budget=budget, labels=torch.arange(32) % 3
-    )
+    pruned = subprune_fx.prune(net(), inputs(), ratio=2, select=select, reweight=reweight, budget=budget, **LABELS)
     assert pruned.report.achieved >= 2
     assert pruned.module(inputs(2)).shape == (2, 3)
 
@@ -105,7 +119,7 @@ def test_the_command_line_knows_every_selector() -> None:
 
 @pytest.mark.parametrize("select", [name for name, row in SELECTORS.items() if row.needs & LABELLED])
 def test_labels_are_asked_for(select: str) -> None:
-    with pytest.raises(SubpruneError, match=f"selector {select} needs the class of each calibration input"):
+    with pytest.raises(SubpruneError, match=f"selector {select} needs (the class of each|labelled training) "):
         subprune_fx.prune(net(), inputs(), ratio=2, select=select)
 
 
@@ -133,3 +147,189 @@ def test_moments_are_taken_only_where_they_are_read(monkeypatch: pytest.MonkeyPa
     for name, row in SELECTORS.items():
         if Need.MOMENTS not in row.needs:
             kept_by_layer(net(), name, reweight=False)
+
+
+def gated(module: nn.Sequential, x: Tensor, gates: tuple[Tensor, Tensor]) -> Tensor:
+    """The network with each unit's activations multiplied by a gate of its own, by sample."""
+    hidden = module[1](module[0](x)) * gates[0][:, :, None, None]
+    hidden = module[4](module[3](module[2](hidden))) * gates[1]
+    found: Tensor = module[5](hidden)
+    return found
+
+
+def importances(module: nn.Sequential) -> list[Tensor]:
+    """|dL/d gate| by unit, mean over samples, of both groups."""
+    gates = (torch.ones(32, 6, requires_grad=True), torch.ones(32, 8, requires_grad=True))
+    loss = nn.functional.cross_entropy(gated(module, inputs(), gates), LABELS["labels"], reduction="sum")
+    return [gradient.abs().mean(0) for gradient in torch.autograd.grad(loss, gates)]
+
+
+def test_layeractgrad_is_the_derivative_of_the_loss_by_a_gate() -> None:
+    module = net()
+    for name, score in zip(("0", "3"), importances(module), strict=True):
+        kept = kept_by_layer(module, "layeractgrad")[name]
+        assert kept == sorted(score.argsort(descending=True)[: len(kept)].tolist())
+
+
+def test_actgrad_ranks_normalised_derivatives_over_the_network() -> None:
+    module = net()
+    scores: dict[tuple[str, int], float] = {}
+    for name, score in zip(("0", "3"), importances(module), strict=True):
+        scores |= {(name, i): float(value) for i, value in enumerate(score / score.norm())}
+    kept = kept_by_layer(module, "actgrad", budget=None, reweight=False)
+    chosen = {(name, i) for name, units in kept.items() for i in units}
+    assert 2 < len(chosen) < 14
+    assert min(scores[unit] for unit in chosen) >= max(scores[unit] for unit in scores if unit not in chosen)
+
+
+def test_a_unit_that_two_layers_read_counts_for_both() -> None:
+    """The derivative by a gate on a shared activation is the sum over its readers."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.left, self.right = nn.Linear(25, 5), nn.Linear(5, 3), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = torch.tanh(self.first(x.flatten(1)))
+            out: Tensor = torch.sin(self.left(hidden)) * self.right(hidden)
+            return out
+
+    module = Two().eval()
+    hidden = torch.tanh(module.first(inputs().flatten(1)))
+    gate = torch.ones(32, 5, requires_grad=True)
+    out = torch.sin(module.left(hidden * gate)) * module.right(hidden * gate)
+    loss = nn.functional.cross_entropy(out, LABELS["labels"], reduction="sum")
+    score = torch.autograd.grad(loss, gate)[0].abs().mean(0)
+    kept = kept_by_layer(module, "layeractgrad", ratio=1.5)["first"]
+    assert 1 < len(kept) < 5
+    assert kept == sorted(score.argsort(descending=True)[: len(kept)].tolist())
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_sensitivity_is_the_largest_share_of_an_output(signed: bool) -> None:
+    """Definition 1 of Liebenwein et al. by its four sums, for every row, output and column one by one."""
+    module = net()
+    if signed:
+        module[1] = nn.Identity()
+    network = analyse(module, inputs(2))
+    found = sensitivities(network, [inputs()[:20], inputs()[20:]])
+    x, weight = module[:3](inputs()).detach(), module.state_dict()["3.weight"]
+    shares = torch.zeros(24)
+    for row, out in itertools.product(range(32), range(8)):
+        for s, t in itertools.product((1, -1), (1, -1)):
+            parts = (s * x[row]).clamp(min=0) * (t * weight[out]).clamp(min=0)
+            if parts.sum() > 1e-6:
+                shares = torch.maximum(shares, parts / parts.sum())
+    (name,) = (name for name in found if network.channels.contractions[name].module == "3")
+    torch.testing.assert_close(found[name][0], shares)
+
+
+def sampled(seed: int, chance: Tensor) -> Ranking:
+    evidence = Evidence(
+        len(chance), torch.Generator().manual_seed(seed), sensitivity=Sensitivity(chance, patches=4, taps=9)
+    )
+    return SELECTORS["layersampling"].rank(evidence, None)
+
+
+def test_units_are_sampled_in_proportion_to_their_sensitivity() -> None:
+    chance = torch.tensor([0.5, 0.3, 0.2, 0.0], dtype=torch.float64)
+    firsts = torch.bincount(torch.tensor([int(sampled(seed, chance).order[0]) for seed in range(2000)]), minlength=4)
+    # three standard deviations of a binomial of 2000
+    assert ((firsts / 2000 - chance).abs() <= 3 * (chance * (1 - chance) / 2000).sqrt()).all()
+    pairs = [sampled(seed, chance).order[:2].tolist() for seed in range(2000)]
+    wanted = 0.5 * 0.3 / 0.5  # unit 1 after unit 0, without replacement
+    assert abs(pairs.count([0, 1]) / 2000 - wanted) <= 3 * (wanted * (1 - wanted) / 2000) ** 0.5
+    ranking = sampled(0, chance)
+    assert ranking.order[-1] == 3
+    assert ranking.factors is not None
+    for k in (1, 2, 3):  # drawn / (samples x chance), so the chances times the factors are shares of the samples
+        assert float((ranking.factors(k) * chance[ranking.order[:k]]).sum()) == pytest.approx(1)
+
+
+def test_the_sampling_budget_is_one_error_for_all_layers() -> None:
+    rankings = {"a": sampled(0, torch.rand(9, dtype=torch.float64)), "b": sampled(1, torch.rand(30).double() ** 4)}
+    allot = SELECTORS["layersampling"].allot
+
+    def size(keep: Mapping[str, int]) -> int:
+        return 10 * keep["a"] + keep["b"]
+
+    assert allot is not None
+    keep = allot(rankings, size, 90)
+    assert size(keep) <= 90
+    levels = [math.exp(e / 50) for e in range(-1500, 1500)]
+    demands = [{n: r.demand(eps) for n, r in rankings.items() if r.demand is not None} for eps in levels]
+    assert keep == next(demand for demand in demands if size(demand) <= 90)
+
+
+def test_demand_is_the_expected_number_of_different_samples() -> None:
+    chance = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
+    ranking = sampled(0, chance)
+    assert ranking.demand is not None
+    for epsilon in (5.0, 20.0, 60.0, 200.0):
+        samples = math.ceil(3 * (6 + 2 * epsilon) * 2 * 3 * math.log(8 * 5 * 9 / 1e-16) / epsilon**2)
+        assert ranking.demand(epsilon) == math.ceil(sum(1 - (1 - p) ** samples for p in chance.tolist()) - 1e-9)
+
+
+def forward_selection(module: nn.Module, keep: dict[str, int]) -> dict[str, list[int]]:
+    """Layer by layer, all subsets one larger tried on a copy whose columns are zero or multiplied by n / k."""
+    found = {}
+    for name, reader, n, taps in (("0", "3", 6, 4), ("3", "5", 8, 1)):
+        weight, kept = module.state_dict()[f"{reader}.weight"], list[int]()
+        original = weight.clone()
+
+        def loss(units: list[int], weight: Tensor = weight, original: Tensor = original, n: int = n, taps: int = taps
+                 ) -> float:  # fmt: skip
+            weight.zero_()
+            for unit in units:
+                columns = slice(unit * taps, unit * taps + taps)
+                weight[:, columns] = original[:, columns] * n / len(units)
+            return float(nn.functional.cross_entropy(module(inputs()).detach(), LABELS["labels"]))
+
+        for _ in range(keep[name]):
+            kept.append(min((i for i in range(n) if i not in kept), key=lambda i: loss([*kept, i])))
+        loss(kept)  # later layers see this one pruned
+        found[name] = sorted(kept)
+    return found
+
+
+@pytest.mark.parametrize("select", ["layergreedyfs", "layergreedyfs-fd"])
+def test_greedy_forward_selection_is_the_direct_one(select: str) -> None:
+    module = net()
+    same = (inputs(), LABELS["labels"])
+    pruned = subprune_fx.prune(
+        module, inputs(), ratio=2, select=select, reweight=False, budget="uniform",
+        labels=LABELS["labels"], training=same,
+    )  # fmt: skip
+    keep = {decision.group: len(decision.kept) for decision in pruned.plan.decisions}
+    slow = copy.deepcopy(module)
+    assert {decision.group: list(decision.kept) for decision in pruned.plan.decisions} == forward_selection(slow, keep)
+    torch.testing.assert_close(pruned.module(inputs()), slow(inputs()))  # with the outgoing weights multiplied
+
+
+@pytest.mark.parametrize("reweight", [True, False])
+@pytest.mark.parametrize("select", SELECTORS)
+def test_every_selector_works_from_the_command_line(select: str, reweight: bool, tmp_path: Path) -> None:
+    torch.save(net(), tmp_path / "net.pt")
+    x, y = inputs(40).numpy(), (np.arange(40) % 3)
+    np.savez(tmp_path / "xy.npz", x=x, y=y)
+    out = tmp_path / "small.pt"
+    arguments = [str(tmp_path / "net.pt"), "--ratio", "2", "-o", str(out), "--calib", str(tmp_path / "xy.npz")]
+    arguments += ["--select", select, "--train", str(tmp_path / "xy.npz"), "-q"]
+    assert main([*arguments, *([] if reweight else ["--no-reweight"])]) == 0
+    assert out.exists()
+
+
+@pytest.mark.parametrize("select", [name for name, row in SELECTORS.items() if row.needs & LABELLED])
+def test_without_labels_the_command_line_says_so_in_one_line(
+    select: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(net(), tmp_path / "net.pt")
+    np.savez(tmp_path / "x.npz", x=inputs().numpy())
+    out = tmp_path / "small.pt"
+    arguments = [str(tmp_path / "net.pt"), "--ratio", "2", "-o", str(out), "--calib", str(tmp_path / "x.npz")]
+    assert main([*arguments, "--select", select]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"selector {select} needs" in line
+    assert ("y beside x" in line) != ("--train" in line)
+    assert not out.exists()

@@ -3,20 +3,41 @@
 from __future__ import annotations
 
 from subprune_fx.selectors import (
+    actgrad,
     anywhere,
     inchange,
+    layeractgrad,
+    layergreedyfs,
+    layergreedyfs_fd,
     layerrandom,
+    layersampling,
     layerweightnorm,
     stochastic,
     weightnorm,
 )
-from subprune_fx.selectors.base import LABELLED, Allot, Evidence, Keep, Losses, Need, Ranking, Readout, Selector
+from subprune_fx.selectors.base import (
+    LABELLED,
+    Allot,
+    Evidence,
+    Keep,
+    Losses,
+    Need,
+    Ranking,
+    Readout,
+    Selector,
+    Sensitivity,
+)
 
 SELECTORS: dict[str, Selector] = {
     row.name: row
     for row in (
         inchange.ROW,
         stochastic.ROW,
+        layergreedyfs.ROW,
+        layergreedyfs_fd.ROW,
+        layersampling.ROW,
+        actgrad.ROW,
+        layeractgrad.ROW,
         layerweightnorm.ROW,
         weightnorm.ROW,
         anywhere.ROW,
@@ -38,4 +59,5 @@ __all__ = [
     "Ranking",
     "Readout",
     "Selector",
+    "Sensitivity",
 ]

@@ -1,0 +1,75 @@
+"""What a network's outputs say: accuracy, agreement, change, loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils import _pytree as pytree
+
+from subprune_fx.errors import SubpruneError
+
+
+def batches_of(tensor: Tensor, size: int) -> list[Tensor]:
+    """`tensor` in pieces of `size` samples."""
+    return [tensor[start : start + size] for start in range(0, len(tensor), size)]
+
+
+def agreement(outputs: Sequence[Any], labels: Sequence[Tensor] | None) -> Callable[[Sequence[Any]], float]:
+    """Top-1 accuracy against `labels`, or agreement with the arg-max of `outputs`."""
+    wanted = labels or [first_tensor(output).argmax(-1) for output in outputs]
+
+    def metric(found: Sequence[Any]) -> float:
+        hits = [
+            (first_tensor(output).argmax(-1) == want).double().mean().item() * len(want)
+            for output, want in zip(found, wanted, strict=False)
+        ]
+        return sum(hits) / sum(len(want) for want in wanted[: len(hits)])
+
+    return metric
+
+
+def output_change(outputs: Sequence[Any]) -> Callable[[Sequence[Any]], float]:
+    """||f'(x) - f(x)||^2 / ||f(x) - mean f||^2 over all outputs."""
+    reference = [_flat(output) for output in outputs]
+
+    def metric(found: Sequence[Any]) -> float:
+        used = reference[: len(found)]
+        mean = torch.cat(used).mean(0)
+        change = sum(float((_flat(f) - r).square().sum()) for f, r in zip(found, used, strict=True))
+        spread = sum(float((r - mean).square().sum()) for r in used)
+        return change / max(spread, 1e-30)
+
+    return metric
+
+
+def first_tensor(output: Any) -> Tensor:
+    """The first tensor of a network's output."""
+    return next(leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor))
+
+
+def _flat(output: Any) -> Tensor:
+    tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+    return torch.cat([tensor.double().flatten(1) for tensor in tensors], dim=1)
+
+
+def loss(output: Any, labels: Tensor) -> Tensor:
+    """Cross-entropy, summed over samples.
+
+    Args:
+        output: Of the network; its first tensor holds class scores, (samples, classes).
+        labels: (samples,), int64.
+
+    Raises:
+        SubpruneError: If it does not, or a label is no class of it.
+    """
+    scores = first_tensor(output)
+    if scores.ndim != 2:
+        raise SubpruneError(f"the output has shape {tuple(scores.shape)}, which is no class score for each sample")
+    if int(labels.max()) >= scores.shape[1]:
+        what = f"label {int(labels.max())} is none of the network's {scores.shape[1]} classes"
+        raise SubpruneError(what, where="labels", remedy="classes count from 0")
+    return functional.cross_entropy(scores, labels, reduction="sum")
