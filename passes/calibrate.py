@@ -69,6 +69,7 @@ class _Recorder(fx.Interpreter):
     def __init__(self, network: FxNetwork) -> None:
         super().__init__(network.graph_module)
         self.readers: dict[str, Reader] = {name: network.readers[name] for name in network.channels.consumers}
+        self.sources = {name: network.channels.contractions[name].source for name in self.readers}
         self.moments = {
             name: empty_moments(
                 network,
@@ -80,5 +81,7 @@ class _Recorder(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         if n.name in self.readers:
-            accumulate(self.moments[n.name], self.readers[n.name], self.env[n.all_input_nodes[0]])
+            source = self.sources[n.name]
+            read = next(used for used in n.all_input_nodes if used.name == source)
+            accumulate(self.moments[n.name], self.readers[n.name], self.env[read])
         return super().run_node(n)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ class Lockstep:
         self._first = fx.Interpreter(original)
         self._second = fx.Interpreter(scratch.module)
         self._twin = dict(zip(original.graph.nodes, scratch.module.graph.nodes, strict=True))
+        self._constant = _constants(original.graph, scratch.network.channels.contractions)
         self._originals: list[Environment] = [{} for _ in batches]
         self._pruned: list[Environment] = [{} for _ in batches]
         self.outputs: list[Any] = []
@@ -38,15 +39,17 @@ class Lockstep:
     def pruned(self, node: fx.Node) -> None:
         """Run its twin, or take over the original's value where nothing differs; free what nobody reads again.
 
-        Parameters that are nodes of the graph are read when they are used: until then the sweep may change them.
+        Parameters that are nodes of the graph, and what is computed from them alone, are read when they are used:
+        until then the sweep may change them.
         """
-        if node.op == "get_attr":
+        if node in self._constant:
             return
         twin = self._twin[node]
         apart = self.diverged(node)
+        parameters = {self._twin[used]: self._parameter(used) for used in self._parameters(node)} if apart else {}
         for batch, before, after in zip(self._batches, self._originals, self._pruned, strict=True):
             if apart:
-                after.update({self._twin[used]: self._parameter(used) for used in _parameters(node)})
+                after.update(parameters)
             after[twin] = _run(self._second, twin, after, batch) if apart else before[node]
         if node.op == "output":
             self.outputs = [environment[twin] for environment in self._pruned]
@@ -63,55 +66,77 @@ class Lockstep:
             return True
         if node.op == "call_module" and self._scratch.changed(str(node.target)):
             return True
-        before, parameters = self._originals[0], _parameters(node)
-        if any(not _equal(before[used], self._parameter(used)) for used in parameters):
-            return True
-        return any(self._apart(used) for used in node.all_input_nodes if used not in parameters)
+        return any(self._apart(used) for used in node.all_input_nodes)
 
-    def reads_other(self, node: fx.Node) -> bool:
-        """Whether the first input of `node` differs between the two networks."""
-        return self._apart(node.all_input_nodes[0])
+    def reads_other(self, node: fx.Node, source: str) -> bool:
+        """Whether the input `source` of `node` differs between the two networks."""
+        return self._apart(_input(node, source))
 
     def _apart(self, used: fx.Node) -> bool:
+        if used in self._constant:
+            return not _equal(self._originals[0][used], self._parameter(used))
         return self._originals[0][used] is not self._pruned[0][self._twin[used]]
 
+    def _parameters(self, node: fx.Node) -> list[fx.Node]:
+        return [used for used in node.all_input_nodes if used in self._constant]
+
     def _parameter(self, node: fx.Node) -> Any:
-        return _run(self._second, self._twin[node], {}, None)
+        """A parameter of the pruned network, or what is computed from its parameters, as they are now."""
+        environment: Environment = {}
+        for step in self._constant[node]:
+            environment[self._twin[step]] = _run(self._second, self._twin[step], environment, None)
+        return environment[self._twin[node]]
 
-    def inputs(self, node: fx.Node) -> Iterator[Tensor]:
-        """The pruned network's first input to `node`, batch by batch."""
-        used = self._twin[node.all_input_nodes[0]]
-        return (environment[used] for environment in self._pruned)
+    def inputs(self, node: fx.Node, source: str) -> Iterator[Tensor]:
+        """The pruned network's input `source` to `node`, batch by batch."""
+        used = _input(node, source)
+        if used in self._constant:
+            return (self._parameter(used) for _ in self._batches)
+        return (environment[self._twin[used]] for environment in self._pruned)
 
-    def original_inputs(self, node: fx.Node) -> Iterator[Tensor]:
-        """The original network's first input to `node`, batch by batch."""
-        used = node.all_input_nodes[0]
+    def original_inputs(self, node: fx.Node, source: str) -> Iterator[Tensor]:
+        """The original network's input `source` to `node`, batch by batch."""
+        used = _input(node, source)
         return (environment[used] for environment in self._originals)
 
     def originals(self, node: fx.Node) -> Iterator[Tensor]:
         """The original network's value at `node`, batch by batch."""
         return (environment[node] for environment in self._originals)
 
-    def completed(self, node: fx.Node, axis: int, kept: Tensor) -> Iterator[Tensor]:
-        """The original `node` run on the pruned network's first input, channels it has no more taken from the original.
+    def completed(self, node: fx.Node, source: str, axis: int, kept: Tensor) -> Iterator[Tensor]:
+        """The original `node` run on the pruned network's input, channels it has no more taken from the original.
 
         Args:
             node: A contraction.
-            axis: Channel dimension of its input.
+            source: Name of its input.
+            axis: Channel dimension of that input.
             kept: Which channels of the original input the pruned network still has.
         """
-        used = node.all_input_nodes[0]
-        for environment, x in zip(self._originals, self.inputs(node), strict=True):
+        used = _input(node, source)
+        for environment, x in zip(self._originals, self.inputs(node, source), strict=True):
             whole = environment[used].index_copy(axis, kept, x)
             yield _run(self._first, node, {**environment, used: whole}, None)
 
     def live(self) -> list[Live]:
         """Activations of the pruned network that are still needed."""
-        return [Live(node, self._pruned) for node in self._pruned[0] if node.op != "get_attr"]
+        constant = {self._twin[node] for node in self._constant}
+        return [Live(node, self._pruned) for node in self._pruned[0] if node not in constant]
 
 
-def _parameters(node: fx.Node) -> list[fx.Node]:
-    return [used for used in node.all_input_nodes if used.op == "get_attr"]
+def _constants(graph: fx.Graph, apart: Collection[str]) -> dict[fx.Node, list[fx.Node]]:
+    """Nodes other than `apart` that depend on no input, each with the nodes to run for its value, in order."""
+    found: dict[fx.Node, list[fx.Node]] = {}
+    for node in graph.nodes:
+        varies = node.op in ("placeholder", "output", "call_module") or node.name in apart
+        if varies or any(used not in found for used in node.all_input_nodes):
+            continue
+        needed = {step: None for used in node.all_input_nodes for step in found[used]}
+        found[node] = [*needed, node]
+    return found
+
+
+def _input(node: fx.Node, source: str) -> fx.Node:
+    return next(used for used in node.all_input_nodes if used.name == source)
 
 
 def _equal(left: Any, right: Any) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from subprune_fx.frontends.describe import FxNetwork
-from subprune_fx.frontends.fx_edit import set_constant
+from subprune_fx.frontends.fx_edit import edited_over, set_constant
 from subprune_fx.frontends.fx_resize import resize
 from subprune_fx.graph.labels import relative, shrink
 from subprune_fx.graph.step import Tree, leaves
@@ -48,6 +48,7 @@ class Scratch:
         self.alive = np.ones(network.channels.prunable.size, dtype=bool)
         self._owners = owners(self.module)
         self._changed: dict[str, None] = {}
+        self._written: dict[tuple[str, tuple[str | int, ...]], Constant] = {}
         self.edited: set[str] = set()
 
     def get(self, name: str) -> Tensor:
@@ -77,8 +78,14 @@ class Scratch:
         before, after = self.alive[unit], alive[unit]
         for name, per_axis in _parameter_cuts(self.network, before, after).items():
             put(self.module, self._owners, name, cut(self.get(name), per_axis))
-        for constant in self.constants(alive):
+        constants = self.constants(alive)
+        written = {(constant.name, constant.path) for constant in constants}
+        for where, constant in self._written.items():
+            if where not in written:  # the graph computes it right by itself again
+                set_constant(self.module, edited_over(self.network.graph_module, self.module, constant))
+        for constant in constants:
             set_constant(self.module, constant)
+            self._written[constant.name, constant.path] = constant
             self.edited.add(constant.name)
         for live in values:
             labels = self.network.channels.values.get(live.node.name)

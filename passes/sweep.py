@@ -76,7 +76,7 @@ class Sweep:
             The plan, and the pruned network's outputs per batch.
         """
         for group in self.network.channels.groups:
-            if self.choose is None or len(group.consumers) > 1:
+            if self.choose is None or len(group.consumers) > 1 or group.normalised:
                 self._decide(group, self.nested[group.name])
         walk = Lockstep(self.network.graph_module, self.scratch, batches)
         nodes = list(self.network.graph_module.graph.nodes)
@@ -116,7 +116,7 @@ class Sweep:
     def _misses(self, node: fx.Node, consumer: Consumer, walk: Lockstep) -> bool:
         """Whether the consumer has something to make up for: lost channels or, for asym, any change of its input."""
         if self.variant == "asym":
-            return walk.reads_other(node)
+            return walk.reads_other(node, consumer.source)
         return not bool(self.scratch.alive[self.network.channels.unit[consumer.labels]].all())
 
     def _pose(self, node: fx.Node, consumer: Consumer, walk: Lockstep) -> tuple[Moments, Problem]:
@@ -131,11 +131,15 @@ class Sweep:
         if self.variant == "layer":
             outputs = alive[self.network.channels.unit[consumer.outputs]].reshape(consumer.groups, -1)[0]
             whole = reader.matrix(parameter(self.network.graph_module, consumer.weight))
-            matrix, aims, inputs = whole[:, :, torch.from_numpy(outputs)], None, walk.original_inputs(node)
+            matrix, aims, inputs = (
+                whole[:, :, torch.from_numpy(outputs)],
+                None,
+                walk.original_inputs(node, consumer.source),
+            )
         else:
             units = live_units(units, alive)
             matrix = reader.matrix(self.scratch.get(consumer.weight))
-            aims, inputs = self._targets(node, consumer, walk), walk.inputs(node)
+            aims, inputs = self._targets(node, consumer, walk), walk.inputs(node, consumer.source)
         moments = Moments.zeros(*matrix.shape)
         for i, x in enumerate(inputs):
             accumulate(moments, reader, x, None if aims is None else aims[i])
@@ -154,7 +158,10 @@ class Sweep:
         )
         if self.variant == "seq" and len(inputs) == len(consumer.labels):
             return None
-        wanted = walk.completed(node, consumer.axis, inputs) if self.variant == "seq" else walk.originals(node)
+        if self.variant == "seq":
+            wanted = walk.completed(node, consumer.source, consumer.data, inputs)
+        else:
+            wanted = walk.originals(node)
         bias = None if consumer.bias is None else parameter(self.network.graph_module, consumer.bias)
         targets = []
         for y in wanted:

@@ -14,6 +14,8 @@ from subprune_fx.graph.optable import BY_TORCH, Kind, Row
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _CONV_TRANSPOSE = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+_EINSUM = ("equation", "operands")
+_ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 # Positional names of builtins and methods, which have no signature to ask.
 _POSITIONAL: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _CONV),
@@ -25,6 +27,16 @@ _POSITIONAL: dict[str, tuple[str, ...]] = {
     "split_with_sizes": ("input", "split_size", "dim"),
     "narrow": ("input", "dim", "start", "length"),
     "chunk": ("input", "chunks", "dim"),
+    "transpose": ("input", "dim0", "dim1"),
+    "norm": ("input", "p", "dim", "keepdim"),
+    "vector_norm": ("input", "ord", "dim", "keepdim"),
+    "linalg_vector_norm": ("input", "ord", "dim", "keepdim"),
+    **dict.fromkeys(("matmul", "rmatmul"), ("input", "other")),
+    **dict.fromkeys(("mm", "bmm"), ("input", "mat2")),
+    "addmm": ("input", "mat1", "mat2"),
+    "baddbmm": ("input", "batch1", "batch2"),
+    "einsum": _EINSUM,
+    "scaled_dot_product_attention": _ATTENTION,
 }
 _DEFAULT_POSITIONAL = ("input", "dim", "keepdim")
 
@@ -73,6 +85,7 @@ def _function(node: fx.Node) -> Call:
     target = node.target
     if isinstance(target, torch._ops.OpOverload):  # noqa: SLF001 - the public name of ATen overloads
         names = tuple("input" if arg.name == "self" else arg.name for arg in target._schema.arguments)  # noqa: SLF001
+        names = _EINSUM if names[:1] == ("equation",) else names
         name = target.overloadpacket.__name__
         return _call(name.rstrip("_"), f"{target.namespace}.{name}", None, node.name, _named(node, names))
     name = getattr(target, "__name__", str(target)).strip("_").lower()
@@ -95,6 +108,8 @@ def _is_stock(module: nn.Module) -> bool:
 
 
 def _named(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
+    if names == _EINSUM and len(node.args) > 1 and not isinstance(node.args[1], (tuple, list)):
+        return {"equation": node.args[0], "operands": node.args[1:]}
     positional = dict(zip(names, node.args, strict=False))
     return {**positional, **{"input" if key == "self" else key: value for key, value in node.kwargs.items()}}
 

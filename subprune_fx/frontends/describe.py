@@ -7,14 +7,18 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from subprune_fx.frontends.calls import Call, bind, dims, is_tensor, pads
+from subprune_fx.frontends.fx_batch import batch_sizes
 from subprune_fx.frontends.fx_edit import edited
-from subprune_fx.frontends.fx_readers import reader
-from subprune_fx.frontends.fx_resize import Site, survives
+from subprune_fx.frontends.fx_products import attention_operands, factors, is_weight, letters
+from subprune_fx.frontends.fx_readers import product_reader, reader
+from subprune_fx.frontends.fx_resize import Site, survives, survivor_shapes
 from subprune_fx.graph.channels import ChannelGraph, close
 from subprune_fx.graph.labels import Labels, constant
 from subprune_fx.graph.optable import Kind
@@ -24,6 +28,7 @@ from subprune_fx.graph.step import Param, Step, Tree, leaves
 from subprune_fx.numerics.readers import Reader
 from subprune_fx.plan import Constant
 
+MOVING = (Kind.MOVE, Kind.JOIN, Kind.CHUNK, Kind.PAD, Kind.PERMUTE)
 _LABEL_METHODS = {"view": "reshape", "view_as": "reshape_as"}
 
 
@@ -63,7 +68,7 @@ class FxNetwork:
 
 def describe(graph_module: fx.GraphModule, example: Tensor) -> FxNetwork:
     """Analyse `graph_module` by running it once on `example` (first dimension = sample)."""
-    walker = _Walker(graph_module)
+    walker = _Walker(graph_module, batch_sizes(graph_module, example))
     with torch.no_grad():
         walker.run(example)
     channels = _verified(walker)
@@ -92,8 +97,10 @@ def _verified(walker: _Walker) -> ChannelGraph:
 class _Walker(fx.Interpreter):
     """Runs each node on real values, then the op table's rule on its labels."""
 
-    def __init__(self, graph_module: fx.GraphModule) -> None:
+    def __init__(self, graph_module: fx.GraphModule, varying: frozenset[fx.Node]) -> None:
         super().__init__(graph_module)
+        self.varying = varying
+        self.constants: dict[fx.Node, Any] = {}
         self.root = graph_module
         self.state = Propagation()
         self.readers: dict[str, Reader] = {}
@@ -121,45 +128,103 @@ class _Walker(fx.Interpreter):
             return None
         blank = _blank(value)
         if node.op in ("placeholder", "get_attr"):
+            self.constants[node] = value
             return blank
         return self._call(node, value, blank)
 
     def _call(self, node: fx.Node, value: Any, blank: Tree) -> Tree:
         call = bind(node, self.root)
         self.calls[node.name] = call
-        roles = self._roles(call)
+        tensors = self._tensors((node.args, node.kwargs))
+        if call.row is not None and call.row.kind is Kind.PERMUTE and isinstance(self.trees[tensors[0]], Param):
+            return self._permuted(node, self.trees[tensors[0]])
+        roles, tensors, attrs = self._facts(call, tensors)
         self.roles[node.name] = roles
         bound = {param.name for param in roles.values()}
         operands = tuple(
             operand
-            for operand in self._operands((node.args, node.kwargs))
+            for operand in (self.trees[n] for n in tensors)
             if not (isinstance(operand, Param) and operand.name in bound)
         )
+        source = next((n.name for n in tensors if not isinstance(self.trees[n], Param)), "")
         step = Step(
             name=node.name,
             op=call.label,
             row=call.row,
             operands=operands,
             roles=roles,
-            attrs=self._attrs(node, call, operands),
+            attrs={**self._attrs(node, call, operands), **attrs},
             shape=tuple(value.shape) if is_tensor(value) else None,
             blank=blank,
             run=self._runner(node),
             module=call.path,
+            source=source,
         )
-        if call.row is not None and call.row.kind is Kind.CONTRACT and "weight" in roles:
-            self.readers[node.name] = reader(call, roles["weight"].shape)
+        if call.row is not None and "weight" in roles:
+            if call.row.kind is Kind.CONTRACT:
+                self.readers[node.name] = reader(call, roles["weight"])
+            elif call.row.kind is Kind.PRODUCT:
+                self.readers[node.name] = product_reader(attrs["letters"], roles["weight"])
         out = propagate(self.state, step)
-        inputs = tuple(leaf for operand in operands if not isinstance(operand, Param) for leaf in leaves(operand))
-        if call.row is not None and inputs and not any(isinstance(operand, Param) for operand in operands):
-            self.sites.append(Site(node, call, inputs, out, self._value(node.args[1:]), step.run))
+        inputs = self._site_inputs(call, operands)
+        if inputs:
+            self.sites.append(
+                Site(node, call, inputs, out, self._value(node.args[1:]), step.run, self.varying, self._number)
+            )
         return out
+
+    def _site_inputs(self, call: Call, operands: Sequence[Tree | Param]) -> tuple[Labels, ...]:
+        """Labels that the sizes spelled by a node may depend on; parameters count where they are moved."""
+        if call.row is None:
+            return ()
+        moves = call.row.kind in MOVING
+        read = [self.state.of(operand) for operand in operands if moves or not isinstance(operand, Param)]
+        return tuple(leaf for tree in read for leaf in leaves(tree))
+
+    def _permuted(self, node: fx.Node, param: Param) -> Param:
+        """A parameter read with its dimensions in another order is still that parameter."""
+        sizes = list(range(1, len(param.shape) + 1))
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda _: torch.empty(sizes))
+        out = _invoke(node, self.root, args, kwargs, ())
+        return param.permuted([sizes.index(size) for size in out.shape])
+
+    def _facts(self, call: Call, tensors: list[fx.Node]) -> tuple[dict[str, Param], list[fx.Node], dict[str, Any]]:
+        """Parameters by role, tensor operands in the order that the rule expects them, and what else it reads."""
+        roles = self._roles(call)
+        kind = None if call.row is None else call.row.kind
+        if kind is Kind.ATTENTION:
+            return roles, list(attention_operands(call)), {"grouped": bool(call.get("enable_gqa", False))}
+        if kind is not Kind.PRODUCT:
+            return roles, tensors, {}
+        left, right, added = factors(call)
+        if not (isinstance(left, fx.Node) and isinstance(right, fx.Node)):
+            return roles, tensors, {"letters": None}
+        found = letters(call, (len(self._shape(left)), len(self._shape(right))))
+        rest = [added] if isinstance(added, fx.Node) else []
+        if found is None:
+            return roles, tensors, {"letters": None}
+        for weight, other, (a, b) in ((right, left, (1, 0)), (left, right, (0, 1))):
+            param, bias = self.trees[weight], self.trees[rest[0]] if rest else None
+            if not isinstance(param, Param) or isinstance(self.trees[other], Param):
+                continue
+            if not is_weight(found[a], found[b], found[2]) or not (bias is None or _is_vector(bias)):
+                continue
+            roles = {"weight": param} if bias is None else {"weight": param, "bias": bias}
+            return roles, [other], {"letters": (found[b], found[a], found[2])}
+        return roles, [left, right, *rest], {"letters": found}
+
+    def _shape(self, node: fx.Node) -> tuple[int, ...]:
+        return tuple(self.env[node].shape)
+
+    def _tensors(self, arguments: Any) -> list[fx.Node]:
+        """Nodes in `arguments` that hold tensors, in order."""
+        found: list[fx.Node] = []
+        fx.node.map_arg(arguments, found.append)
+        return [n for n in found if isinstance(self.trees[n], Param) or leaves(self.trees[n])]
 
     def _operands(self, arguments: Any) -> list[Tree | Param]:
         """Labels or parameter of every tensor-valued node in `arguments`, in order."""
-        found: list[Tree | Param] = []
-        fx.node.map_arg(arguments, lambda n: found.append(self.trees[n]))
-        return [tree for tree in found if isinstance(tree, Param) or leaves(tree)]
+        return [self.trees[n] for n in self._tensors(arguments)]
 
     def _roles(self, call: Call) -> dict[str, Param]:
         if call.row is None:
@@ -186,10 +251,34 @@ class _Walker(fx.Interpreter):
             "dims": self._value(dims(call, rank)),
             "groups": self._value(call.get("groups", 1)),
         }
-        if call.row is not None and call.row.kind is Kind.PAD:
+        if call.row is None:
+            return attrs
+        if call.row.kind is Kind.PAD:
             attrs["pads"] = pads(call, rank)
-        del node
+        if call.row.kind is Kind.NORM and call.get("normalized_shape") is not None:
+            attrs["shape"] = self._value(call.get("normalized_shape"))
+        if call.row.kind is Kind.GROUP_NORM:
+            attrs["groups"] = self._value(call.get("num_groups"))
+        if call.row.kind in MOVING:
+            where, key = _first_tensors(node, self.trees)
+            first = None if where is None else getattr(node, where)[key]
+            attrs["moved"] = sum(len(leaves(self.state.of(tree))) for tree in self._operands(first))
         return attrs
+
+    def _is_number(self, node: fx.Node) -> bool:
+        return not isinstance(self.trees[node], Param) and not leaves(self.trees[node])
+
+    def _number(self, node: fx.Node, keep: NDArray[np.bool_]) -> Any:
+        """What a node computes when only the labels in `keep` survive; of tensors, only the shape is right."""
+        tree = self.trees[node]
+        if isinstance(tree, Param):
+            return torch.empty(tree.shape, device="meta")
+        if leaves(tree):
+            return _refill(tree, [torch.empty(sizes, device="meta") for sizes in survivor_shapes(tree, keep)])
+        if node.op in ("placeholder", "get_attr"):
+            return self.constants[node]
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self._number(n, keep))
+        return _invoke(node, self.root, args, kwargs, ())
 
     def _value(self, argument: Any) -> Any:
         return fx.node.map_arg(argument, lambda n: self.env[n])
@@ -197,12 +286,16 @@ class _Walker(fx.Interpreter):
     def _runner(self, node: fx.Node) -> Callable[..., Tree]:
         """The node's own op on labels: those of its first tensor argument replaced, everything else as it was."""
         where, key = _first_tensors(node, self.trees)
-        fixed = {"args": self._value(node.args), "kwargs": self._value(node.kwargs)}
+        values = {n: self.env[n] for n in node.all_input_nodes}
         argument = None if where is None else getattr(node, where)[key]
 
-        def run(labels: Sequence[Labels], constants: Sequence[Constant] = ()) -> Tree:
+        def run(
+            labels: Sequence[Labels], constants: Sequence[Constant] = (), keep: NDArray[np.bool_] | None = None
+        ) -> Tree:
             queue = [torch.from_numpy(array) for array in labels]
-            call = dict(fixed)
+            numbers = {} if keep is None else {n: self._number(n, keep) for n in values if self._is_number(n)}
+            now = {**values, **numbers}
+            call = {part: fx.node.map_arg(getattr(node, part), lambda n: now[n]) for part in ("args", "kwargs")}
             if where is not None:
                 first = fx.node.map_arg(argument, lambda n: _refill(self.trees[n], queue))
                 call[where] = edited(call[where], [key], first)
@@ -228,6 +321,10 @@ def _first_tensors(node: fx.Node, trees: Mapping[fx.Node, Tree | Param]) -> tupl
         if any(isinstance(trees[n], Param) or leaves(trees[n]) for n in used):
             return where, key
     return None, 0
+
+
+def _is_vector(operand: Tree | Param) -> bool:
+    return isinstance(operand, Param) and len(operand.shape) == 1
 
 
 def _refill(tree: Tree | Param, queue: list[Tensor]) -> Any:
@@ -281,7 +378,7 @@ def _first_names(graph_module: fx.GraphModule) -> dict[int, str]:
 def _intercept(node: fx.Node, call: Call, walker: _Walker, channels: ChannelGraph) -> Intercept | None:
     consumer = channels.contractions[node.name]
     if consumer.bias is not None:
-        return Intercept(consumer.bias, 1)
+        return None if consumer.bias in channels.shared else Intercept(consumer.bias, 1)
     users = list(node.users)
     norm = walker.calls.get(users[0].name) if len(users) == 1 else None
     if norm is not None and "batch" in norm.name and not norm.get("training", False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -26,6 +27,19 @@ def set_constant(module: nn.Module, constant: Constant) -> None:
     if node is None:
         raise SubpruneError(f"the graph has no node {constant.name}", remedy="apply the plan to its own network")
     edit_node(node, constant)
+
+
+def edited_over(module: fx.GraphModule, copy: fx.GraphModule, constant: Constant) -> Constant:
+    """What `constant` overwrites in `module`, ready to be written into its `copy`."""
+    if constant.owner == "module":
+        value = getattr(module.get_submodule(constant.name), str(constant.path[0]))
+        return dataclasses.replace(constant, value=value)
+    named = {node.name: node for node in copy.graph.nodes}
+    node = next(node for node in module.graph.nodes if node.name == constant.name)
+    tree: Any = {"args": node.args, "kwargs": node.kwargs}
+    for step in constant.path:
+        tree = tree[step]
+    return dataclasses.replace(constant, value=fx.node.map_arg(tree, lambda n: named[n.name]))
 
 
 def edit_node(node: fx.Node, constant: Constant) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from subprune_fx.frontends.calls import Call
+from subprune_fx.frontends.fx_products import Letters
+from subprune_fx.graph.step import Param
 from subprune_fx.numerics.readers import ConvReader, LinearReader, Reader, TransposedConvReader, same_padding
 
 
-def reader(call: Call, weight_shape: tuple[int, ...]) -> Reader:
-    """How `call`, a contraction with a weight of `weight_shape`, reads its input."""
+def reader(call: Call, weight: Param) -> Reader:
+    """How `call`, a convolution or linear layer with this weight, reads its input."""
+    weight_shape = weight.shape
     rank = len(weight_shape) - 2
     if rank <= 0:
-        return LinearReader()
+        return LinearReader(transposed=weight.order is not None)
     kernel = weight_shape[2:]
     stride = _each(call.get("stride", 1), rank)
     dilation = _each(call.get("dilation", 1), rank)
@@ -24,6 +27,15 @@ def reader(call: Call, weight_shape: tuple[int, ...]) -> Reader:
     mode = call.get("padding_mode", "zeros")
     both = _padding(call.get("padding", 0), kernel, dilation)
     return ConvReader(kernel, stride, both, dilation, groups, "constant" if mode == "zeros" else mode)
+
+
+def product_reader(letters: Letters, weight: Param) -> Reader:
+    """How a product of an activation and a matrix, with dimensions `letters`, reads the activation."""
+    read, matrix, out = letters
+    summed = next(letter for letter in matrix if letter in read)
+    free = next(letter for letter in matrix if letter not in read)
+    transposed = weight.own(matrix.index(summed)) == 0
+    return LinearReader(transposed, axis=read.index(summed) - len(read), made=out.index(free) - len(out))
 
 
 def _padding(padding: Any, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[tuple[int, int], ...]:

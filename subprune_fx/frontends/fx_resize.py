@@ -31,6 +31,8 @@ class Site:
         after: Labels of its value.
         rest: Its arguments after the first, sizes evaluated.
         run: The op on labels, with constants changed.
+        varying: Nodes whose value depends on the number of samples.
+        number: What a node that is no tensor computes when only some labels survive.
     """
 
     node: fx.Node
@@ -39,6 +41,8 @@ class Site:
     after: Tree
     rest: tuple[Any, ...]
     run: Callable[..., Tree]
+    varying: frozenset[fx.Node]
+    number: Callable[[fx.Node, Keep], Any]
 
     @property
     def before(self) -> Labels:
@@ -52,7 +56,7 @@ def resize(site: Site, keep: Keep) -> tuple[Constant, ...]:
         return ()
     if site.call.row.kind is Kind.CONTRACT:
         return _groups(site, keep)
-    if all(keep[labels].all() for labels in (*site.operands, *leaves(site.after))):
+    if keep.all():
         return ()
     return _RULES[site.call.row.resize](site, keep)
 
@@ -62,26 +66,26 @@ def survives(site: Site, channels: ChannelGraph) -> bool:
 
     Tried with two complementary choices of units, so that each unit is once kept and once dropped.
     """
-    if site.call.row is None or site.call.row.kind not in (Kind.MOVE, Kind.CHUNK, Kind.PAD):
+    if site.call.row is None or site.call.row.kind not in (Kind.MOVE, Kind.PERMUTE, Kind.JOIN, Kind.CHUNK, Kind.PAD):
         return True
     touched = [
         labels for labels in (*site.operands, *leaves(site.after)) if channels.prunable[channels.unit[labels]].any()
     ]
     if not touched:
         return True
-    return all(_consistent(site, keep) for keep in channels.samples())
+    return all(_consistent(site, keep, channels.unit) for keep in channels.samples())
 
 
-def _consistent(site: Site, keep: Keep) -> bool:
+def _consistent(site: Site, keep: Keep, unit: NDArray[np.int64]) -> bool:
     try:
         constants = resize(site, keep)
-        out = leaves(site.run([_cut(labels, keep) for labels in site.operands], constants))
+        out = leaves(site.run([_cut(labels, keep) for labels in site.operands], constants, keep))
         want = [_cut(labels, keep) for labels in leaves(site.after)]
     except (RuntimeError, ValueError, IndexError, TypeError):
         return False
     if site.call.row is not None and site.call.row.kind is Kind.PAD:
         return [part.shape for part in out] == [part.shape for part in want]
-    return len(out) == len(want) and all(np.array_equal(a, b) for a, b in zip(out, want, strict=True))
+    return len(out) == len(want) and all(np.array_equal(unit[a], unit[b]) for a, b in zip(out, want, strict=True))
 
 
 def _cut(labels: Labels, keep: Keep) -> Labels:
@@ -111,7 +115,8 @@ def _groups(site: Site, keep: Keep) -> tuple[Constant, ...]:
 def _shape(site: Site, keep: Keep) -> tuple[Constant, ...]:
     """view, reshape, expand, unflatten: the sizes among the output's that change.
 
-    A size that the graph computes is overwritten too: it was computed from sizes that mean something else now.
+    A size that the graph computes is overwritten where it comes out wrong: it was computed from sizes that mean
+    something else now. One that depends on the number of samples is left for torch to infer then.
     """
     sizes, old = _sizes(site.after, keep), leaves(site.after)[0].shape
     if site.call.module is not None:
@@ -125,25 +130,26 @@ def _shape(site: Site, keep: Keep) -> tuple[Constant, ...]:
     if site.call.name == "unflatten":
         offset = int(site.node.args[1]) % site.before.ndim  # type: ignore[arg-type]
     found = []
-    for path, position in _written(site):
+    for path, position, value in _written(site):
         new = sizes[offset + position]
-        if new != old[offset + position]:
-            found.append(Constant("node", site.node.name, path, new))
+        now = site.number(value, keep) if isinstance(value, fx.Node) else old[offset + position]
+        if new != now:
+            found.append(Constant("node", site.node.name, path, -1 if value in site.varying else new))
     return tuple(found)
 
 
-def _written(site: Site) -> list[tuple[tuple[str | int, ...], int]]:
-    """The sizes that a shape argument spells out (not -1): (path, which dimension)."""
+def _written(site: Site) -> list[tuple[tuple[str | int, ...], int, Any]]:
+    """The sizes that a shape argument spells out (not -1): (path, which dimension, the argument)."""
     start = 2 if site.call.name == "unflatten" else 1
     rest = site.node.args[start:]
     if len(rest) == 1 and isinstance(rest[0], (tuple, list)):
-        return [(("args", start, i), i) for i, value in enumerate(rest[0]) if value != -1]
+        return [(("args", start, i), i, value) for i, value in enumerate(rest[0]) if value != -1]
     if rest:
-        return [(("args", start + i), i) for i, value in enumerate(rest) if value != -1]
+        return [(("args", start + i), i, value) for i, value in enumerate(rest) if value != -1]
     for key in ("shape", "size", "sizes"):
         values = site.node.kwargs.get(key)
         if isinstance(values, (tuple, list)):
-            return [(("kwargs", key, i), i) for i, value in enumerate(values) if value != -1]
+            return [(("kwargs", key, i), i, value) for i, value in enumerate(values) if value != -1]
     return []
 
 
@@ -224,6 +230,33 @@ def _pad(site: Site, keep: Keep) -> tuple[Constant, ...]:
     return tuple(found)
 
 
+def _norm(site: Site, keep: Keep) -> tuple[Constant, ...]:
+    """The shape that is normalised over; one that the graph computes comes out right by itself."""
+    shape = site.call.get("normalized_shape")
+    if not isinstance(shape, (tuple, list)):
+        return ()
+    new = _sizes(site.before, keep)[-len(shape) :]
+    if site.call.module is not None:
+        return () if new == list(shape) else (Constant("module", site.call.path, ("normalized_shape",), new),)
+    path = _path(site, "normalized_shape")
+    return tuple(
+        Constant("node", site.node.name, (*path, axis), size)
+        for axis, (size, old) in enumerate(zip(new, shape, strict=True))
+        if isinstance(old, int) and size != old
+    )
+
+
+def _num_groups(site: Site, keep: Keep) -> tuple[Constant, ...]:
+    """Whole groups of a GroupNorm are dropped; a single one stays."""
+    labels, count = vector(site.before, 1), int(site.call.get("num_groups"))
+    new = int(keep[labels].sum()) // (labels.size // count)
+    if count in (1, new):
+        return ()
+    if site.call.module is not None:
+        return (Constant("module", site.call.path, ("num_groups",), new),)
+    return (Constant("node", site.node.name, _path(site, "num_groups"), new),)
+
+
 def _path(site: Site, name: str) -> tuple[str | int, ...]:
     """Where a named argument of a node is written."""
     if name in site.node.kwargs:
@@ -232,9 +265,18 @@ def _path(site: Site, name: str) -> tuple[str | int, ...]:
 
 
 def _sizes(tree: Tree, keep: Keep) -> list[int]:
-    labels = leaves(tree)[0]
-    picked = survivors(labels, keep)
-    return [size if index is None else len(index) for size, index in zip(labels.shape, picked, strict=True)]
+    return survivor_shapes(tree, keep)[0]
+
+
+def survivor_shapes(tree: Tree, keep: Keep) -> list[list[int]]:
+    """Shape of each tensor of a value when only the labels in `keep` survive."""
+    return [
+        [
+            size if index is None else len(index)
+            for size, index in zip(labels.shape, survivors(labels, keep), strict=True)
+        ]
+        for labels in leaves(tree)
+    ]
 
 
 _RULES: dict[Resize, Callable[[Site, Keep], tuple[Constant, ...]]] = {
@@ -243,4 +285,7 @@ _RULES: dict[Resize, Callable[[Site, Keep], tuple[Constant, ...]]] = {
     Resize.SLICE: _slice,
     Resize.SPLIT: _split,
     Resize.PAD: _pad,
+    Resize.LIKE: _none,
+    Resize.NORM: _norm,
+    Resize.GROUPS: _num_groups,
 }

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from subprune_fx.graph.labels import Labels, compact, varying
 from subprune_fx.graph.propagation import Consumer, Origin, Propagation
@@ -24,6 +26,7 @@ class Group:
         producers: Layers that make the channels.
         followers: Parameters met elementwise or per channel, and padding, that go along.
         consumers: Names of the consumers that read at least one of the units, in graph order.
+        normalised: Whether a statistic is taken over its channels: what is left of them depends on all that is kept.
     """
 
     name: str
@@ -31,6 +34,7 @@ class Group:
     producers: tuple[str, ...]
     followers: tuple[str, ...]
     consumers: tuple[str, ...]
+    normalised: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +56,7 @@ class ChannelGraph:
         unit: By label, its unit number; unit 0 is "no channel"; shape (labels,).
         prunable: By unit, whether a group holds it; shape (units,).
         contractions: All contractions with a weight, by node name, in graph order.
-        shared: Weights that are read at several places, which cannot be reweighted for one of them.
+        shared: Parameters that are read at several places, which cannot be reweighted for one of them.
         axes: Labels of weights, by parameter name and dimension.
         elements: Labels of parameters met elementwise, shaped like them.
         values: Labels of every node's value.
@@ -98,7 +102,6 @@ def close(state: Propagation) -> ChannelGraph:
     count = int(unit.max()) + 1
     reasons = _reasons(state, unit, count)
     groups, frozen = _groups(state, unit, reasons)
-    weights = Counter(consumer.weight for consumer in state.consumers)
     prunable = np.zeros(count, dtype=bool)
     for group in groups:
         prunable[group.units] = True
@@ -108,7 +111,7 @@ def close(state: Propagation) -> ChannelGraph:
         unit=unit,
         prunable=prunable,
         contractions={consumer.name: consumer for consumer in state.consumers},
-        shared=frozenset(name for name, uses in weights.items() if uses > 1),
+        shared=frozenset(name for name, steps in state.reads.items() if len(steps) > 1),
         axes=state.axes,
         elements=state.elements,
         values=state.values,
@@ -118,21 +121,26 @@ def close(state: Propagation) -> ChannelGraph:
 def _make_rectangular(state: Propagation) -> None:
     """A tensor whose channels spread over several dimensions loses whole slices of one of them.
 
-    The longest dimension keeps its freedom; along the others labels are unified. Repeats until nothing changes,
-    since each union may spread to other tensors.
+    The dimension that leaves most choices keeps its freedom; along the others labels are unified. Repeats until
+    nothing changes, since each union may spread to other tensors. Parameters that nothing prunable meets stay whole.
     """
     tensors = [labels for tree in state.values.values() for labels in leaves(tree)]
     pending = [labels for labels in (*tensors, *state.elements.values()) if len(varying(labels)) > 1]
+    produced = np.zeros(state.count, dtype=bool)
+    for origin in state.origins:
+        produced[origin.start : origin.stop] = origin.producer
     changed = True
     while pending and changed:
         unit = state.components()
+        made = np.zeros(unit.size, dtype=bool)
+        made[unit[produced]] = True
         changed = False
         for labels in pending:
             small = unit[compact(labels)]
             axes = varying(small)
-            if len(axes) < 2:
+            if len(axes) < 2 or not made[small].any():
                 continue
-            free = max(axes, key=lambda axis: small.shape[axis])
+            free = max(axes, key=lambda axis: (_choices(small, axis, made), small.shape[axis]))
             others = tuple(axis for axis in axes if axis != free)
             first = compact(labels)[tuple(slice(0, 1) if axis in others else slice(None) for axis in range(small.ndim))]
             state.unify(
@@ -141,6 +149,18 @@ def _make_rectangular(state: Propagation) -> None:
                 "a reshape couples it with channels that cannot be pruned",
             )
             changed = True
+
+
+def _choices(small: NDArray[np.int64], axis: int, made: NDArray[np.bool_]) -> int:
+    """How many sets of units are left to choose from if each slice along `axis` lives or dies as a whole."""
+    rows = np.moveaxis(small, axis, 0).reshape(small.shape[axis], -1)
+    index, column = np.nonzero(made[rows])
+    if not index.size:
+        return 0
+    numbers, inverse = np.unique(rows[index, column], return_inverse=True)
+    size = rows.shape[0] + numbers.size
+    graph = coo_array((np.ones(index.size, np.int8), (index, rows.shape[0] + inverse)), shape=(size, size))
+    return int(np.unique(connected_components(graph, directed=False)[1][rows.shape[0] :]).size)
 
 
 def _reasons(state: Propagation, unit: NDArray[np.int64], count: int) -> dict[int, str]:
@@ -178,6 +198,7 @@ def _groups(
             members.setdefault(tuple(origin.start for origin in origins), []).append(number)
     names = Counter[str]()
     groups = []
+    normalised = np.unique(unit[np.concatenate([np.zeros(0, np.int64), *state.normalised])])
     for units in members.values():
         producers = _distinct(origin.name for origin in made[units[0]])
         reading = _distinct(name for number in units for name in readers.get(number, ()))
@@ -188,7 +209,9 @@ def _groups(
         followers = _distinct(name for number in units for name in following.get(number, ()))
         names[producers[0]] += 1
         name = producers[0] if names[producers[0]] == 1 else f"{producers[0]}#{names[producers[0]]}"
-        groups.append(Group(name, np.asarray(sorted(units), dtype=np.int64), producers, followers, reading))
+        numbers = np.asarray(sorted(units), dtype=np.int64)
+        through = bool(np.isin(numbers, normalised).any())
+        groups.append(Group(name, numbers, producers, followers, reading, through))
     frozen = tuple(Frozen(name, channels, reason) for (name, reason), channels in refused.items() if channels)
     return tuple(groups), frozen
 

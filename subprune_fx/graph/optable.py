@@ -14,12 +14,19 @@ class Kind(enum.Enum):
     """How labels pass through an op; each member has one rule in `graph.rules`."""
 
     MOVE = "moves elements: the op itself is run on the labels"
+    PERMUTE = "reorders dimensions: a parameter stays a parameter"
+    JOIN = "joins tensors along a dimension"
     ELEMENTWISE = "combines operands position by position: their labels are unified"
     CONTRACT = "sums over its input channels with a weight, and makes new channels"
     PER_CHANNEL = "one parameter slice per channel: the parameters follow"
     SPATIAL = "acts on each channel's positions separately"
     REDUCE = "reduces over dimensions"
-    ALONG = "mixes the positions of one dimension (softmax, normalisation over it)"
+    STATISTIC = "reduces over dimensions to something that means the same over fewer channels"
+    ALONG = "mixes the positions of one dimension (softmax)"
+    NORM = "normalises over dimensions; parameters of their shape"
+    GROUP_NORM = "normalises over groups of channels; one parameter slice per channel"
+    PRODUCT = "product of two tensors, activations or weights"
+    ATTENTION = "attention of activations"
     PAD = "pads with a constant"
     CHUNK = "splits into equal parts"
     LOOKUP = "reads rows of a table: new channels from the table's columns"
@@ -34,6 +41,9 @@ class Resize(enum.Enum):
     SLICE = "a range of one dimension"
     SPLIT = "the sizes of the parts"
     PAD = "how much is padded before and after"
+    LIKE = "none: the output has the shape of another tensor"
+    NORM = "the shape that is normalised over"
+    GROUPS = "the number of groups"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,15 +312,32 @@ TABLE: tuple[Row, ...] = (
     ),
     Row(
         Kind.REDUCE,
-        ("mean", "sum", "amax", "amin", "var", "std", "norm", "prod", "logsumexp"),
-        ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL2", "ReduceSumSquare"),
+        ("sum", "prod", "logsumexp"),
+        ("ReduceSum", "ReduceProd", "ReduceSumSquare"),
+    ),
+    Row(
+        Kind.STATISTIC,
+        ("mean", "var", "std", "norm", "vector_norm", "linalg_vector_norm", "amax", "amin"),
+        ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceL2"),
     ),
     Row(
         Kind.ALONG,
-        ("softmax", "log_softmax", "logsoftmax", "softmin", "cumsum", "normalize", "_softmax"),
+        ("softmax", "log_softmax", "logsoftmax", "softmin", "cumsum", "_softmax"),
         ("Softmax", "LogSoftmax", "CumSum"),
         default=1,
     ),
+    # normalisations over dimensions
+    Row(
+        Kind.NORM,
+        ("layernorm", "layer_norm", "native_layer_norm", "rmsnorm", "rms_norm", "normalize"),
+        ("LayerNormalization", "RMSNormalization"),
+        resize=Resize.NORM,
+        roles=_WEIGHT,
+    ),
+    Row(Kind.GROUP_NORM, ("groupnorm", "group_norm"), ("GroupNormalization",), resize=Resize.GROUPS, roles=_WEIGHT),
+    # products of two tensors
+    Row(Kind.PRODUCT, ("matmul", "rmatmul", "mm", "bmm", "addmm", "baddbmm", "einsum"), ("MatMul", "Einsum")),
+    Row(Kind.ATTENTION, ("scaled_dot_product_attention",), ("Attention",)),
     # data movement
     Row(
         Kind.MOVE,
@@ -322,17 +349,8 @@ TABLE: tuple[Row, ...] = (
         Kind.MOVE,
         (
             "flatten",
-            "permute",
-            "transpose",
-            "t",
-            "movedim",
-            "swapaxes",
-            "swapdims",
             "squeeze",
             "unsqueeze",
-            "cat",
-            "concat",
-            "concatenate",
             "stack",
             "unbind",
             "flip",
@@ -348,15 +366,18 @@ TABLE: tuple[Row, ...] = (
             "tile",
             "select",
             "index_select",
-            "expand_as",
-            "view_as",
-            "reshape_as",
-            "moveaxis",
             "index",
             "ravel",
         ),
-        ("Flatten", "Transpose", "Squeeze", "Unsqueeze", "Concat", "DepthToSpace", "SpaceToDepth", "Tile"),
+        ("Flatten", "Squeeze", "Unsqueeze", "DepthToSpace", "SpaceToDepth", "Tile"),
     ),
+    Row(Kind.MOVE, ("expand_as", "view_as", "reshape_as"), resize=Resize.LIKE),
+    Row(
+        Kind.PERMUTE,
+        ("permute", "transpose", "t", "movedim", "moveaxis", "swapaxes", "swapdims", "numpy_t"),
+        ("Transpose",),
+    ),
+    Row(Kind.JOIN, ("cat", "concat", "concatenate"), ("Concat",)),
     Row(Kind.MOVE, ("getitem", "slice", "narrow"), ("Slice",), resize=Resize.SLICE),
     Row(Kind.MOVE, ("split", "split_with_sizes", "tensor_split"), ("Split",), resize=Resize.SPLIT),
     Row(Kind.CHUNK, ("chunk",)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,8 +42,10 @@ class Consumer:
         bias: Name of its bias parameter, or None.
         labels: Label of each input channel, shape (inputs,).
         outputs: Label of each output channel, shape (outputs,).
-        axis: Channel dimension of input and output.
+        axis: Channel dimension of the output.
+        data: Channel dimension of the input.
         groups: Of a grouped convolution.
+        source: Name of the node whose value it reads.
     """
 
     name: str
@@ -52,7 +55,9 @@ class Consumer:
     labels: Labels
     outputs: Labels
     axis: int
+    data: int
     groups: int
+    source: str
 
 
 class Propagation:
@@ -64,6 +69,9 @@ class Propagation:
         elements: Labels of parameters met elementwise, by parameter name, shaped like them.
         consumers: In graph order.
         origins: Runs of labels in the order they were made.
+        statistics: By label of a statistic (a mean over channels, say), the channels it was taken over.
+        normalised: Channels over which some statistic is taken.
+        reads: By parameter, the steps that read it.
     """
 
     def __init__(self) -> None:
@@ -72,7 +80,11 @@ class Propagation:
         self.elements: dict[str, Labels] = {}
         self.consumers: list[Consumer] = []
         self.origins: list[Origin] = []
+        self.statistics: dict[int, Labels] = {}
+        self.normalised: list[Labels] = []
+        self.reads: dict[str, set[str]] = {}
         self.count = 1
+        self._loose: list[tuple[int, int]] = []
         self._pairs: list[tuple[Labels, Labels]] = []
         self._frozen: list[tuple[Labels, str]] = []
 
@@ -88,6 +100,33 @@ class Propagation:
         found = found[found > 0]
         if found.size:
             self._frozen.append((found, reason))
+        for label in self.statistics.keys() & set(found.tolist()):
+            self._frozen.append((self.statistics[label], reason))
+
+    def tie(self, labels: Labels, axes: Iterable[int], reason: str) -> Labels:
+        """The channels along `axes` live or die together; the labels with those dimensions cut to stride 0."""
+        first = labels[tuple(slice(0, 1) if axis in set(axes) else slice(None) for axis in range(labels.ndim))]
+        self.unify(expand(first, labels.shape), labels, reason)
+        return expand(first, labels.shape)
+
+    def statistic(self, channels: Labels, name: str) -> int:
+        """The label of something computed from all of `channels`, to be used on those channels only."""
+        found = np.unique(compact(channels))
+        found = found[found > 0]
+        label = int(self.fresh(1, name, producer=False)[0])
+        self.statistics[label] = found
+        self.normalised.append(found)
+        return label
+
+    def loose(self, labels: Labels) -> bool:
+        """Whether all the labels are those of elements of parameters: they follow whatever they meet, or stay."""
+        found = np.unique(compact(labels))
+        found = found[found > 0]
+        if not self._loose or not found.size:
+            return not found.size
+        starts, stops = np.asarray(self._loose).T
+        position = np.searchsorted(starts, found, side="right") - 1
+        return bool(((position >= 0) & (found < stops[position])).all())
 
     def unify(self, left: Labels, right: Labels, reason: str) -> None:
         """The channels at each position of two arrays of one shape live or die together.
@@ -117,14 +156,16 @@ class Propagation:
             size = int(np.prod(operand.shape))
             single = size == 1
             labels = np.zeros(1, np.int64) if single else self.fresh(size, operand.name, producer=False)
-            self.elements[operand.name] = labels.reshape(operand.shape)
-        return expand(self.elements[operand.name], operand.shape)
+            self._loose += [] if single else [(int(labels[0]), int(labels[-1]) + 1)]
+            self.elements[operand.name] = labels.reshape([operand.shape[axis] for axis in _inverse(operand)])
+        return expand(self.elements[operand.name].transpose(_order(operand)), operand.shape)
 
     def weight_axis(self, param: Param, axis: int, labels: Labels) -> Labels:
         """Say which labels a dimension of a weight carries; returns the labels it has had from its first use on."""
         if param.name in self.elements:
             self.freeze(labels, f"weight {param.name} is also read as a plain tensor")
             self.freeze(self.elements[param.name], f"weight {param.name} is also read by a layer")
+        axis = param.own(axis)
         known = self.axes.setdefault(param.name, {})
         if axis in known:
             self.unify(known[axis], labels, f"weight {param.name} is shared with a layer whose channels are fixed")
@@ -142,3 +183,13 @@ class Propagation:
     def frozen(self) -> list[tuple[Labels, str]]:
         """Frozen labels with the reason, in the order they were found."""
         return self._frozen
+
+
+def _order(param: Param) -> tuple[int, ...]:
+    return tuple(range(len(param.shape))) if param.order is None else param.order
+
+
+def _inverse(param: Param) -> list[int]:
+    """By dimension of the parameter itself, the dimension it is read as."""
+    order = _order(param)
+    return [order.index(axis) for axis in range(len(order))]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from subprune_fx.graph.labels import Labels, along, compact, constant, expand, varying, vector
-from subprune_fx.graph.optable import Kind
+from subprune_fx.graph.combine import combine
+from subprune_fx.graph.labels import Labels, along, compact, expand, varying, vector
+from subprune_fx.graph.optable import Kind, Resize
+from subprune_fx.graph.products import attention, product
 from subprune_fx.graph.propagation import Consumer, Propagation
+from subprune_fx.graph.statistics import along as softmax
+from subprune_fx.graph.statistics import normalise, normalise_groups, reduce, refuse, statistic
 from subprune_fx.graph.step import Param, Step, Tree, leaves
 
 
@@ -17,28 +22,46 @@ def propagate(state: Propagation, step: Step) -> Tree:
 
     An op without a row, or whose rule does not apply here, freezes what reaches it: never a guess.
     """
+    for operand in (*step.operands, *step.roles.values()):
+        if isinstance(operand, Param):
+            state.reads.setdefault(operand.name, set()).add(step.name)
     labelled = [leaf for operand in step.operands if not isinstance(operand, Param) for leaf in leaves(operand)]
-    makes = step.row is not None and step.row.kind in (Kind.CONTRACT, Kind.LOOKUP)
     free = not any(compact(labels).any() for labels in labelled)
-    if free and not makes and not _reads_params(step):
+    if free and not step.roles and not _reads_params(step):
         return step.blank
     if step.row is None:
         return refuse(state, step, f"{step.op} is not in the op table")
-    return RULES[step.row.kind](state, step)
+    kind = step.row.kind
+    if state.statistics and kind is not Kind.ELEMENTWISE and (kind not in _CARRY or len(labelled) > 1):
+        step = dataclasses.replace(step, operands=tuple(_settled(state, step, tree) for tree in step.operands))
+    return RULES[kind](state, step)
 
 
-def refuse(state: Propagation, step: Step, reason: str) -> Tree:
-    """Freeze everything that reaches the step and label its output 0."""
-    for operand in step.operands:
-        for labels in leaves(state.of(operand)):
-            state.freeze(labels, reason)
-    return step.blank
+_CARRY = (Kind.MOVE, Kind.PERMUTE, Kind.SHAPE)
+
+
+def _settled(state: Propagation, step: Step, operand: Tree | Param) -> Tree | Param:
+    """An operand without statistics; the channels they were taken over are frozen."""
+    if isinstance(operand, Param) or operand is None:
+        return operand
+    if isinstance(operand, (tuple, list)):
+        return type(operand)(_settled(state, step, item) for item in operand)
+    if isinstance(operand, Mapping):
+        return {key: _settled(state, step, item) for key, item in operand.items()}
+    found = np.isin(compact(operand), list(state.statistics))
+    if not found.any():
+        return operand
+    rest = np.where(found, 0, compact(operand))
+    state.freeze(np.where(found, compact(operand), 0), f"{step.op} reads a statistic over them")
+    return expand(rest, operand.shape)
 
 
 def _reads_params(step: Step) -> bool:
     """A moving or elementwise op on a bare parameter: its labels start here."""
-    moves = step.row is not None and step.row.kind in (Kind.MOVE, Kind.ELEMENTWISE, Kind.CHUNK, Kind.PAD)
-    return moves and any(isinstance(operand, Param) for operand in step.operands)
+    return step.row is not None and step.row.kind in _STARTS and any(isinstance(o, Param) for o in step.operands)
+
+
+_STARTS = (Kind.MOVE, Kind.PERMUTE, Kind.JOIN, Kind.ELEMENTWISE, Kind.CHUNK, Kind.PAD)
 
 
 def _shape(step: Step) -> tuple[int, ...]:
@@ -55,44 +78,38 @@ def _channels(labels: Labels, axis: int) -> Labels | None:
 
 
 def move(state: Propagation, step: Step) -> Tree:
-    """Run the very op on the labels."""
+    """Run the very op on the labels of its first argument; what indexes it stays."""
+    assert step.row is not None
     operands = [labels for operand in step.operands for labels in leaves(state.of(operand))]
+    if step.row.resize is not Resize.LIKE:
+        for labels in operands[int(step.attrs.get("moved", len(operands))) :]:
+            state.freeze(labels, f"{step.op} indexes with it")
     return step.run(operands)
 
 
-def elementwise(state: Propagation, step: Step) -> Tree:
-    """Position by position, the operands' channels are one.
+def join(state: Propagation, step: Step) -> Tree:
+    """Run it on the labels. Joined along positions, all parts have the same channels, or nothing would be rectangular.
 
-    An operand that is broadcast along a dimension where another has channels couples nothing there; if it has
-    channels of its own they are needed by all of the other's, and stay.
+    Parameters (class tokens) follow.
     """
-    shape = _shape(step)
     operands = [labels for operand in step.operands for labels in leaves(state.of(operand))]
-    varies = [_aligned(varying(labels), labels, shape) for labels in operands]
-    everywhere = set().union(*varies) if varies else set()
-    result: Labels | None = None
-    for labels in operands:
-        spans = {
-            axis for axis in range(len(shape)) if shape[axis] == 1 or _size_at(labels, axis, len(shape)) == shape[axis]
-        }
-        if not everywhere <= spans:
-            state.freeze(labels, f"{step.op} broadcasts it over other channels")
-            continue
-        wide = expand(labels, shape)
-        if result is not None:
-            state.unify(result, wide, f"{step.op} combines it with channels that cannot be pruned")
-        if result is None or not compact(result).any():
-            result = wide
-    return constant(shape) if result is None else result
+    out = step.run(operands)
+    (axis,) = step.attrs.get("dims") or (0,)
+    axis %= out.ndim
+    solid = [labels for labels in operands if not state.loose(labels)]
+    if not any(varying(labels) for labels in solid) or any(axis in varying(labels) for labels in solid):
+        return out
+    first = next(labels for labels in solid if varying(labels))
+    slot = expand(compact(first.take([0], axis)), [1 if d == axis else size for d, size in enumerate(out.shape)])
+    wide = expand(slot, out.shape)
+    state.unify(wide, out, f"{step.op} joins it with channels that cannot be pruned")
+    return wide
 
 
-def _aligned(axes: tuple[int, ...], labels: Labels, shape: tuple[int, ...]) -> set[int]:
-    return {axis + len(shape) - labels.ndim for axis in axes}
-
-
-def _size_at(labels: Labels, axis: int, rank: int) -> int:
-    lead = rank - labels.ndim
-    return int(labels.shape[axis - lead]) if axis >= lead else 1
+def elementwise(state: Propagation, step: Step) -> Tree:
+    """Position by position, the operands' channels are one."""
+    operands = [labels for operand in step.operands for labels in leaves(state.of(operand))]
+    return combine(state, step.op, operands, _shape(step))
 
 
 def contract(state: Propagation, step: Step) -> Tree:
@@ -101,8 +118,13 @@ def contract(state: Propagation, step: Step) -> Tree:
     assert step.row.axes is not None
     axes, shape, weight = step.row.axes, _shape(step), step.roles.get("weight")
     labels = state.of(step.operands[0])
-    if weight is None or isinstance(step.operands[0], Param):
+    if weight is None:
         return refuse(state, step, f"{step.op} has a computed weight")
+    if state.loose(labels):
+        labels = state.tie(labels, set(range(labels.ndim)) - {axes.data % labels.ndim}, f"{step.op} reads it")
+    channels = set(varying(labels))
+    if channels and axes.data % labels.ndim not in channels and int(step.attrs.get("groups", 1)) == 1:
+        return _over_positions(state, step, weight, labels)
     if _channels(labels, axes.data) is None:
         return refuse(state, step, f"{step.op} reads channels on a dimension it does not sum over")
     inputs = vector(labels, axes.data)
@@ -112,6 +134,24 @@ def contract(state: Propagation, step: Step) -> Tree:
     if bias is not None:
         state.weight_axis(bias, 0, made)
     return along(made, axes.data, shape)
+
+
+def _over_positions(state: Propagation, step: Step, weight: Param, labels: Labels) -> Tree:
+    """A layer that sums over positions of every channel alike (an MLP over tokens): the channels pass."""
+    assert step.row is not None
+    assert step.row.axes is not None
+    shape, axis = _shape(step), step.row.axes.data % labels.ndim
+    if (
+        labels.ndim != len(shape)
+        or shape[:axis] != labels.shape[:axis]
+        or shape[axis + 1 :] != labels.shape[axis + 1 :]
+    ):
+        return refuse(state, step, f"{step.op} acts on a dimension that carries channels")
+    for number, size in enumerate(weight.shape):
+        state.weight_axis(weight, number, np.zeros(size, np.int64))
+    if "bias" in step.roles:
+        state.weight_axis(step.roles["bias"], 0, np.zeros(shape[axis], np.int64))
+    return expand(labels.take([0], axis), shape)
 
 
 ContractRule = Callable[[Propagation, Step, Param, Labels], Labels]
@@ -149,7 +189,9 @@ def _consume(state: Propagation, step: Step, inputs: Labels, made: Labels) -> No
             labels=inputs,
             outputs=made,
             axis=step.row.axes.data,
+            data=step.row.axes.data,
             groups=int(step.attrs.get("groups", 1)),
+            source=step.source,
         )
     )
 
@@ -183,6 +225,9 @@ def _grouped(state: Propagation, step: Step, weight: Param, inputs: Labels) -> L
 def lookup(state: Propagation, step: Step) -> Tree:
     """The columns of an embedding table are new channels."""
     shape, weight = _shape(step), step.roles.get("weight")
+    for operand in step.operands:
+        for labels in leaves(state.of(operand)):
+            state.freeze(labels, f"{step.op} looks up with it")
     if weight is None:
         return refuse(state, step, f"{step.op} reads a computed table")
     made = state.fresh(weight.shape[1], step.module, producer=True)
@@ -207,28 +252,6 @@ def spatial(state: Propagation, step: Step) -> Tree:
     if set(varying(labels)) - {0, 1} or labels.shape[:2] != shape[:2]:
         return refuse(state, step, f"{step.op} acts on a dimension that carries channels")
     return expand(labels[(slice(None), slice(None), *(slice(0, 1) for _ in shape[2:]))], shape)
-
-
-def reduce(state: Propagation, step: Step) -> Tree:
-    """Reduced dimensions vanish; channels on one of them are all needed."""
-    labels, shape = state.of(step.operands[0]), _shape(step)
-    dims = step.attrs.get("dims")
-    over = set(range(labels.ndim)) if dims is None else {int(d) % labels.ndim for d in dims}
-    if over & set(varying(labels)):
-        return refuse(state, step, f"{step.op} reduces over channels")
-    kept = labels[tuple(slice(0, 1) if d in over else slice(None) for d in range(labels.ndim))]
-    if len(shape) != labels.ndim:
-        kept = kept.reshape([size for d, size in enumerate(kept.shape) if d not in over])
-    return expand(kept, shape)
-
-
-def mixing(state: Propagation, step: Step) -> Tree:
-    """Softmax and its like: fine across positions, not across channels."""
-    labels = state.of(step.operands[0])
-    dims = {int(d) % labels.ndim for d in step.attrs.get("dims") or (step.attrs.get("default", -1),)}
-    if dims & set(varying(labels)):
-        return refuse(state, step, f"{step.op} mixes channels")
-    return expand(labels, _shape(step))
 
 
 def pad(state: Propagation, step: Step) -> Tree:
@@ -283,12 +306,19 @@ def sizes(_state: Propagation, step: Step) -> Tree:
 
 RULES: dict[Kind, Callable[[Propagation, Step], Tree]] = {
     Kind.MOVE: move,
+    Kind.PERMUTE: move,
+    Kind.JOIN: join,
     Kind.ELEMENTWISE: elementwise,
     Kind.CONTRACT: contract,
     Kind.PER_CHANNEL: per_channel,
     Kind.SPATIAL: spatial,
     Kind.REDUCE: reduce,
-    Kind.ALONG: mixing,
+    Kind.STATISTIC: statistic,
+    Kind.ALONG: softmax,
+    Kind.NORM: normalise,
+    Kind.GROUP_NORM: normalise_groups,
+    Kind.PRODUCT: product,
+    Kind.ATTENTION: attention,
     Kind.PAD: pad,
     Kind.CHUNK: chunk,
     Kind.LOOKUP: lookup,

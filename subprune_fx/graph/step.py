@@ -18,11 +18,24 @@ class Param:
 
     Attributes:
         name: Qualified name; tied parameters share the first one.
-        shape: Its shape.
+        shape: Shape as it is read here.
+        order: Where it is read transposed, the parameter's own dimension behind each dimension of `shape`.
     """
 
     name: str
     shape: tuple[int, ...]
+    order: tuple[int, ...] | None = None
+
+    def own(self, axis: int) -> int:
+        """The parameter's own dimension that is read as `axis`."""
+        axis %= len(self.shape)
+        return axis if self.order is None else self.order[axis]
+
+    def permuted(self, dims: Sequence[int]) -> Param:
+        """The same parameter read with its dimensions in another order."""
+        order = tuple(self.own(axis) for axis in dims)
+        shape = tuple(self.shape[axis] for axis in dims)
+        return Param(self.name, shape, None if order == tuple(range(len(order))) else order)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +53,7 @@ class Step:
         blank: Label-0 arrays shaped like the node's value.
         run: Runs the op on label arrays in place of its activation operands (moving ops only).
         module: Qualified name of the module that is called, or the node's name.
+        source: For contractions with a weight, the name of the node whose value it contracts.
     """
 
     name: str
@@ -52,6 +66,7 @@ class Step:
     blank: Tree
     run: Callable[[Sequence[Labels]], Tree]
     module: str
+    source: str = ""
 
 
 def leaves(tree: Tree) -> list[Labels]:

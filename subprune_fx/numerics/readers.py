@@ -41,17 +41,29 @@ class Reader(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class LinearReader:
-    """y = x W' on the last dimension; `transposed` where the weight is stored (inputs, outputs)."""
+    """y = x W', as a linear layer or a product with a matrix.
+
+    Attributes:
+        transposed: Whether the weight is stored (inputs, outputs).
+        groups: See `Reader`.
+        taps: See `Reader`.
+        axis: Dimension of x that is summed over.
+        made: Dimension of y that takes its place.
+    """
 
     transposed: bool = False
     groups: int = 1
     taps: int = 1
+    axis: int = -1
+    made: int = -1
 
     def columns(self, x: Tensor) -> Tensor:
         """See `Reader`."""
-        return x.reshape(1, -1, x.shape[-1]).transpose(1, 2)
+        return _last(x, self.axis)
 
-    targets = columns
+    def targets(self, y: Tensor) -> Tensor:
+        """See `Reader`."""
+        return _last(y, self.made)
 
     def matrix(self, weight: Tensor) -> Tensor:
         """See `Reader`."""
@@ -184,6 +196,11 @@ def _patches(x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: 
     )
     view = by_channel.as_strided(shape, steps, by_channel.storage_offset())
     return view.reshape(groups, by_channel.shape[0] // groups * _product(kernel), -1)
+
+
+def _last(tensor: Tensor, axis: int) -> Tensor:
+    """(1, size of `axis`, everything else)."""
+    return tensor.movedim(axis, -1).reshape(1, -1, tensor.shape[axis]).transpose(1, 2)
 
 
 def _product(sizes: Sequence[int]) -> int:

@@ -1,0 +1,81 @@
+"""Products of two tensors in an fx graph: which arguments are multiplied, and over which dimensions."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import fx
+
+from subprune_fx.frontends.calls import Call
+
+Letters = tuple[str, str, str]
+"""Dimensions of both factors and of the result, one letter each; equal letters are equal dimensions."""
+
+
+def factors(call: Call) -> tuple[Any, Any, Any]:
+    """The two factors of a product and what is added to it, or None."""
+    if call.name == "einsum":
+        found = call.arguments.get("operands", ())
+        return (found[0], found[1], None) if len(found) == 2 else (None, None, None)
+    if call.name in ("addmm", "baddbmm"):
+        first, second = ("mat1", "mat2") if call.name == "addmm" else ("batch1", "batch2")
+        return call.get(first), call.get(second), call.get("input")
+    left, right = call.get("input"), call.get("other", call.get("mat2"))
+    return (right, left, None) if call.name == "rmatmul" else (left, right, None)
+
+
+def letters(call: Call, ranks: tuple[int, int]) -> Letters | None:
+    """Its dimensions; None where it is no plain product of two tensors."""
+    if any(call.get(name, 1) != 1 for name in ("alpha", "beta")):
+        return None
+    return _RULES.get(call.name, _matmul)(call, ranks)
+
+
+def _matmul(_call: Call, ranks: tuple[int, int]) -> Letters | None:
+    if min(ranks) < 2:
+        return None
+    batch = string.ascii_uppercase[: max(ranks) - 2]
+    left, right = (batch[len(batch) - (rank - 2) :] for rank in ranks)
+    return left + "lc", right + "cn", batch + "ln"
+
+
+def _einsum(call: Call, ranks: tuple[int, int]) -> Letters | None:
+    """An equation as torch spells it, ellipses written out."""
+    equation = call.get("equation")
+    if not isinstance(equation, str):
+        return None
+    given, arrow, out = equation.replace(" ", "").partition("->")
+    parts = given.split(",")
+    if len(parts) != 2:
+        return None
+    spare = [letter for letter in string.ascii_letters if letter not in equation]
+    widths = [rank - len(part.replace("...", "")) for part, rank in zip(parts, ranks, strict=True) if "..." in part]
+    dots = "".join(spare[: max(widths, default=0)])
+    if not arrow:
+        seen = "".join(parts).replace("...", "")
+        out = "..." + "".join(letter for letter in sorted(set(seen)) if seen.count(letter) == 1)
+    left, right = (
+        part.replace("...", dots[len(dots) - (rank - len(part.replace("...", ""))) :] if "..." in part else "")
+        for part, rank in zip(parts, ranks, strict=True)
+    )
+    out = out.replace("...", dots)
+    unique = all(len(set(part)) == len(part) for part in (left, right, out))
+    return (left, right, out) if unique else None
+
+
+_RULES: dict[str, Callable[[Call, tuple[int, int]], Letters | None]] = {"einsum": _einsum}
+
+
+def is_weight(matrix: str, other: str, out: str) -> bool:
+    """Whether the dimensions of a factor are those of a weight: one that is summed over, one that is made."""
+    summed = [letter for letter in matrix if letter in other and letter not in out]
+    made = [letter for letter in matrix if letter in out and letter not in other]
+    return len(matrix) == 2 and len(summed) == 1 and len(made) == 1
+
+
+def attention_operands(call: Call) -> Sequence[fx.Node]:
+    """Query, key, value and, if there is one, the mask."""
+    found = (call.get(name) for name in ("query", "key", "value", "attn_mask"))
+    return [node for node in found if isinstance(node, fx.Node)]

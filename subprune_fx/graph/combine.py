@@ -1,0 +1,129 @@
+"""Position by position: how the labels of elementwise operands combine, broadcasting included."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from subprune_fx.graph.labels import Labels, compact, constant, expand, varying
+from subprune_fx.graph.propagation import Propagation
+
+Shape = tuple[int, ...]
+
+
+def combine(state: Propagation, op: str, operands: Sequence[Labels], shape: Shape) -> Labels:
+    """Labels of an elementwise result.
+
+    An operand that has channels wherever the result has them is unified with the others. One that is broadcast over
+    some of them leads or stays (`_partial`); one without channels keeps the dimensions that it spans uncut.
+
+    Args:
+        state: Where couplings are noted.
+        op: For messages.
+        operands: Labels of the operands.
+        shape: Of the result.
+    """
+    statistics = [labels for labels in operands if _is_statistic(state, labels)]
+    plain = [labels for labels in operands if not _is_statistic(state, labels)]
+    if statistics:
+        return _with_statistics(state, op, statistics, plain, shape)
+    return _combine(state, op, plain, shape)
+
+
+def _combine(state: Propagation, op: str, operands: Sequence[Labels], shape: Shape) -> Labels:
+    wide = [labels.reshape((1,) * (len(shape) - labels.ndim) + labels.shape) for labels in operands]
+    labelled = [labels for labels in wide if compact(labels).any()]
+    leading = [labels for labels in labelled if not state.loose(labels)] or labelled
+    axes = set().union(*(varying(labels) for labels in leading))
+    full = [labels for labels in leading if _spans(labels, shape, axes)]
+    if not full:  # each of them is broadcast over channels of another
+        for labels in leading:
+            state.freeze(labels, f"{op} broadcasts it over other channels")
+        return constant(shape)
+    # All are equal under the union; the plainest tells later rules most directly where the channels are.
+    result = expand(min(full, key=lambda labels: len(varying(labels))), shape)
+    for labels in wide:
+        if not compact(labels).any():
+            result = _uncut(state, op, result, _spanned(labels, axes))
+        elif _spans(labels, shape, axes):
+            state.unify(result, expand(labels, shape), f"{op} combines it with channels that cannot be pruned")
+        else:
+            result = _partial(state, op, result, labels, axes)
+    return result
+
+
+def _partial(state: Propagation, op: str, result: Labels, labels: Labels, axes: set[int]) -> Labels:
+    """An operand with channels that is broadcast over some of the result's.
+
+    Where it has the outermost of them it is one value per unit (a gate per head): units live and die with it. Else
+    it is shared by units (a scale of head channels common to all heads): it stays, and so do the dimensions it spans.
+    """
+    if min(axes) in varying(labels) and not state.loose(labels):
+        state.unify(result, expand(labels, result.shape), f"{op} combines it with channels that cannot be pruned")
+        return result
+    state.freeze(labels, f"{op} broadcasts it over other channels")
+    return _uncut(state, op, result, _spanned(labels, axes))
+
+
+def _uncut(state: Propagation, op: str, result: Labels, axes: set[int]) -> Labels:
+    """Nothing may be cut along `axes`, which an operand without channels spans."""
+    channels = set(varying(result))
+    if not axes & channels:
+        return result
+    if channels <= axes:
+        state.freeze(result, f"{op} combines it with channels that cannot be pruned")
+        return result
+    return state.tie(result, axes, f"{op} combines it with channels that cannot be pruned")
+
+
+def _spanned(labels: Labels, axes: set[int]) -> set[int]:
+    return {axis for axis in axes if labels.shape[axis] > 1}
+
+
+def _spans(labels: Labels, shape: Shape, axes: set[int]) -> bool:
+    return all(labels.shape[axis] == shape[axis] for axis in axes)
+
+
+def _is_statistic(state: Propagation, labels: Labels) -> bool:
+    if not state.statistics:
+        return False
+    found = np.unique(compact(labels))
+    return found.size == 1 and int(found[0]) in state.statistics
+
+
+def _with_statistics(
+    state: Propagation, op: str, statistics: Sequence[Labels], plain: Sequence[Labels], shape: Shape
+) -> Labels:
+    """A statistic over channels may meet numbers without channels, and the channels that it was taken over.
+
+    The latter is what a normalisation does: its result has the channels' labels. Anything else freezes them.
+    """
+    sources = [state.statistics[int(compact(labels).flat[0])] for labels in statistics]
+    channels = [labels for labels in plain if compact(labels).any()]
+    same = all(_same(state, sources[0], other) for other in sources[1:])
+    if not channels:
+        if same and all(labels.size == int(np.prod(shape)) for labels in statistics[:1]):
+            return expand(statistics[0].reshape(shape), shape)
+        return _misused(state, op, sources, shape)
+    met = _combine(state, op, plain, shape)
+    axes = set(varying(met))
+    spread = all(
+        not _spanned(labels.reshape((1,) * (len(shape) - labels.ndim) + labels.shape), axes) for labels in statistics
+    )
+    if not (same and spread and _same(state, sources[0], met)):
+        _misused(state, op, sources, shape)
+    return met
+
+
+def _misused(state: Propagation, op: str, sources: Sequence[Labels], shape: Shape) -> Labels:
+    for source in sources:
+        state.freeze(source, f"{op} uses a statistic over them for something else than to normalise them")
+    return constant(shape)
+
+
+def _same(state: Propagation, left: Labels, right: Labels) -> bool:
+    """Whether two sets of labels are the same channels, as far as is known."""
+    unit = state.components()
+    a, b = (np.unique(unit[labels[labels > 0]]) for labels in (compact(left), compact(right)))
+    return np.array_equal(a, b)

@@ -1,0 +1,154 @@
+"""Products of two activations, attention among them: a head is a unit.
+
+A product is described by the letters of its dimensions, as in `einsum`: those of both factors and of the result are
+batch dimensions, those of both factors alone are summed over. Where channels spread over batch dimensions (heads), all
+that a product reads or makes for one index of them lives and dies together: dropping a head is exact, and what it
+contributed is folded into the layer that reads the rest. Without heads, channels that are summed over stay, since no
+weight could make up for them; the others pass.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping
+
+import numpy as np
+
+from subprune_fx.graph.combine import combine
+from subprune_fx.graph.labels import Labels, compact, constant, expand, varying, vector
+from subprune_fx.graph.propagation import Consumer, Propagation
+from subprune_fx.graph.statistics import refuse
+from subprune_fx.graph.step import Param, Step, Tree
+
+Shape = tuple[int, ...]
+Factor = tuple[Labels, str]
+
+
+def product(state: Propagation, step: Step) -> Tree:
+    """matmul, bmm, einsum and their likes: of two activations, or of one and a weight."""
+    assert step.shape is not None
+    equation: tuple[str, str, str] | None = step.attrs.get("letters")
+    if equation is None:
+        return refuse(state, step, f"{step.op} is not a product of two tensors")
+    if "weight" in step.roles:
+        return _weighted(state, step, *equation)
+    if any(isinstance(operand, Param) for operand in step.operands[:2]):
+        return refuse(state, step, f"{step.op} has a weight that is not a matrix")
+    left, right, *added = (state.of(operand) for operand in step.operands)
+    first, second, out = equation
+    made = _pair(state, step.op, (left, first), (right, second), out, step.shape)
+    return combine(state, step.op, [made, *added], step.shape)
+
+
+def _weighted(state: Propagation, step: Step, read: str, weight_letters: str, out: str) -> Tree:
+    """One factor is a matrix of weights: a contraction whose input channels can be folded into others."""
+    assert step.shape is not None
+    weight, labels = step.roles["weight"], state.of(step.operands[0])
+    summed = next(letter for letter in weight_letters if letter in read)
+    free = next(letter for letter in weight_letters if letter not in read)
+    data, axis = read.index(summed), out.index(free)
+    if set(varying(labels)) - {data}:
+        return refuse(state, step, f"{step.op} reads channels on a dimension it does not sum over")
+    inputs = vector(labels, data)
+    state.weight_axis(weight, weight_letters.index(summed), inputs)
+    fresh = state.fresh(step.shape[axis], step.module, producer=True)
+    made = state.weight_axis(weight, weight_letters.index(free), fresh)
+    bias = step.roles.get("bias")
+    if bias is not None:
+        state.weight_axis(bias, 0, made)
+    state.consumers.append(
+        Consumer(
+            name=step.name,
+            module=step.module,
+            weight=weight.name,
+            bias=None if bias is None else bias.name,
+            labels=inputs,
+            outputs=made,
+            axis=axis,
+            data=data,
+            groups=1,
+            source=step.source,
+        )
+    )
+    return expand(made.reshape([-1 if d == axis else 1 for d in range(len(step.shape))]), step.shape)
+
+
+def attention(state: Propagation, step: Step) -> Tree:
+    """softmax(Q K') V with heads, if any, on batch dimensions; masks and biases are added to the scores."""
+    assert step.shape is not None
+    if any(isinstance(operand, Param) for operand in step.operands[:3]):
+        return refuse(state, step, f"{step.op} of a parameter")
+    query, key, value, *masks = (state.of(operand) for operand in step.operands)
+    if step.attrs.get("grouped"):
+        key, value = (np.repeat(part, query.shape[-3] // part.shape[-3], axis=-3) for part in (key, value))
+    batch = string.ascii_uppercase[: query.ndim - 2]
+    shape = (*step.shape[:-2], query.shape[-2], key.shape[-2])
+    scores = _pair(state, step.op, (query, batch + "le"), (key, batch + "se"), batch + "ls", shape)
+    scores = combine(state, step.op, [scores, *masks], shape)
+    return _pair(state, step.op, (scores, batch + "ls"), (value, batch + "sv"), batch + "lv", step.shape)
+
+
+def _pair(state: Propagation, op: str, left: Factor, right: Factor, out: str, shape: Shape) -> Labels:
+    varies = [_letters(*factor) for factor in (left, right)]
+    batch = set(left[1]) & set(right[1]) & set(out)
+    heads = "".join(letter for letter in out if letter in batch & (varies[0] | varies[1]))
+    sizes = dict(zip(out, shape, strict=True))
+    if heads:
+        return _heads(state, op, (left, right), heads, out, sizes)
+    return _headless(state, op, (left, right), out, sizes)
+
+
+def _letters(labels: Labels, letters: str) -> set[str]:
+    return {letters[axis] for axis in varying(labels)}
+
+
+def _heads(
+    state: Propagation, op: str, factors: tuple[Factor, Factor], heads: str, out: str, sizes: Mapping[str, int]
+) -> Labels:
+    """One label per head, shared by both factors and the result."""
+    found: list[Labels] = []
+    for labels, letters in factors:
+        if set(heads) & _letters(labels, letters):
+            inside = {axis for axis, letter in enumerate(letters) if letter not in heads}
+            tied = state.tie(labels, inside, f"{op} reads a head with fixed channels")
+            found.append(_aligned(tied, letters, heads))
+            continue
+        state.freeze(labels, f"{op} reads it for every head")
+        if any(size > 1 for size, letter in zip(labels.shape, letters, strict=True) if letter in heads):
+            found.append(np.zeros((1,) * len(heads), np.int64))
+    shape = tuple(sizes[letter] for letter in heads)
+    for other in found[1:]:
+        state.unify(expand(found[0], shape), expand(other, shape), f"{op} reads it with heads that cannot be pruned")
+    result = next((labels for labels in found if compact(labels).any()), found[0])
+    wide = expand(result, shape).reshape([sizes[letter] if letter in heads else 1 for letter in out])
+    return expand(wide, [sizes[letter] for letter in out])
+
+
+def _aligned(labels: Labels, letters: str, heads: str) -> Labels:
+    """Labels that vary along heads only, with the dimensions `heads` in that order."""
+    index = tuple(slice(None) if letter in heads else 0 for letter in letters)
+    there = [letter for letter in letters if letter in heads]
+    return labels[index].transpose([there.index(letter) for letter in heads])
+
+
+def _headless(
+    state: Propagation, op: str, factors: tuple[Factor, Factor], out: str, sizes: Mapping[str, int]
+) -> Labels:
+    """Channels that are summed over stay; those of one factor on a dimension of the result pass."""
+    passing: list[Factor] = []
+    for labels, letters in factors:
+        varies = _letters(labels, letters)
+        if varies and varies <= set(out):
+            passing.append((labels, letters))
+        else:
+            state.freeze(labels, f"{op} sums over it, or all of the result depends on it")
+    shape = tuple(sizes[letter] for letter in out)
+    if len(passing) == 1:
+        labels, letters = passing[0]
+        index = tuple(slice(None) if letter in out else 0 for letter in letters)
+        there = [letter for letter in letters if letter in out]
+        kept = labels[index].transpose([there.index(letter) for letter in out if letter in there])
+        return expand(kept.reshape([sizes[letter] if letter in there else 1 for letter in out]), shape)
+    for labels, _ in passing:
+        state.freeze(labels, f"{op} multiplies all of it with all of another")
+    return constant(shape)

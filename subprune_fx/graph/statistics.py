@@ -1,0 +1,109 @@
+"""Ops that look at many elements of a dimension at once: reductions, normalisations, softmax.
+
+Over positions they leave channels alone. Over some of the dimensions that carry channels (the channels of a head,
+heads being on another dimension) what is looked at together lives and dies together, and all stays exact. Over all
+channels the result is a statistic. A statistic that goes back to its channels normalises them: the smaller network
+takes it over the channels that are left, so what it computes is not the masked original, but a normalisation of its
+own; the sweep sees those true activations and refits every layer that reads them. A statistic that goes anywhere
+else would change what no layer can be refitted for, and freezes the channels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from subprune_fx.graph.labels import Labels, compact, expand, varying, vector
+from subprune_fx.graph.propagation import Propagation
+from subprune_fx.graph.step import Step, Tree, leaves
+
+
+def refuse(state: Propagation, step: Step, reason: str) -> Tree:
+    """Freeze everything that reaches the step and label its output 0."""
+    for operand in step.operands:
+        for labels in leaves(state.of(operand)):
+            state.freeze(labels, reason)
+    return step.blank
+
+
+def over_dims(step: Step, rank: int) -> set[int]:
+    """Dimensions the step works on, all of them if it does not say."""
+    dims = step.attrs.get("dims")
+    return set(range(rank)) if dims is None else {int(dim) % rank for dim in dims}
+
+
+def reduce(state: Propagation, step: Step) -> Tree:
+    """Sums and products: not over all channels, since they grow with their number."""
+    labels = state.of(step.operands[0])
+    channels = set(varying(labels))
+    if channels and channels <= over_dims(step, labels.ndim):
+        return refuse(state, step, f"{step.op} reduces over channels")
+    return _reduced(state, step, labels)
+
+
+def statistic(state: Propagation, step: Step) -> Tree:
+    """Means, norms and extremes: they mean the same over fewer channels."""
+    labels = state.of(step.operands[0])
+    channels = set(varying(labels))
+    if step.shape is not None and channels and channels <= over_dims(step, labels.ndim):
+        return expand(np.full((1,) * len(step.shape), state.statistic(labels, step.name)), step.shape)
+    return _reduced(state, step, labels)
+
+
+def _reduced(state: Propagation, step: Step, labels: Labels) -> Tree:
+    """Reduced dimensions vanish, or are left with size 1."""
+    over = over_dims(step, labels.ndim)
+    if step.shape is None:
+        return refuse(state, step, f"{step.op} has several results")
+    if over & set(varying(labels)):
+        labels = state.tie(labels, over, f"{step.op} reduces over it and fixed channels")
+    kept = labels[tuple(slice(0, 1) if d in over else slice(None) for d in range(labels.ndim))]
+    if len(step.shape) != labels.ndim:
+        kept = kept.reshape([size for d, size in enumerate(kept.shape) if d not in over])
+    return expand(kept, step.shape)
+
+
+def along(state: Propagation, step: Step) -> Tree:
+    """Softmax and its like: fine across positions and within units, not across channels."""
+    assert step.shape is not None
+    labels = state.of(step.operands[0])
+    over, channels = over_dims(step, labels.ndim), set(varying(labels))
+    if not over & channels:
+        return expand(labels, step.shape)
+    if channels <= over:
+        return refuse(state, step, f"{step.op} mixes channels")
+    return state.tie(labels, over, f"{step.op} mixes it with fixed channels")
+
+
+def normalise(state: Propagation, step: Step) -> Tree:
+    """Layer and RMS normalisation over some dimensions, with parameters of their shape or without."""
+    labels = state.of(step.operands[0])
+    rank = labels.ndim
+    over = set(range(rank - len(step.attrs["shape"]), rank)) if "shape" in step.attrs else over_dims(step, rank)
+    channels = set(varying(labels))
+    if over & channels and not channels <= over:
+        labels = state.tie(labels, over, f"{step.op} mixes it with fixed channels")
+    elif over & channels:
+        state.normalised.append(np.unique(compact(labels)))
+        for param in step.roles.values():
+            weight = state.of(param)
+            inner = labels[(*(0,) * (rank - weight.ndim), ...)]
+            state.unify(inner, weight, f"{step.op} has fixed parameters for it")
+    first = expand(labels, labels.shape)
+    return first if step.shape is not None else (first, *leaves(step.blank)[1:])
+
+
+def normalise_groups(state: Propagation, step: Step) -> Tree:
+    """GroupNorm: one group is a normalisation over all channels; of several, whole groups live or die, exactly."""
+    assert step.shape is not None
+    labels, count = state.of(step.operands[0]), int(step.attrs["groups"])
+    if set(varying(labels)) - {1}:
+        return refuse(state, step, f"{step.op} reads channels on a dimension other than 1")
+    channels = vector(labels, 1)
+    if count == 1:
+        state.normalised.append(np.unique(channels))
+    else:
+        parts = channels.reshape(count, -1)
+        state.unify(np.broadcast_to(parts[:, :1], parts.shape), parts, f"{step.op} groups it with fixed channels")
+    for param in step.roles.values():
+        state.weight_axis(param, 0, channels)
+    return expand(labels, step.shape)
