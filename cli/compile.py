@@ -62,6 +62,7 @@ def run(request: Request) -> int:
             select=request.select,
             variant=request.variant,
             budget=request.budget,
+            target=request.target,
             reweight=request.reweight,
             intercept=request.intercept,
             stochastic=request.stochastic,

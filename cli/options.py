@@ -25,6 +25,7 @@ SELECTORS = (
     "layerrandom",
 )
 VARIANTS = ("asym", "seq", "layer")
+TARGETS = ("params", "flops")
 BUDGETS = ("output", "accuracy", "error", "uniform")
 
 EPILOG = """
@@ -51,6 +52,7 @@ class Request:
     select: str
     variant: str
     budget: str | None
+    target: str
     reweight: bool
     intercept: bool
     stochastic: float | None
@@ -114,7 +116,7 @@ def _version(context: click.Context, option: click.Parameter, value: bool) -> No
     required=True,
     callback=_ratio,
     metavar="R",
-    help="Parameters before over after, above 1.",
+    help="Size before over after, above 1; --target says of what.",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, multiple=True, metavar="FILE",
               help="Where to write; .onnx, .pt2 or .pt. May be repeated.")  # fmt: skip
@@ -131,6 +133,8 @@ def _version(context: click.Context, option: click.Parameter, value: bool) -> No
               help="Which inputs layers are fitted on: the pruned network's towards the original's, the "
                    "pruned network's, or the original's.")  # fmt: skip
 @click.option("--budget", type=click.Choice(BUDGETS), help="How the ratio is shared out among the layers.")
+@click.option("--target", type=click.Choice(TARGETS), default="params", show_default=True,
+              help="What --ratio counts: parameters, or multiply-adds.")  # fmt: skip
 @click.option(
     "--reweight/--no-reweight",
     default=True,

@@ -27,7 +27,7 @@ class Budget:
     """What a rule decides from.
 
     Attributes:
-        size: Parameters under any budget.
+        size: Parameters or multiply-adds under any budget.
         error: By group, relative error at k = 0..n of the group's consumers (one greedy run), non-increasing.
         accuracy: Runs the network with one group pruned at a time: by group and k, the accuracy (or agreement).
         change: The same, giving the relative squared change of the network's output.
@@ -119,7 +119,7 @@ def _interpolated(
 def _descend(budget: Budget, target: int, cost: Curves) -> Keep:
     """From all units kept, repeat the step with the least added cost per saved parameter until the size fits."""
     keep = dict(budget.size.units)
-    excess = budget.size.parameters(keep) - target
+    excess = budget.size.of(keep) - target
     prices: dict[str, tuple[float, int]] = {}
     while excess > 0:
         for group in keep:
@@ -130,7 +130,7 @@ def _descend(budget: Budget, target: int, cost: Curves) -> Keep:
         if math.isinf(price):
             break
         keep[group] = fewer
-        excess = budget.size.parameters(keep) - target
+        excess = budget.size.of(keep) - target
         for name in budget.size.neighbours(group):
             prices.pop(name, None)
     return keep
@@ -159,7 +159,7 @@ def _first_fit(budget: Budget, target: int, rule: Callable[[float], Keep], level
     low, high = 0, len(levels) - 1
     while low < high:
         middle = (low + high) // 2
-        fits = budget.size.parameters(rule(levels[middle])) <= target
+        fits = budget.size.of(rule(levels[middle])) <= target
         low, high = (low, middle) if fits else (middle + 1, high)
     return rule(levels[low])
 
@@ -184,7 +184,7 @@ def allot(rule: Rule, budget: Budget, ratio: float) -> Keep:
         SubpruneError: If even one unit a group is too many.
     """
     target = math.floor(budget.size.total / ratio)
-    least = budget.size.parameters(dict.fromkeys(budget.size.units, 1))
+    least = budget.size.of(dict.fromkeys(budget.size.units, 1))
     if least > target:
         largest = math.floor(budget.size.total / least * 100) / 100
         raise SubpruneError(

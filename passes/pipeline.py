@@ -24,7 +24,7 @@ from subprune_fx.passes.outputs import agreement, batches_of, output_change
 from subprune_fx.passes.patches import keeping
 from subprune_fx.passes.problems import Settings
 from subprune_fx.passes.scratch import Scratch
-from subprune_fx.passes.size import SizeModel
+from subprune_fx.passes.size import TARGETS
 from subprune_fx.passes.sweep import Sweep
 from subprune_fx.passes.trials import Metric, trials
 from subprune_fx.plan import Plan
@@ -40,6 +40,7 @@ class Options:
     Attributes:
         select: A row of `subprune_fx.selectors.SELECTORS`.
         variant: `asym`, `seq` or `layer`.
+        target: What the ratio counts, a key of `passes.size.TARGETS`.
         budget: A rule of `passes.budget.BUDGETS`; None: the selector's own, or else the default.
         reweight: False leaves consumers' weights as they are.
         settings: How least squares are posed.
@@ -51,6 +52,7 @@ class Options:
 
     select: str = DEFAULT_SELECTOR
     variant: str = "asym"
+    target: str = "params"
     budget: str | None = None
     reweight: bool = True
     settings: Settings = dataclasses.field(default_factory=Settings)
@@ -65,7 +67,7 @@ class Compiled:
     """What the passes found for one ratio.
 
     Attributes:
-        ratio: Parameters before over parameters after, at least.
+        ratio: Size before over size after, at least.
         plan: What to do to the network.
         outputs: The pruned network's outputs on the calibration inputs, by batch.
         seconds: Wall time by stage, from the start of the calibration.
@@ -189,7 +191,7 @@ class Compiler:
         own = self._row.allot
         if own is None or self.rule in BUDGETS:
             return BUDGETS[self.rule]
-        return lambda budget, target: own(self._rankings, budget.size.parameters, target)
+        return lambda budget, target: own(self._rankings, budget.size.of, target)
 
     def _measures(self) -> Budget:
         """What budget rules may ask: sizes, error curves, and trials of one group at a time."""
@@ -221,7 +223,7 @@ class Compiler:
             )
 
         return Budget(
-            size=SizeModel(self.network, orders, intercepts=intercepts),
+            size=TARGETS[self.options.target](self.network, orders, self._batches[0][:1], intercepts=intercepts),
             error=Errors(tuple(groups), errors),
             accuracy=trial(agreement(self.outputs, self._labels), len(self._batches)),
             change=trial(output_change(self.outputs), some),

@@ -1,33 +1,61 @@
-"""Parameters of the pruned network as a function of what each group keeps, without pruning anything."""
+"""Size of the pruned network as a function of what each group keeps, without pruning anything."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.graph.labels import Labels, compact, varying, vector
+from subprune_fx.graph.step import leaves
+from subprune_fx.passes.flops import flops
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """A part of the size: `times` the product of a tensor's dimensions.
+
+    Attributes:
+        times: What the product is multiplied by.
+        shape: The dimensions now.
+        labels: Of the dimensions that carry channels.
+    """
+
+    times: int
+    shape: tuple[int, ...]
+    labels: Mapping[int, Labels]
 
 
 class SizeModel:
-    """Parameter count under any budget.
+    """What a network costs under any budget: parameters or multiply-adds.
 
-    Each parameter is a product of dimension sizes, and each size is a constant plus, per group, how many of its
-    indices belong to the first k units of the group's nested order.
+    It is a sum of products of dimension sizes, and each size is a constant plus, per group, how many of its indices
+    belong to the first k units of the group's nested order.
+
+    Attributes:
+        units: Units by group.
+        total: Of the original network.
     """
 
-    def __init__(self, network: FxNetwork, orders: Mapping[str, NDArray[np.int64]], *, intercepts: bool) -> None:
+    def __init__(
+        self, network: FxNetwork, orders: Mapping[str, NDArray[np.int64]], terms: Sequence[Term], total: int
+    ) -> None:
         """Tabulate.
 
         Args:
             network: The analysed network.
             orders: Nested order of each group, positions within the group; may be partial guesses, since only
-                units with unequal shares of a parameter depend on it.
-            intercepts: Count the biases that consumers without one will get.
+                units with unequal shares of a term depend on it.
+            terms: What is added up.
+            total: What they are for the original network, without what compiling adds.
         """
         channels = network.channels
+        self.total = total
         self.units = {group.name: len(group.units) for group in channels.groups}
         owner = np.full(channels.prunable.size, -1, dtype=np.int64)
         rank = np.zeros(channels.prunable.size, dtype=np.int64)
@@ -36,27 +64,18 @@ class SizeModel:
             rank[group.units[orders[group.name]]] = np.arange(len(group.units))
         self._owner, self._rank, self._unit = owner, rank, channels.unit
         self._names = list(self.units)
-        parameters = dict(network.graph_module.named_parameters())
-        self.total = sum(parameter.numel() for parameter in parameters.values())
         self._factors: list[list[tuple[int, dict[str, NDArray[np.int64]]]]] = []
-        for name, parameter in parameters.items():
-            self._add(tuple(parameter.shape), _labels(network, name))
-        if intercepts:
-            for name in channels.consumers:
-                where = network.intercepts.get(name)
-                if where is not None and where.new:
-                    outputs = channels.contractions[name].outputs
-                    self._add(outputs.shape, {0: outputs})
-
+        for term in terms:
+            self._add(term)
         self._touching = {
             name: [factors for factors in self._factors if any(name in counts for _, counts in factors)]
             for name in self._names
         }
 
-    def _add(self, shape: tuple[int, ...], labels: Mapping[int, Labels]) -> None:
-        factors = []
-        for axis, size in enumerate(shape):
-            counts = self._counts(labels[axis]) if axis in labels else {}
+    def _add(self, term: Term) -> None:
+        factors: list[tuple[int, dict[str, NDArray[np.int64]]]] = [(term.times, {})]
+        for axis, size in enumerate(term.shape):
+            counts = self._counts(term.labels[axis]) if axis in term.labels else {}
             factors.append((size - sum(int(count[-1]) for count in counts.values()), counts))
         self._factors.append(factors)
 
@@ -73,8 +92,8 @@ class SizeModel:
             found[name] = np.concatenate([[0], np.cumsum(per_unit)])
         return found
 
-    def parameters(self, keep: Mapping[str, int]) -> int:
-        """Parameters when each group keeps `keep[group]` units."""
+    def of(self, keep: Mapping[str, int]) -> int:
+        """The size when each group keeps `keep[group]` units."""
         total = 0
         for factors in self._factors:
             product = 1
@@ -84,11 +103,11 @@ class SizeModel:
         return total
 
     def neighbours(self, group: str) -> set[str]:
-        """Groups that share a parameter with `group` (itself among them): their savings depend on what it keeps."""
+        """Groups that share a term with `group` (itself among them): their savings depend on what it keeps."""
         return {name for factors in self._touching[group] for _, counts in factors for name in counts} | {group}
 
     def saving(self, keep: Mapping[str, int], group: str, fewer: int) -> int:
-        """Parameters saved when `group` goes from `keep[group]` to `fewer` units and nothing else changes."""
+        """What is saved when `group` goes from `keep[group]` to `fewer` units and nothing else changes."""
         changed = {**keep, group: fewer}
         saved = 0
         for factors in self._touching[group]:
@@ -100,13 +119,71 @@ class SizeModel:
         return saved
 
 
-def _labels(network: FxNetwork, name: str) -> dict[int, Labels]:
+def parameters(
+    network: FxNetwork, orders: Mapping[str, NDArray[np.int64]], example: Tensor, *, intercepts: bool
+) -> SizeModel:
+    """Elements of all parameters.
+
+    Args:
+        network: The analysed network.
+        orders: See `SizeModel`.
+        example: Not looked at.
+        intercepts: Count the biases that consumers without one will get.
+    """
+    del example
+    named = dict(network.graph_module.named_parameters())
+    terms = [Term(1, tuple(value.shape), _labels(network, name)) for name, value in named.items()]
+    if intercepts:
+        for name in network.channels.consumers:
+            where = network.intercepts.get(name)
+            if where is not None and where.new:
+                outputs = network.channels.contractions[name].outputs
+                terms.append(Term(1, outputs.shape, {0: outputs}))
+    return SizeModel(network, orders, terms, sum(value.numel() for value in named.values()))
+
+
+def multiply_adds(
+    network: FxNetwork, orders: Mapping[str, NDArray[np.int64]], example: Tensor, *, intercepts: bool
+) -> SizeModel:
+    """Multiply-adds of all contractions for one sample.
+
+    Those of a weight are its elements times the positions it is applied at. A contraction without a weight of its
+    own in the dependency graph (depthwise, two activations) counts in proportion to the channels of its output.
+
+    Args:
+        network: The analysed network.
+        orders: See `SizeModel`.
+        example: Inputs; the first dimension counts samples.
+        intercepts: Not looked at: additions are not counted.
+    """
+    del intercepts
+    channels, terms = network.channels, []
+    counted = flops(network.graph_module, example)
+    shapes = {name: tuple(value.shape) for name, value in network.graph_module.named_parameters(remove_duplicate=False)}
+    for name, (count, value_shape) in counted.items():
+        consumer = channels.contractions.get(name)
+        if consumer is not None and consumer.weight in shapes:
+            shape, labels = shapes[consumer.weight], _labels(network, consumer.weight)
+        else:
+            shape, labels = value_shape, _varying(network, leaves(channels.values[name])[0])
+        varying_size = math.prod(shape[axis] for axis in labels)
+        fixed = tuple(size if axis in labels else 1 for axis, size in enumerate(shape))
+        terms.append(Term(count // varying_size, fixed, labels))
+    return SizeModel(network, orders, terms, sum(count for count, _ in counted.values()))
+
+
+TARGETS: dict[str, Callable[..., SizeModel]] = {"params": parameters, "flops": multiply_adds}
+"""What the ratio counts."""
+
+
+def _labels(network: FxNetwork, name: str) -> Mapping[int, Labels]:
     """Labels along each labelled dimension of a parameter."""
     channels = network.channels
     if name in channels.axes:
         return channels.axes[name]
-    if name not in channels.elements:
-        return {}
-    labels = channels.elements[name]
-    units = channels.unit[compact(labels)]
+    return _varying(network, channels.elements[name]) if name in channels.elements else {}
+
+
+def _varying(network: FxNetwork, labels: Labels) -> dict[int, Labels]:
+    units = network.channels.unit[compact(labels)]
     return {axis: vector(labels, axis) for axis in varying(units)}

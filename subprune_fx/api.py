@@ -21,6 +21,7 @@ from subprune_fx.passes.outputs import agreement, batches_of, first_tensor
 from subprune_fx.passes.pipeline import Compiled, Compiler, Options, Progress
 from subprune_fx.passes.problems import Settings
 from subprune_fx.passes.rewrite import apply
+from subprune_fx.passes.size import TARGETS
 from subprune_fx.passes.sweep import VARIANTS
 from subprune_fx.plan import Plan
 from subprune_fx.report import Cost, FrozenRow, GroupRow, Report
@@ -53,6 +54,7 @@ def prune(
     select: str = DEFAULT_SELECTOR,
     variant: str = "asym",
     budget: str | None = None,
+    target: str = "params",
     reweight: bool = True,
     intercept: bool = True,
     ridge: float = DEFAULT_RIDGE,
@@ -68,12 +70,13 @@ def prune(
     Args:
         model: The network; unchanged.
         calibration: Inputs as the network takes them, float32, (samples, ...).
-        ratio: Parameters before over parameters after, above 1; the result meets it.
+        ratio: Size before over size after, above 1; the result meets it.
         select: How units are chosen, a key of `subprune_fx.selectors.SELECTORS`.
         variant: Which inputs consumers are fitted on (paper section 5.1): `asym`, the pruned network's, towards the
             original's outputs; `seq`, the pruned network's; `layer`, the original's.
         budget: How the ratio is shared out among groups, a key of `passes.budget.BUDGETS`; None for the selector's
             own rule, where it has one, or the default.
+        target: What the ratio counts: `params`, or `flops`, the multiply-adds of one sample.
         reweight: Refit the weights of layers that read pruned channels (paper eq. 4).
         intercept: Refit their biases too.
         ridge: Pull of new weights towards the original ones, relative to the mean diagonal of the Gram matrix.
@@ -99,6 +102,7 @@ def prune(
         select=select,
         variant=variant,
         budget=budget,
+        target=target,
         reweight=reweight,
         intercept=intercept,
         ridge=ridge,
@@ -120,6 +124,7 @@ def prune_each(
     select: str = DEFAULT_SELECTOR,
     variant: str = "asym",
     budget: str | None = None,
+    target: str = "params",
     reweight: bool = True,
     intercept: bool = True,
     ridge: float = DEFAULT_RIDGE,
@@ -139,6 +144,7 @@ def prune_each(
         select: See `prune`.
         variant: See `prune`.
         budget: See `prune`.
+        target: See `prune`.
         reweight: See `prune`.
         intercept: See `prune`.
         ridge: See `prune`.
@@ -156,6 +162,7 @@ def prune_each(
         SubpruneError: See `prune`.
     """
     _check_options(ratios, variant, budget, ridge, stochastic)
+    _check_target(target)
     _check_selector(select, labels, training)
     inputs = _inputs(calibration, "calibration")
     known = None if labels is None else _labels(labels, len(inputs), "labels")
@@ -165,6 +172,7 @@ def prune_each(
         select=select,
         variant=variant,
         budget=budget,
+        target=target,
         reweight=reweight,
         settings=Settings(intercept=intercept, ridge=ridge),
         stochastic=stochastic,
@@ -227,6 +235,7 @@ def _report(compiler: Compiler, compiled: Compiled, smaller: fx.GraphModule, inp
         "select": options.select,
         "variant": options.variant,
         "budget": compiler.rule,
+        "target": options.target,
         "reweight": options.reweight,
         "intercept": options.settings.intercept,
         "ridge": options.settings.ridge,
@@ -265,6 +274,11 @@ def _check_options(
         raise SubpruneError(f"ridge {ridge} is not a number of at least 0")
     if stochastic is not None and not 0 < stochastic < 1:
         raise SubpruneError(f"stochastic {stochastic} is not between 0 and 1")
+
+
+def _check_target(target: str) -> None:
+    if target not in TARGETS:
+        raise SubpruneError(f"no target {target!r}", remedy=f"use one of {', '.join(TARGETS)}")
 
 
 def _check_selector(select: str, labels: Array | None, training: tuple[Array, Array] | None) -> None:

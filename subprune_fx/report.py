@@ -79,7 +79,7 @@ class Report:
     """The whole result of one compilation.
 
     Attributes:
-        ratio: Requested parameter ratio.
+        ratio: Requested ratio, of what `settings` names as the target.
         before: Cost of the original network.
         after: Cost of the pruned network.
         groups: Pruned groups in the order of the graph.
@@ -111,6 +111,11 @@ class Report:
     def achieved(self) -> float:
         """Parameters before over parameters after."""
         return self.before.parameters / max(self.after.parameters, 1)
+
+    @property
+    def speedup(self) -> float:
+        """Multiply-adds before over multiply-adds after."""
+        return self.before.flops / max(self.after.flops, 1)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers, ready for JSON."""

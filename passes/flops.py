@@ -1,0 +1,35 @@
+"""Multiply-adds node by node."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils.flop_counter import FlopCounterMode
+
+Counts = dict[str, tuple[int, tuple[int, ...]]]
+"""By node name: multiply-adds for one sample, and the shape of its value."""
+
+
+def flops(graph_module: fx.GraphModule, example: Tensor) -> Counts:
+    """Nodes that multiply and add, by PyTorch's own count (a multiply-add is two of its operations)."""
+    counter = _Counter(graph_module, len(example))
+    with torch.no_grad():
+        counter.run(example)
+    return counter.found
+
+
+class _Counter(fx.Interpreter):
+    def __init__(self, graph_module: fx.GraphModule, samples: int) -> None:
+        super().__init__(graph_module)
+        self.samples = samples
+        self.found: Counts = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        with FlopCounterMode(display=False) as mode:
+            value = super().run_node(n)
+        count = mode.get_total_flops() // 2 // self.samples
+        if count and isinstance(value, Tensor):
+            self.found[n.name] = (count, tuple(value.shape))
+        return value

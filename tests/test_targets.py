@@ -1,0 +1,90 @@
+"""The size models count what pruning really leaves, parameters and multiply-adds alike."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import subprune_fx
+from subprune_fx.api import cost
+from subprune_fx.cli import options
+from subprune_fx.errors import SubpruneError
+from subprune_fx.passes.dependencies import analyse
+from subprune_fx.passes.problems import Settings
+from subprune_fx.passes.rewrite import apply
+from subprune_fx.passes.size import TARGETS
+from subprune_fx.passes.sweep import Sweep
+from subprune_fx.selectors import SELECTORS, Evidence
+
+
+class Mixed(nn.Module):
+    """Strides, a depthwise and a grouped convolution, a residual addition, a concatenation, a flatten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.grouped = nn.Conv2d(8, 12, 3, padding=1, groups=2)
+        self.back = nn.Conv2d(12, 8, 1)
+        self.side = nn.Conv2d(8, 6, 1)
+        self.head = nn.Linear(14 * 16, 10)
+        self.out = nn.Linear(10, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        y = torch.relu(self.grouped(torch.relu(self.depthwise(x))))
+        x = torch.relu(x + self.back(y))
+        x = torch.cat([x, torch.relu(self.side(x))], dim=1)
+        found: Tensor = self.out(torch.relu(self.head(x.flatten(1))))
+        return found
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_predicted_sizes_are_the_real_ones(seed: int) -> None:
+    x = torch.randn(2, 3, 8, 8)
+    network = analyse(Mixed().eval(), x)
+    generator = torch.Generator().manual_seed(seed)
+    groups = network.channels.groups
+    assert len(groups) >= 4
+    nested = {g.name: SELECTORS["layerrandom"].rank(Evidence(len(g.units), generator), None) for g in groups}
+    orders = {name: ranking.order.numpy() for name, ranking in nested.items()}
+    rng = np.random.default_rng(seed)
+    keep = {group.name: int(rng.integers(1, len(group.units) + 1)) for group in groups}
+    sweep = Sweep(network, keep, nested, variant="asym", settings=Settings(), reweight=False)
+    plan, _ = sweep.run([x])
+    real = cost(apply(plan, network.graph_module), x[:1])
+    models = {name: model(network, orders, x[:1], intercepts=False) for name, model in TARGETS.items()}
+    original = cost(network.graph_module, x[:1])
+    assert {name: model.total for name, model in models.items()} == {
+        "params": original.parameters,
+        "flops": original.flops,
+    }
+    assert {name: model.of(keep) for name, model in models.items()} == {
+        "params": real.parameters,
+        "flops": real.flops,
+    }
+    for model in models.values():
+        for name, kept in keep.items():
+            assert model.saving(keep, name, 1) == model.of(keep) - model.of({**keep, name: 1})
+            assert kept == 1 or model.saving(keep, name, 1) > 0
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("budget", ["output", "accuracy", "error", "uniform", None])
+@pytest.mark.parametrize("select", ["inchange", "weightnorm", "layersampling"])
+def test_the_ratio_holds_for_its_target(target: str, budget: str | None, select: str) -> None:
+    report = subprune_fx.prune(
+        Mixed().eval(), torch.randn(16, 3, 8, 8), ratio=2, target=target, budget=budget, select=select
+    ).report
+    assert {"params": report.achieved, "flops": report.speedup}[target] >= 2
+
+
+def test_the_command_line_knows_every_target() -> None:
+    assert tuple(TARGETS) == options.TARGETS
+
+
+def test_an_unknown_target_is_refused() -> None:
+    with pytest.raises(SubpruneError, match="no target 'bytes'; use one of params, flops"):
+        subprune_fx.prune(Mixed().eval(), torch.randn(4, 3, 8, 8), ratio=2, target="bytes")
