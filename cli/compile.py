@@ -63,6 +63,8 @@ def run(request: Request) -> int:
             variant=request.variant,
             budget=request.budget,
             target=request.target,
+            only=request.only,
+            skip=request.skip,
             reweight=request.reweight,
             intercept=request.intercept,
             stochastic=request.stochastic,

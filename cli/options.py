@@ -53,6 +53,8 @@ class Request:
     variant: str
     budget: str | None
     target: str
+    only: tuple[str, ...]
+    skip: tuple[str, ...]
     reweight: bool
     intercept: bool
     stochastic: float | None
@@ -135,6 +137,9 @@ def _version(context: click.Context, option: click.Parameter, value: bool) -> No
 @click.option("--budget", type=click.Choice(BUDGETS), help="How the ratio is shared out among the layers.")
 @click.option("--target", type=click.Choice(TARGETS), default="params", show_default=True,
               help="What --ratio counts: parameters, or multiply-adds.")  # fmt: skip
+@click.option("--only", multiple=True, metavar="LAYER",
+              help="Prune only this layer, as the report names it; * and ? match. May be repeated.")  # fmt: skip
+@click.option("--skip", multiple=True, metavar="LAYER", help="Leave this layer alone. May be repeated.")
 @click.option(
     "--reweight/--no-reweight",
     default=True,

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+import numpy as np
 from torch import Tensor, nn
 
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.describe import FxNetwork, describe
 from subprune_fx.frontends.tracing import trace
+from subprune_fx.graph.channels import ChannelGraph, Frozen, Group
 
 
 def analyse(module: nn.Module, example: Tensor) -> FxNetwork:
@@ -27,3 +33,40 @@ def analyse(module: nn.Module, example: Tensor) -> FxNetwork:
             where=type(module).__name__,
         )
     return network
+
+
+def restrict(network: FxNetwork, only: Sequence[str], skip: Sequence[str]) -> FxNetwork:
+    """The same network with fewer groups to prune.
+
+    Args:
+        network: The analysed network.
+        only: Patterns (`fnmatch`) of group names; if there are any, a group has to match one.
+        skip: Patterns of groups to leave alone.
+
+    Raises:
+        SubpruneError: If a pattern matches no group, or no group is left.
+    """
+    groups = network.channels.groups
+    for pattern in (*only, *skip):
+        if not any(fnmatchcase(group.name, pattern) for group in groups):
+            known = ", ".join(group.name for group in groups[:8]) + (", ..." if len(groups) > 8 else "")
+            raise SubpruneError(f"no prunable layer is called {pattern!r}", remedy=f"there are {known}")
+
+    def wanted(name: str) -> bool:
+        chosen = not only or any(fnmatchcase(name, pattern) for pattern in only)
+        return chosen and not any(fnmatchcase(name, pattern) for pattern in skip)
+
+    kept = tuple(group for group in groups if wanted(group.name))
+    if not kept:
+        raise SubpruneError("nothing to prune: every prunable layer is excluded", remedy="exclude fewer")
+    left = tuple(
+        Frozen(group.name, len(group.units), "you asked to leave it alone") for group in groups if group not in kept
+    )
+    return dataclasses.replace(network, channels=_with(network.channels, kept, left))
+
+
+def _with(channels: ChannelGraph, groups: tuple[Group, ...], frozen: tuple[Frozen, ...]) -> ChannelGraph:
+    prunable = np.zeros_like(channels.prunable)
+    for group in groups:
+        prunable[group.units] = True
+    return dataclasses.replace(channels, groups=groups, frozen=(*channels.frozen, *frozen), prunable=prunable)

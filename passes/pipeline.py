@@ -18,7 +18,7 @@ from subprune_fx.numerics.greedy import Block
 from subprune_fx.numerics.moments import Moments
 from subprune_fx.passes.budget import BUDGETS, DEFAULT_BUDGET, Budget, Rule, Trial, allot
 from subprune_fx.passes.calibrate import Tick, calibrate, run
-from subprune_fx.passes.dependencies import analyse
+from subprune_fx.passes.dependencies import analyse, restrict
 from subprune_fx.passes.evidence import Errors, Gatherer
 from subprune_fx.passes.outputs import agreement, batches_of, output_change
 from subprune_fx.passes.patches import keeping
@@ -42,6 +42,8 @@ class Options:
         variant: `asym`, `seq` or `layer`.
         target: What the ratio counts, a key of `passes.size.TARGETS`.
         budget: A rule of `passes.budget.BUDGETS`; None: the selector's own, or else the default.
+        only: Patterns of the groups to prune; none: all.
+        skip: Patterns of groups to leave alone.
         reweight: False leaves consumers' weights as they are.
         settings: How least squares are posed.
         stochastic: Epsilon of stochastic greedy (paper App. B.3); None for exact greedy.
@@ -54,6 +56,8 @@ class Options:
     variant: str = "asym"
     target: str = "params"
     budget: str | None = None
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
     reweight: bool = True
     settings: Settings = dataclasses.field(default_factory=Settings)
     stochastic: float | None = None
@@ -117,7 +121,7 @@ class Compiler:
         self._batches = batches_of(calibration, options.batch)
         self._labels = None if labels is None else batches_of(labels, options.batch)
         with self._clock("dependencies"):
-            self.network = analyse(module, calibration[:2])
+            self.network = restrict(analyse(module, calibration[:2]), options.only, options.skip)
         self._row = SELECTORS[options.select]
         self._evidence = Gatherer(
             self.network,

@@ -55,6 +55,8 @@ def prune(
     variant: str = "asym",
     budget: str | None = None,
     target: str = "params",
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
     reweight: bool = True,
     intercept: bool = True,
     ridge: float = DEFAULT_RIDGE,
@@ -77,6 +79,8 @@ def prune(
         budget: How the ratio is shared out among groups, a key of `passes.budget.BUDGETS`; None for the selector's
             own rule, where it has one, or the default.
         target: What the ratio counts: `params`, or `flops`, the multiply-adds of one sample.
+        only: Patterns (`fnmatch`) of layers to prune, as the report names them; none: all that can be.
+        skip: Patterns of layers to leave alone.
         reweight: Refit the weights of layers that read pruned channels (paper eq. 4).
         intercept: Refit their biases too.
         ridge: Pull of new weights towards the original ones, relative to the mean diagonal of the Gram matrix.
@@ -103,6 +107,8 @@ def prune(
         variant=variant,
         budget=budget,
         target=target,
+        only=only,
+        skip=skip,
         reweight=reweight,
         intercept=intercept,
         ridge=ridge,
@@ -125,6 +131,8 @@ def prune_each(
     variant: str = "asym",
     budget: str | None = None,
     target: str = "params",
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
     reweight: bool = True,
     intercept: bool = True,
     ridge: float = DEFAULT_RIDGE,
@@ -145,6 +153,8 @@ def prune_each(
         variant: See `prune`.
         budget: See `prune`.
         target: See `prune`.
+        only: See `prune`.
+        skip: See `prune`.
         reweight: See `prune`.
         intercept: See `prune`.
         ridge: See `prune`.
@@ -173,6 +183,8 @@ def prune_each(
         variant=variant,
         budget=budget,
         target=target,
+        only=tuple(only),
+        skip=tuple(skip),
         reweight=reweight,
         settings=Settings(intercept=intercept, ridge=ridge),
         stochastic=stochastic,

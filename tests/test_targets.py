@@ -88,3 +88,35 @@ def test_the_command_line_knows_every_target() -> None:
 def test_an_unknown_target_is_refused() -> None:
     with pytest.raises(SubpruneError, match="no target 'bytes'; use one of params, flops"):
         subprune_fx.prune(Mixed().eval(), torch.randn(4, 3, 8, 8), ratio=2, target="bytes")
+
+
+def test_layers_can_be_chosen_and_left_alone() -> None:
+    x = torch.randn(16, 3, 8, 8)
+
+    def kept(**options: list[str]) -> dict[str, bool]:
+        report = subprune_fx.prune(Mixed().eval(), x, ratio=1.1, budget="uniform", **options).report  # type: ignore[arg-type]
+        assert report.achieved >= 1.1
+        return {row.name: row.kept < row.channels for row in report.groups}
+
+    everything = kept()
+    assert kept(only=["head"]) == {"head": True}
+    assert kept(only=["head", "g*"], skip=["gr?uped"]).keys() == {"head"}
+    assert kept(skip=["stem"]).keys() == everything.keys() - {"stem"}
+
+
+@pytest.mark.parametrize(
+    ("only", "skip", "says"),
+    [
+        (["tail"], [], "no prunable layer is called 'tail'; there are stem"),
+        ([], ["*"], "every prunable layer is excluded"),
+    ],
+)
+def test_choices_that_match_nothing_are_refused(only: list[str], skip: list[str], says: str) -> None:
+    with pytest.raises(SubpruneError, match=says):
+        subprune_fx.prune(Mixed().eval(), torch.randn(4, 3, 8, 8), ratio=2, only=only, skip=skip)
+
+
+def test_left_alone_layers_keep_their_shape() -> None:
+    pruned = subprune_fx.prune(Mixed().eval(), torch.randn(16, 3, 8, 8), ratio=2, skip=["stem"])
+    assert pruned.module.get_parameter("stem.weight").shape == (8, 3, 3, 3)
+    assert ("stem", "you asked to leave it alone") in [(row.name, row.reason) for row in pruned.report.frozen]
