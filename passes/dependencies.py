@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.describe import FxNetwork, describe
-from subprune_fx.frontends.tracing import trace
+from subprune_fx.frontends.tracing import traces
 from subprune_fx.graph.channels import ChannelGraph, Frozen, Group
 
 
@@ -25,7 +25,7 @@ def analyse(module: nn.Module, example: Tensor) -> FxNetwork:
     Raises:
         SubpruneError: If it cannot be traced, or has nothing to prune.
     """
-    network = describe(trace(module, example), example)
+    network = _clearest(module, example)
     if not network.channels.groups:
         reasons = dict.fromkeys(f"{item.name}: {item.reason}" for item in network.channels.frozen)
         raise SubpruneError(
@@ -70,3 +70,16 @@ def _with(channels: ChannelGraph, groups: tuple[Group, ...], frozen: tuple[Froze
     for group in groups:
         prunable[group.units] = True
     return dataclasses.replace(channels, groups=groups, frozen=(*channels.frozen, *frozen), prunable=prunable)
+
+
+def _clearest(module: nn.Module, example: Tensor) -> FxNetwork:
+    """The first graph in which every op is known, else the one with the fewest unknown ops."""
+    best: FxNetwork | None = None
+    for graph in traces(module, example):
+        found = describe(graph, example)
+        if best is None or len(found.channels.unknown) < len(best.channels.unknown):
+            best = found
+        if not best.channels.unknown:
+            break
+    assert best is not None
+    return best

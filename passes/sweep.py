@@ -7,7 +7,8 @@ are cut, the consumer is reweighted, and the walk goes on: two forward passes wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -162,9 +163,13 @@ class Sweep:
             wanted = walk.completed(node, consumer.source, consumer.data, inputs)
         else:
             wanted = walk.originals(node)
-        bias = None if consumer.bias is None else parameter(self.network.graph_module, consumer.bias)
+        if consumer.offset is not None:
+            biases: Iterator[Tensor | None] = walk.original_inputs(node, consumer.offset)
+        else:
+            bias = None if consumer.bias is None else parameter(self.network.graph_module, consumer.bias)
+            biases = itertools.repeat(bias)
         targets = []
-        for y in wanted:
+        for y, bias in zip(wanted, biases, strict=False):
             if bias is not None:
                 y = y - bias.reshape([-1 if d == consumer.axis % y.ndim else 1 for d in range(y.ndim)])  # noqa: PLW2901
             whole = len(outputs) == y.shape[consumer.axis]

@@ -138,9 +138,8 @@ def dims(call: Call, rank: int) -> tuple[int, ...] | None:
     return None
 
 
-def pads(call: Call, rank: int) -> tuple[tuple[int, int], ...] | None:
+def pads(amounts: Any, rank: int) -> tuple[tuple[int, int], ...] | None:
     """Padding per dimension as (before, after), from torch's last-dimension-first list; None if computed."""
-    amounts = call.get("pad", call.get("padding"))
     if not isinstance(amounts, (tuple, list)) or not all(isinstance(amount, int) for amount in amounts):
         return None
     pairs = [(amounts[i], amounts[i + 1]) for i in range(0, len(amounts), 2)]

@@ -147,6 +147,7 @@ class _Walker(fx.Interpreter):
             if not (isinstance(operand, Param) and operand.name in bound)
         )
         source = next((n.name for n in tensors if not isinstance(self.trees[n], Param)), "")
+        bias = call.get("bias")
         step = Step(
             name=node.name,
             op=call.label,
@@ -159,6 +160,7 @@ class _Walker(fx.Interpreter):
             run=self._runner(node),
             module=call.path,
             source=source,
+            offset=bias.name if isinstance(bias, fx.Node) and "bias" not in roles else None,
         )
         if call.row is not None and "weight" in roles:
             if call.row.kind is Kind.CONTRACT:
@@ -193,7 +195,7 @@ class _Walker(fx.Interpreter):
         roles = self._roles(call)
         kind = None if call.row is None else call.row.kind
         if kind is Kind.ATTENTION:
-            return roles, list(attention_operands(call)), {"grouped": bool(call.get("enable_gqa", False))}
+            return roles, self._tensors(attention_operands(call)), {"grouped": bool(call.get("enable_gqa", False))}
         if kind is not Kind.PRODUCT:
             return roles, tensors, {}
         left, right, added = factors(call)
@@ -254,7 +256,7 @@ class _Walker(fx.Interpreter):
         if call.row is None:
             return attrs
         if call.row.kind is Kind.PAD:
-            attrs["pads"] = pads(call, rank)
+            attrs["pads"] = pads(self._value(call.get("pad", call.get("padding"))), rank)
         if call.row.kind is Kind.NORM and call.get("normalized_shape") is not None:
             attrs["shape"] = self._value(call.get("normalized_shape"))
         if call.row.kind is Kind.GROUP_NORM:
@@ -377,6 +379,8 @@ def _first_names(graph_module: fx.GraphModule) -> dict[int, str]:
 
 def _intercept(node: fx.Node, call: Call, walker: _Walker, channels: ChannelGraph) -> Intercept | None:
     consumer = channels.contractions[node.name]
+    if consumer.offset is not None:
+        return None
     if consumer.bias is not None:
         return None if consumer.bias in channels.shared else Intercept(consumer.bias, 1)
     users = list(node.users)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from torch import fx
@@ -75,7 +75,7 @@ def is_weight(matrix: str, other: str, out: str) -> bool:
     return len(matrix) == 2 and len(summed) == 1 and len(made) == 1
 
 
-def attention_operands(call: Call) -> Sequence[fx.Node]:
+def attention_operands(call: Call) -> list[fx.Node]:
     """Query, key, value and, if there is one, the mask."""
     found = (call.get(name) for name in ("query", "key", "value", "attn_mask"))
     return [node for node in found if isinstance(node, fx.Node)]

@@ -174,6 +174,8 @@ def _slice(site: Site, keep: Keep) -> tuple[Constant, ...]:
         return tuple(found)
     axis = int(site.call.get("dim", 0)) % before.ndim
     labels = vector(before, axis)
+    if axis not in varying(before) or keep[labels].all():
+        return ()
     start = int(site.call.get("start", 0) or 0)
     if site.call.name == "narrow":
         new = _range(labels, slice(start, start + int(site.call.get("length"))), keep)

@@ -1,9 +1,10 @@
-"""From a module to a graph that can be analysed: symbolic tracing, and torch.export where that fails."""
+"""From a module to a graph that can be analysed: symbolic tracing, and torch.export."""
 
 from __future__ import annotations
 
 import copy
 import operator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,16 +20,17 @@ _OUT_OF_PLACE: dict[Any, Any] = {
 }
 
 
-def trace(module: nn.Module, example: Tensor) -> fx.GraphModule:
-    """A graph of `module`'s forward pass in eval mode, sharing nothing with it.
+def traces(module: nn.Module, example: Tensor) -> Iterator[fx.GraphModule]:
+    """Graphs of `module`'s forward pass in eval mode, sharing nothing with it, the one nearest to its code first.
 
     Args:
         module: Any module; a `GraphModule` is taken as it is.
         example: Input that it accepts, first dimension = sample.
 
-    Returns:
-        A graph module without in-place ops (they would overwrite activations that later consumers read), whose
-        parameters have the names they have in `module`.
+    Yields:
+        Graph modules without in-place ops (they would overwrite activations that later consumers read), whose
+        parameters have the names they have in `module`: what symbolic tracing gives, where modules of torch's own
+        are single nodes; then what torch.export gives, where nothing is.
 
     Raises:
         SubpruneError: If the module does not run on `example`, or neither tracer can follow it.
@@ -44,22 +46,25 @@ def trace(module: nn.Module, example: Tensor) -> fx.GraphModule:
                 remedy="give inputs of the shape it was trained on",
             ) from error
     failures = []
-    for name, tracer in (("symbolic_trace", _symbolic), ("torch.export", _exported)):
+    tracers = [("symbolic_trace", _symbolic), ("torch.export", _exported)]
+    for name, tracer in tracers:
         try:
-            graph = functional(tracer(original, example))
+            graph = functional(tracer(copy.deepcopy(original), example))
             with torch.no_grad():
                 same = _equal(graph(example.clone()), expected)
         except Exception as error:  # noqa: BLE001 - a tracer may fail in any way; the next one is tried
             failures.append(f"{name}: {_first_line(error)}")
             continue
         if same:
-            return graph
-        failures.append(f"{name}: the traced graph computes something else")
-    raise SubpruneError(
-        "cannot be traced (" + " | ".join(failures) + ")",
-        where=type(module).__name__,
-        remedy="remove control flow that depends on data from its forward",
-    )
+            yield graph
+        else:
+            failures.append(f"{name}: the traced graph computes something else")
+    if len(failures) == len(tracers):
+        raise SubpruneError(
+            "cannot be traced (" + " | ".join(failures) + ")",
+            where=type(module).__name__,
+            remedy="remove control flow that depends on data from its forward",
+        )
 
 
 def _symbolic(module: nn.Module, _example: Tensor) -> fx.GraphModule:

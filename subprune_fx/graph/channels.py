@@ -60,6 +60,7 @@ class ChannelGraph:
         axes: Labels of weights, by parameter name and dimension.
         elements: Labels of parameters met elementwise, shaped like them.
         values: Labels of every node's value.
+        unknown: Steps that channels reach and that are not in the op table.
     """
 
     groups: tuple[Group, ...]
@@ -71,6 +72,7 @@ class ChannelGraph:
     axes: dict[str, dict[int, Labels]]
     elements: dict[str, Labels]
     values: dict[str, Tree]
+    unknown: tuple[str, ...]
 
     @property
     def consumers(self) -> tuple[str, ...]:
@@ -115,6 +117,7 @@ def close(state: Propagation) -> ChannelGraph:
         axes=state.axes,
         elements=state.elements,
         values=state.values,
+        unknown=tuple(state.unknown),
     )
 
 

@@ -397,7 +397,11 @@ TABLE: tuple[Row, ...] = (
         resize=Resize.PAD,
     ),
     # sizes
-    Row(Kind.SHAPE, ("size", "getattr", "dim", "numel", "sym_size", "ndimension", "shape"), ("Shape", "Size")),
+    Row(
+        Kind.SHAPE,
+        ("size", "getattr", "dim", "numel", "sym_size", "ndimension", "shape", "_assert_tensor_metadata"),
+        ("Shape", "Size"),
+    ),
 )
 
 BY_TORCH: dict[str, Row] = {name: row for row in TABLE for name in row.torch}

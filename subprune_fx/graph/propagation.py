@@ -46,6 +46,7 @@ class Consumer:
         data: Channel dimension of the input.
         groups: Of a grouped convolution.
         source: Name of the node whose value it reads.
+        offset: Name of the node that computes its bias, or None.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Consumer:
     data: int
     groups: int
     source: str
+    offset: str | None = None
 
 
 class Propagation:
@@ -72,6 +74,7 @@ class Propagation:
         statistics: By label of a statistic (a mean over channels, say), the channels it was taken over.
         normalised: Channels over which some statistic is taken.
         reads: By parameter, the steps that read it.
+        unknown: Steps that channels reach and that are not in the op table.
     """
 
     def __init__(self) -> None:
@@ -83,6 +86,7 @@ class Propagation:
         self.statistics: dict[int, Labels] = {}
         self.normalised: list[Labels] = []
         self.reads: dict[str, set[str]] = {}
+        self.unknown: list[str] = []
         self.count = 1
         self._loose: list[tuple[int, int]] = []
         self._pairs: list[tuple[Labels, Labels]] = []
@@ -159,6 +163,13 @@ class Propagation:
             self._loose += [] if single else [(int(labels[0]), int(labels[-1]) + 1)]
             self.elements[operand.name] = labels.reshape([operand.shape[axis] for axis in _inverse(operand)])
         return expand(self.elements[operand.name].transpose(_order(operand)), operand.shape)
+
+    def pin(self, param: Param, reason: str) -> None:
+        """Keep a parameter whole: something reads it that cannot be followed."""
+        for labels in (*self.axes.get(param.name, {}).values(), self.elements.get(param.name)):
+            self.freeze(np.zeros(0, np.int64) if labels is None else labels, reason)
+        whole = constant([param.shape[axis] for axis in _inverse(param)])
+        self.elements.setdefault(param.name, whole)
 
     def weight_axis(self, param: Param, axis: int, labels: Labels) -> Labels:
         """Say which labels a dimension of a weight carries; returns the labels it has had from its first use on."""

@@ -30,6 +30,7 @@ def propagate(state: Propagation, step: Step) -> Tree:
     if free and not step.roles and not _reads_params(step):
         return step.blank
     if step.row is None:
+        state.unknown.append(step.name)
         return refuse(state, step, f"{step.op} is not in the op table")
     kind = step.row.kind
     if state.statistics and kind is not Kind.ELEMENTWISE and (kind not in _CARRY or len(labelled) > 1):
@@ -133,6 +134,8 @@ def contract(state: Propagation, step: Step) -> Tree:
     bias = step.roles.get("bias")
     if bias is not None:
         state.weight_axis(bias, 0, made)
+    for offset in step.operands[1:]:  # a computed bias
+        state.unify(made, state.of(offset), f"{step.op} adds something of fixed size")
     return along(made, axes.data, shape)
 
 
@@ -192,6 +195,7 @@ def _consume(state: Propagation, step: Step, inputs: Labels, made: Labels) -> No
             data=step.row.axes.data,
             groups=int(step.attrs.get("groups", 1)),
             source=step.source,
+            offset=step.offset,
         )
     )
 

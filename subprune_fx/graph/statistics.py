@@ -14,13 +14,16 @@ import numpy as np
 
 from subprune_fx.graph.labels import Labels, compact, expand, varying, vector
 from subprune_fx.graph.propagation import Propagation
-from subprune_fx.graph.step import Step, Tree, leaves
+from subprune_fx.graph.step import Param, Step, Tree, leaves
 
 
 def refuse(state: Propagation, step: Step, reason: str) -> Tree:
     """Freeze everything that reaches the step and label its output 0."""
-    for operand in step.operands:
-        for labels in leaves(state.of(operand)):
+    for operand in (*step.operands, *step.roles.values()):
+        if isinstance(operand, Param):
+            state.pin(operand, reason)
+            continue
+        for labels in leaves(operand):
             state.freeze(labels, reason)
     return step.blank
 

@@ -54,6 +54,7 @@ class Step:
         run: Runs the op on label arrays in place of its activation operands (moving ops only).
         module: Qualified name of the module that is called, or the node's name.
         source: For contractions with a weight, the name of the node whose value it contracts.
+        offset: For those with a computed bias, the name of the node that computes it.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Step:
     run: Callable[[Sequence[Labels]], Tree]
     module: str
     source: str = ""
+    offset: str | None = None
 
 
 def leaves(tree: Tree) -> list[Labels]:
