@@ -238,7 +238,7 @@ def _report(compiler: Compiler, compiled: Compiled, smaller: fx.GraphModule, inp
             group.units.size,
             len(decided[group.name].kept),
             decided[group.name].error,
-            group.consumers,
+            tuple(channels.contractions[name].module for name in group.consumers),
         )
         for group in channels.groups
     ]

@@ -14,6 +14,7 @@ from subprune_fx.graph.optable import BY_TORCH, Kind, Row
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _CONV_TRANSPOSE = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+_BATCH_NORM = ("input", "weight", "bias", "running_mean", "running_var", "training")
 _EINSUM = ("equation", "operands")
 _ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 # Positional names of builtins and methods, which have no signature to ask.
@@ -25,6 +26,7 @@ _POSITIONAL: dict[str, tuple[str, ...]] = {
     "pad": ("input", "pad", "mode", "value"),
     "split": ("input", "split_size", "dim"),
     "split_with_sizes": ("input", "split_size", "dim"),
+    "tensor_split": ("input", "indices_or_sections", "dim"),
     "narrow": ("input", "dim", "start", "length"),
     "chunk": ("input", "chunks", "dim"),
     "transpose": ("input", "dim0", "dim1"),
@@ -37,6 +39,13 @@ _POSITIONAL: dict[str, tuple[str, ...]] = {
     "baddbmm": ("input", "batch1", "batch2"),
     "einsum": _EINSUM,
     "scaled_dot_product_attention": _ATTENTION,
+}
+# Those that torch.nn.functional spells in another order.
+_BUILTIN: dict[str, tuple[str, ...]] = {
+    "batch_norm": _BATCH_NORM,
+    "instance_norm": _BATCH_NORM,
+    "layer_norm": ("input", "normalized_shape", "weight", "bias"),
+    "group_norm": ("input", "num_groups", "weight", "bias"),
 }
 _DEFAULT_POSITIONAL = ("input", "dim", "keepdim")
 
@@ -118,7 +127,7 @@ def _signature(target: Any) -> tuple[str, ...]:
     try:
         parameters = tuple(inspect.signature(target).parameters)
     except (TypeError, ValueError):
-        return _DEFAULT_POSITIONAL
+        return _BUILTIN.get(getattr(target, "__name__", ""), _DEFAULT_POSITIONAL)
     return ("input", *parameters[1:])
 
 
@@ -129,7 +138,7 @@ def dims(call: Call, rank: int) -> tuple[int, ...] | None:
     normalize without one on dimension 1.
     """
     dim = call.get("dim")
-    if isinstance(dim, int):
+    if isinstance(dim, int) and not isinstance(dim, bool):  # x.var(False) is unbiased=False
         return (dim,)
     if isinstance(dim, (tuple, list)):
         return tuple(dim)

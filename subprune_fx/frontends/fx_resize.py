@@ -203,11 +203,13 @@ def _split(site: Site, keep: Keep) -> tuple[Constant, ...]:
     sizes = [_sizes(part, keep)[axis] for part in parts]
     if sizes == [part.shape[axis] for part in parts]:
         return ()
+    if site.call.name == "tensor_split":
+        sizes = np.cumsum(sizes[:-1]).tolist()
     return (Constant("node", site.node.name, _split_path(site), sizes),)
 
 
 def _split_path(site: Site) -> tuple[str | int, ...]:
-    for key in ("split_size_or_sections", "split_size", "split_sizes"):
+    for key in ("split_size_or_sections", "split_size", "split_sizes", "indices_or_sections"):
         if key in site.node.kwargs:
             return ("kwargs", key)
     return ("args", 1)

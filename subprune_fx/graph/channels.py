@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,19 +13,23 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from subprune_fx.graph.labels import Labels, compact, varying
-from subprune_fx.graph.propagation import Consumer, Origin, Propagation
+from subprune_fx.graph.propagation import Consumer, Propagation
 from subprune_fx.graph.step import Tree, leaves
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Units with the same producers: one decision.
+    """Units with the same producers that appear in the same tensors: one decision.
+
+    Since at least one unit of a group stays, so does a channel of every tensor, whatever is split off.
 
     Attributes:
         name: The first producer; `#2` and so on where it makes the channels of several groups.
         units: Unit numbers, ascending; shape (n,).
         producers: Layers that make the channels.
-        followers: Parameters met elementwise or per channel, and padding, that go along.
+        followers: Parameters met elementwise, layers with parameters per channel, and padding, that go along.
         consumers: Names of the consumers that read at least one of the units, in graph order.
         normalised: Whether a statistic is taken over its channels: what is left of them depends on all that is kept.
     """
@@ -88,9 +93,15 @@ class ChannelGraph:
         return np.asarray(alive[self.unit])
 
     def samples(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Two `keep` masks for trying an op: of every group a random half, and the other half."""
+        """Two `keep` masks for trying an op: of every group some at random, and the others.
+
+        How many differs from group to group, so that equal parts do not stay equal by chance.
+        """
         rng = np.random.default_rng(0)
-        chosen = [np.sort(rng.permutation(group.units)[: group.units.size // 2]) for group in self.groups]
+        chosen = [
+            np.sort(rng.permutation(group.units)[: np.clip(group.units.size // 2 + number % 3 - 1, 1, None)])
+            for number, group in enumerate(self.groups)
+        ]
         rest = [np.setdiff1d(group.units, part) for group, part in zip(self.groups, chosen, strict=True)]
         return self.keep(chosen, self.groups), self.keep(rest, self.groups)
 
@@ -179,26 +190,20 @@ def _reasons(state: Propagation, unit: NDArray[np.int64], count: int) -> dict[in
 def _groups(
     state: Propagation, unit: NDArray[np.int64], reasons: dict[int, str]
 ) -> tuple[tuple[Group, ...], tuple[Frozen, ...]]:
-    """Units with the same producers form a group; what is frozen is counted by producer and reason."""
-    made: dict[int, list[Origin]] = {}
-    following: dict[int, list[str]] = {}
-    for origin in state.origins:
-        for number in np.unique(unit[origin.start : origin.stop]).tolist():
-            if origin.producer:
-                made.setdefault(number, []).append(origin)
-            else:
-                following.setdefault(number, []).append(origin.name)
-    readers: dict[int, list[str]] = {}
-    for consumer in state.consumers:
-        for number in np.unique(unit[consumer.labels]).tolist():
-            readers.setdefault(number, []).append(consumer.name)
+    """Units with the same producers and places form a group; what is frozen is counted by producer and reason."""
+    spans = [(np.arange(origin.start, origin.stop), origin) for origin in state.origins]
+    made = _by_unit(unit, [(labels, origin) for labels, origin in spans if origin.producer])
+    followed = [(labels, origin.name) for labels, origin in spans if not origin.producer]
+    following = _by_unit(unit, [*followed, *state.follows])
+    readers = _by_unit(unit, [(consumer.labels, consumer.name) for consumer in state.consumers])
+    places = _places(state, unit)
     members: dict[tuple[int, ...], list[int]] = {}
     refused: Counter[tuple[str, str]] = Counter()
     for number, origins in made.items():
         if number in reasons:
             refused[origins[0].name, reasons[number]] += number > 0
         else:
-            members.setdefault(tuple(origin.start for origin in origins), []).append(number)
+            members.setdefault((int(places[number]), *(origin.start for origin in origins)), []).append(number)
     names = Counter[str]()
     groups = []
     normalised = np.unique(unit[np.concatenate([np.zeros(0, np.int64), *state.normalised])])
@@ -217,6 +222,27 @@ def _groups(
         groups.append(Group(name, numbers, producers, followers, reading, through))
     frozen = tuple(Frozen(name, channels, reason) for (name, reason), channels in refused.items() if channels)
     return tuple(groups), frozen
+
+
+def _by_unit(unit: NDArray[np.int64], runs: Iterable[tuple[Labels, T]]) -> dict[int, list[T]]:
+    """By unit, what is said of runs of labels that it is part of."""
+    found: dict[int, list[T]] = {}
+    for labels, item in runs:
+        for number in np.unique(unit[labels]).tolist():
+            found.setdefault(number, []).append(item)
+    return found
+
+
+def _places(state: Propagation, unit: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """By unit, a number that says in which values it appears: the sum of random ones, one a value."""
+    rng = np.random.default_rng(0)
+    found = np.zeros(int(unit.max()) + 1, dtype=np.uint64)
+    for tree in state.values.values():
+        for labels in leaves(tree):
+            here = np.zeros(found.size, dtype=bool)
+            here[unit[compact(labels)]] = True
+            found[here] += rng.integers(2**63, dtype=np.uint64)
+    return found
 
 
 def _distinct(names: Iterable[str]) -> tuple[str, ...]:

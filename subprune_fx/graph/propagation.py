@@ -75,6 +75,7 @@ class Propagation:
         normalised: Channels over which some statistic is taken.
         reads: By parameter, the steps that read it.
         unknown: Steps that channels reach and that are not in the op table.
+        follows: Channels that a layer's parameters follow one by one, and the layer, in graph order.
     """
 
     def __init__(self) -> None:
@@ -87,6 +88,7 @@ class Propagation:
         self.normalised: list[Labels] = []
         self.reads: dict[str, set[str]] = {}
         self.unknown: list[str] = []
+        self.follows: list[tuple[Labels, str]] = []
         self.count = 1
         self._loose: list[tuple[int, int]] = []
         self._pairs: list[tuple[Labels, Labels]] = []

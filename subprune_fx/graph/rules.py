@@ -32,10 +32,15 @@ def propagate(state: Propagation, step: Step) -> Tree:
     if step.row is None:
         state.unknown.append(step.name)
         return refuse(state, step, f"{step.op} is not in the op table")
-    kind = step.row.kind
+    kind, roles = step.row.kind, step.row.roles
     if state.statistics and kind is not Kind.ELEMENTWISE and (kind not in _CARRY or len(labelled) > 1):
         step = dataclasses.replace(step, operands=tuple(_settled(state, step, tree) for tree in step.operands))
-    return RULES[kind](state, step)
+    if roles and any(isinstance(operand, Param) for operand in step.operands[1:]):
+        return refuse(state, step, f"{step.op} takes a parameter of unknown meaning")
+    try:
+        return RULES[kind](state, step)
+    except (IndexError, KeyError, TypeError, ValueError):
+        return refuse(state, step, f"{step.op} is called in a way that is not understood")
 
 
 _CARRY = (Kind.MOVE, Kind.PERMUTE, Kind.SHAPE)
@@ -121,9 +126,10 @@ def contract(state: Propagation, step: Step) -> Tree:
     labels = state.of(step.operands[0])
     if weight is None:
         return refuse(state, step, f"{step.op} has a computed weight")
-    if state.loose(labels):
-        labels = state.tie(labels, set(range(labels.ndim)) - {axes.data % labels.ndim}, f"{step.op} reads it")
-    channels = set(varying(labels))
+    channels, others = set(varying(labels)), set(range(labels.ndim)) - {axes.data % labels.ndim}
+    if state.loose(labels) or (others & channels and axes.data % labels.ndim in channels):
+        labels = state.tie(labels, others, f"{step.op} reads it at every position")
+        channels = set(varying(labels))
     if channels and axes.data % labels.ndim not in channels and int(step.attrs.get("groups", 1)) == 1:
         return _over_positions(state, step, weight, labels)
     if _channels(labels, axes.data) is None:
@@ -200,8 +206,9 @@ def _consume(state: Propagation, step: Step, inputs: Labels, made: Labels) -> No
     )
 
 
-def _depthwise(state: Propagation, _step: Step, weight: Param, inputs: Labels) -> Labels:
+def _depthwise(state: Propagation, step: Step, weight: Param, inputs: Labels) -> Labels:
     """Each input channel has `multiplier` output channels of its own; they follow it."""
+    state.follows.append((inputs, step.module))
     made = np.repeat(inputs, weight.shape[0] // inputs.size)
     return state.weight_axis(weight, 0, made)
 
@@ -247,15 +254,22 @@ def per_channel(state: Propagation, step: Step) -> Tree:
     for param in step.roles.values():
         if param.shape == channels.shape:
             state.weight_axis(param, 0, channels)
+            state.follows.append((channels, step.module))
     return expand(labels, _shape(step))
 
 
 def spatial(state: Propagation, step: Step) -> Tree:
     """Batch and channel dimensions pass; positions are the op's own business."""
     labels, shape = state.of(step.operands[0]), _shape(step)
-    if set(varying(labels)) - {0, 1} or labels.shape[:2] != shape[:2]:
+    if set(varying(labels)) - {0, 1} or labels.shape[:2] != shape[:2] or _unbatched(step.op, labels.ndim):
         return refuse(state, step, f"{step.op} acts on a dimension that carries channels")
     return expand(labels[(slice(None), slice(None), *(slice(0, 1) for _ in shape[2:]))], shape)
+
+
+def _unbatched(op: str, rank: int) -> bool:
+    """Whether `op`, named after its spatial dimensions (max_pool2d), takes dimension 0 of a tensor for the channels."""
+    number = op.lower().removesuffix("d")[-1:]
+    return number.isdigit() and rank < int(number) + 2
 
 
 def pad(state: Propagation, step: Step) -> Tree:

@@ -109,4 +109,5 @@ def normalise_groups(state: Propagation, step: Step) -> Tree:
         state.unify(np.broadcast_to(parts[:, :1], parts.shape), parts, f"{step.op} groups it with fixed channels")
     for param in step.roles.values():
         state.weight_axis(param, 0, channels)
+        state.follows.append((channels, step.module))
     return expand(labels, step.shape)
