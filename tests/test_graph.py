@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812 - everyone calls it F
 from torch import Tensor, fx, nn
 
 from subprune_fx.frontends.describe import describe
-from subprune_fx.frontends.tracing import trace
+from subprune_fx.frontends.tracing import traces
 
 GOLDEN: dict[str, tuple[Callable[[], nn.Module], str]] = {}
 IMAGE = (2, 3, 8, 8)
@@ -31,7 +31,7 @@ def golden(text: str) -> Callable[[Callable[[], nn.Module]], Callable[[], nn.Mod
 def written(module: nn.Module) -> str:
     """A dependency graph as text."""
     example = torch.randn(IMAGE)
-    channels = describe(trace(module, example), example).channels
+    channels = describe(next(traces(module, example)), example).channels
     lines = []
     for group in channels.groups:
         follow = f" with {', '.join(group.followers)}" if group.followers else ""
@@ -515,5 +515,5 @@ def test_any_batch_will_do() -> None:
     """One sample or five: sizes that happen to agree with the batch couple nothing."""
     for size in (1, 4, 6):
         example = torch.randn(size, *IMAGE[1:])
-        channels = describe(trace(residual().eval(), example), example).channels
+        channels = describe(next(traces(residual().eval(), example)), example).channels
         assert [len(group.units) for group in channels.groups] == [4, 6, 5]
