@@ -23,6 +23,7 @@ from subprune_fx.errors import SubpruneError
 from subprune_fx.formats import arrays, atomic, write
 from subprune_fx.formats.lines import first_line
 from subprune_fx.formats.load import Loaded, load_model
+from subprune_fx.frontends.onnx_static import fixed_batch, settle
 from subprune_fx.report import Report
 
 SYNTHETIC_SAMPLES = 256
@@ -48,15 +49,18 @@ def run(request: Request) -> int:
         what = f"takes batches of exactly {loaded.accepts[0]}, and compiling needs any size"
         raise SubpruneError(what, where=str(request.model), remedy="export it again with dynamic_shapes for axis 0")
     calibration, notes = _calibration(request, loaded)
-    example = calibration[:1]
-    _probe(loaded.module, example, str(request.model))
+    module = settle(loaded.module, calibration)
+    for path in request.output:
+        write.writer_of(path, module)
+    example = calibration[: fixed_batch(module) or 1]
+    _probe(module, example, str(request.model))
     evaluation = arrays.load_evaluation(request.evaluate, (None, *example.shape[1:])) if request.evaluate else None
     training = arrays.load_evaluation(request.train, (None, *example.shape[1:])) if request.train else None
     labels = arrays.load_labels(request.calib) if request.calib else None
 
     with Progress(shown=not request.quiet) as progress:
         pruned = api.prune(
-            loaded.module,
+            module,
             calibration,
             ratio=request.ratio,
             select=request.select,
@@ -76,7 +80,7 @@ def run(request: Request) -> int:
         )
         with atomic.staged(targets) as temporaries:
             networks = {path: temporaries[path] for path in request.output}
-            rows = write.fill(pruned.module, loaded.module, example, calibration, networks, progress=progress)
+            rows = write.fill(pruned.module, module, example, calibration, networks, progress=progress)
             report = dataclasses.replace(pruned.report, files=rows, notes=(*notes, *pruned.report.notes))
             if request.json is not None:
                 temporaries[request.json].write_text(_as_json(report), encoding="utf-8")

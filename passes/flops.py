@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, fx
 from torch.utils.flop_counter import FlopCounterMode
 
+from subprune_fx.frontends.onnx_flops import multiply_adds
+from subprune_fx.frontends.onnx_op import OnnxOp
+
 Counts = dict[str, tuple[int, tuple[int, ...]]]
 """By node name: multiply-adds for one sample, and the shape of its value."""
 
@@ -27,9 +30,13 @@ class _Counter(fx.Interpreter):
         self.found: Counts = {}
 
     def run_node(self, n: fx.Node) -> Any:
+        operands = fx.node.map_arg(n.args, lambda used: self.env[used])
         with FlopCounterMode(display=False) as mode:
             value = super().run_node(n)
-        count = mode.get_total_flops() // 2 // self.samples
+        total = mode.get_total_flops() // 2
+        if isinstance(n.target, OnnxOp):
+            total = multiply_adds(n.target.op_type, operands, value)
+        count = total // self.samples
         if count and isinstance(value, Tensor):
             self.found[n.name] = (count, tuple(value.shape))
         return value

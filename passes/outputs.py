@@ -13,9 +13,10 @@ from torch.utils import _pytree as pytree
 from subprune_fx.errors import SubpruneError
 
 
-def batches_of(tensor: Tensor, size: int) -> list[Tensor]:
-    """`tensor` in pieces of `size` samples."""
-    return [tensor[start : start + size] for start in range(0, len(tensor), size)]
+def batches_of(tensor: Tensor, size: int, *, whole: bool = False) -> list[Tensor]:
+    """`tensor` in pieces of `size` samples; `whole` leaves out a smaller last one."""
+    end = len(tensor) // size * size if whole else len(tensor)
+    return [tensor[start : start + size] for start in range(0, end, size)]
 
 
 def agreement(outputs: Sequence[Any], labels: Sequence[Tensor] | None) -> Callable[[Sequence[Any]], float]:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from subprune_fx.frontends.onnx_static import fixed_batch
 from subprune_fx.graph.channels import Group
 from subprune_fx.numerics.greedy import Block
 from subprune_fx.numerics.moments import Moments
@@ -118,10 +119,13 @@ class Compiler:
         self.options = options
         self._report = progress or (lambda _stage, _done, _total: None)
         self._clock = _Clock()
-        self._batches = batches_of(calibration, options.batch)
-        self._labels = None if labels is None else batches_of(labels, options.batch)
+        fixed = fixed_batch(module)
+        self._batch = fixed or options.batch
+        self._batches = batches_of(calibration, self._batch, whole=fixed is not None)
+        self._labels = None if labels is None else batches_of(labels, self._batch, whole=fixed is not None)
         with self._clock("dependencies"):
-            self.network = restrict(analyse(module, calibration[:2]), options.only, options.skip)
+            network = analyse(module, calibration[: fixed or 2])
+            self.network = restrict(network, options.only, options.skip)
         self._row = SELECTORS[options.select]
         self._evidence = Gatherer(
             self.network,
@@ -200,7 +204,7 @@ class Compiler:
     def _measures(self) -> Budget:
         """What budget rules may ask: sizes, error curves, and trials of one group at a time."""
         intercepts = self.options.settings.intercept and self.options.reweight
-        some = max(1, self.options.trial_samples // self.options.batch)
+        some = max(1, self.options.trial_samples // self._batch)
 
         orders = {name: ranking.order.numpy() for name, ranking in self._rankings.items()}
         groups = {group.name: group for group in self.network.channels.groups}

@@ -15,8 +15,11 @@ from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from subprune_fx.errors import SubpruneError
+from subprune_fx.frontends.onnx_graph import source_of
+from subprune_fx.frontends.onnx_static import fixed_batch, settle
 from subprune_fx.numerics.ridge import DEFAULT_RIDGE
 from subprune_fx.passes.budget import BUDGETS
+from subprune_fx.passes.flops import flops
 from subprune_fx.passes.outputs import agreement, batches_of, first_tensor
 from subprune_fx.passes.pipeline import Compiled, Compiler, Options, Progress
 from subprune_fx.passes.problems import Settings
@@ -190,7 +193,7 @@ def prune_each(
         stochastic=stochastic,
         seed=seed,
     )
-    compiler = Compiler(model, inputs, options, known, more, progress)
+    compiler = Compiler(settle(model, inputs), inputs, options, known, more, progress)
     original = compiler.network.graph_module
     before = None if held_out is None else accuracy(original, *held_out)
     for ratio in ratios:
@@ -213,19 +216,25 @@ def accuracy(module: nn.Module, inputs: Tensor, labels: Tensor) -> float:
         inputs: (samples, ...).
         labels: (samples,), int64.
     """
-    hits = 0
+    hits = seen = 0
+    fixed = fixed_batch(module)
+    batches = (batches_of(t, fixed or EVALUATION_BATCH, whole=fixed is not None) for t in (inputs, labels))
     with torch.no_grad():
-        for x, y in zip(*(batches_of(t, EVALUATION_BATCH) for t in (inputs, labels)), strict=True):
+        for x, y in zip(*batches, strict=True):
             hits += int((first_tensor(module(x)).argmax(-1) == y).sum())
-    return hits / len(inputs)
+            seen += len(y)
+    return hits / seen
 
 
 def cost(module: nn.Module, example: Tensor) -> Cost:
     """Parameters, and multiply-adds of one sample."""
+    parameters = sum(p.numel() for p in module.parameters())
+    if isinstance(module, fx.GraphModule) and source_of(module) is not None:
+        return Cost(parameters, sum(count for count, _ in flops(module, example).values()))
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         module(example)
-    return Cost(sum(p.numel() for p in module.parameters()), counter.get_total_flops() // 2 // len(example))
+    return Cost(parameters, counter.get_total_flops() // 2 // len(example))
 
 
 def _report(compiler: Compiler, compiled: Compiled, smaller: fx.GraphModule, inputs: Tensor) -> Report:
@@ -242,6 +251,7 @@ def _report(compiler: Compiler, compiled: Compiled, smaller: fx.GraphModule, inp
         )
         for group in channels.groups
     ]
+    example = inputs[: fixed_batch(smaller) or 1]
     scores = _is_score(first_tensor(compiler.outputs[0]))
     settings = {
         "select": options.select,
@@ -257,8 +267,8 @@ def _report(compiler: Compiler, compiled: Compiled, smaller: fx.GraphModule, inp
     }
     return Report(
         ratio=compiled.ratio,
-        before=cost(network.graph_module, inputs[:1]),
-        after=cost(smaller, inputs[:1]),
+        before=cost(network.graph_module, example),
+        after=cost(smaller, example),
         groups=tuple(rows),
         frozen=tuple(FrozenRow(item.name, item.channels, item.reason) for item in channels.frozen),
         agreement=agreement(compiler.outputs, None)(compiled.outputs) if scores else None,

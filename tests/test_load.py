@@ -274,7 +274,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty.pt": (_bytes(b""), "is empty"),
     "image.pt": (_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 64), "is not a PyTorch file"),
     "text.pt2": (_bytes(b"hello"), "is not a PyTorch file"),
-    "net.onnx": (_bytes(b"\x08\x08\x12\x04"), "ONNX"),
+    "net.onnx": (_bytes(b"\x08\x08\x12\x04"), "not an ONNX model, or a damaged one"),
     "plain.pt": (_bytes(pickle.dumps({"a": 1})), "that torch.save did not write"),
     "arrays.pt": (_npz, "numpy arrays"),
     "cut.pt": (_truncated(save_module, 0.5), "truncated"),

@@ -20,9 +20,10 @@ from torch import fx, nn
 from subprune_fx.errors import SubpruneError
 from subprune_fx.formats import arch as architectures
 from subprune_fx.formats import archive, pickles
+from subprune_fx.formats.onnx_file import load_onnx
 from subprune_fx.formats.vetting import RESAVE
 
-SUPPORTED = "give a .pt/.pth (network or state dict) or a .pt2 (torch.export) file"
+SUPPORTED = "give a .pt/.pth (network or state dict), a .pt2 (torch.export) or an .onnx file"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +125,16 @@ def _load_checkpoint(source: Source) -> Loaded:
     return row.load(content, source, named)
 
 
+def _load_onnx(source: Source) -> Loaded:
+    if source.arch is not None:
+        what = "carries its own network, --arch does not apply"
+        raise SubpruneError(what, where=source.path, remedy="leave --arch out")
+    network = load_onnx(source.data, source.path)
+    known = network.accepts is not None and all(size is not None for size in network.accepts[1:])
+    shape = (1, *(size or 1 for size in network.accepts[1:])) if known and network.accepts else None
+    return Loaded(network.module, shape, "ONNX model", network.accepts)
+
+
 def _from_module(content: Any, source: Source, named: tuple[ModuleType, str] | None) -> Loaded:
     del source, named
     kind = "fx.GraphModule" if isinstance(content, fx.GraphModule) else "nn.Module"
@@ -195,7 +206,7 @@ FORMATS = (
     Format("checkpoint", _has("/data.pkl"), _load_checkpoint),
     Format("legacy checkpoint", lambda source: pickles.LEGACY_MAGIC in source.data[:16], _load_checkpoint),
     Format("npz", _has(".npy"), _refuse("holds numpy arrays, not a network", SUPPORTED)),
-    Format("ONNX", _suffix(".onnx"), _refuse("is an ONNX file; ONNX input is not supported", SUPPORTED)),
+    Format("ONNX model", _suffix(".onnx"), _load_onnx),
     Format(
         "truncated zip",
         _starts(b"PK\x03\x04"),

@@ -22,7 +22,8 @@ from subprune_fx.errors import SubpruneError
 from subprune_fx.formats.atomic import check_targets, staged
 from subprune_fx.formats.lines import first_line
 from subprune_fx.formats.load import load_model
-from subprune_fx.passes import export, validate
+from subprune_fx.frontends.onnx_graph import source_of
+from subprune_fx.passes import export, onnx_rewrite, validate
 from subprune_fx.report import FileRow
 
 Progress = Callable[[str, int, int], None]
@@ -66,23 +67,29 @@ class Writer:
     time: Callable[[Path, Tensor], float] | None = None
 
 
-def writer_of(path: str | os.PathLike[str]) -> Writer:
+def writer_of(path: str | os.PathLike[str], module: nn.Module | None = None) -> Writer:
     """The writer of a target, by its suffix.
 
     Args:
         path: The file to be written.
+        module: The network; one that came from an ONNX file is written back as that file.
 
     Returns:
-        The row of `WRITERS`.
+        The row of `WRITERS` or `ONNX_WRITERS`.
 
     Raises:
-        SubpruneError: No format has this suffix.
+        SubpruneError: No format has this suffix, or the network has no form in it.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in WRITERS:
         what = f"has the suffix {suffix!r}, which is no output format" if suffix else "has no suffix to tell its format"
         raise SubpruneError(what, where=str(path), remedy=f"end it in {', '.join(WRITERS)}")
-    return WRITERS[suffix]
+    if module is None or source_of(module) is None:
+        return WRITERS[suffix]
+    if suffix not in ONNX_WRITERS:
+        what = f"a network that came from an ONNX file cannot be written as {suffix}"
+        raise SubpruneError(what, where=str(path), remedy="end it in .onnx")
+    return ONNX_WRITERS[suffix]
 
 
 def write_all(
@@ -112,7 +119,7 @@ def write_all(
         ValidationError: A file does not agree with `module`.
     """
     for target in check_targets(targets):
-        writer_of(target)
+        writer_of(target, module)
     with staged(targets) as temporaries:
         return fill(module, original, example, calibration, temporaries, progress=progress)
 
@@ -150,7 +157,7 @@ def fill(
     for done, (target, temporary) in enumerate(temporaries.items()):
         if progress:
             progress("write", done, len(temporaries))
-        writer = writer_of(target)
+        writer = writer_of(target, module)
         suffix = target.suffix.lower()
         if suffix not in measured:
             measured[suffix] = _measure(before, writer, suffix)
@@ -226,6 +233,14 @@ def _check_pt(job: Job, path: Path, calibration: Tensor) -> float:
     return validate.validate(run, job.module, calibration, where=str(path))
 
 
+def _write_onnx_back(job: Job, path: Path) -> None:
+    onnx_rewrite.save(job.module, job.example, path)
+
+
+def _check_onnx_back(job: Job, path: Path, calibration: Tensor) -> float:
+    return onnx_rewrite.check(job.module, path, calibration)
+
+
 WRITERS: Mapping[str, Writer] = MappingProxyType(
     {
         ".onnx": Writer(_write_onnx, _check_onnx, validate.latency_ms),
@@ -233,3 +248,8 @@ WRITERS: Mapping[str, Writer] = MappingProxyType(
         ".pt": Writer(_write_pt, _check_pt),
     }
 )
+
+ONNX_WRITERS: Mapping[str, Writer] = MappingProxyType(
+    {".onnx": Writer(_write_onnx_back, _check_onnx_back, validate.latency_ms)}
+)
+"""For networks that came from an ONNX file."""

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from subprune_fx.frontends.onnx_calls import describe_call
+from subprune_fx.frontends.onnx_op import OnnxOp
 from subprune_fx.graph.optable import BY_TORCH, Kind, Row
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -87,6 +89,9 @@ def bind(node: fx.Node, root: fx.GraphModule) -> Call:
         name = str(node.target).rstrip("_").lower()
         names = _POSITIONAL.get(name, _DEFAULT_POSITIONAL)
         return _call(name, f"Tensor.{node.target}", None, node.name, _named(node, names))
+    if isinstance(node.target, OnnxOp):
+        row, arguments = describe_call(node, node.target, root)
+        return Call(node.target.op_type.lower(), node.target.op_type, row, None, node.name, arguments)
     return _function(node)
 
 

@@ -19,8 +19,9 @@ from subprune_fx.frontends.fx_edit import edited
 from subprune_fx.frontends.fx_products import attention_operands, factors, is_weight, letters
 from subprune_fx.frontends.fx_readers import product_reader, reader
 from subprune_fx.frontends.fx_resize import Site, survives, survivor_shapes
+from subprune_fx.frontends.onnx_op import item
 from subprune_fx.graph.channels import ChannelGraph, close
-from subprune_fx.graph.labels import Labels, constant
+from subprune_fx.graph.labels import Labels, constant, tighten
 from subprune_fx.graph.optable import Kind
 from subprune_fx.graph.propagation import Propagation
 from subprune_fx.graph.rules import propagate
@@ -127,7 +128,7 @@ class _Walker(fx.Interpreter):
                     self.state.freeze(leaf, "it is an output of the network")
             return None
         blank = _blank(value)
-        if node.op in ("placeholder", "get_attr"):
+        if node.op in ("placeholder", "get_attr") or node.target is item:
             self.constants[node] = value
             return blank
         return self._call(node, value, blank)
@@ -277,7 +278,7 @@ class _Walker(fx.Interpreter):
             return torch.empty(tree.shape, device="meta")
         if leaves(tree):
             return _refill(tree, [torch.empty(sizes, device="meta") for sizes in survivor_shapes(tree, keep)])
-        if node.op in ("placeholder", "get_attr"):
+        if node in self.constants:
             return self.constants[node]
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self._number(n, keep))
         return _invoke(node, self.root, args, kwargs, ())
@@ -306,7 +307,7 @@ class _Walker(fx.Interpreter):
                 if field in call:
                     call[str(field)] = edited(call[str(field)], path, change.value)
             out = _invoke(node, self.root, call["args"], call["kwargs"], constants)
-            return pytree.tree_map_only(Tensor, lambda t: t.numpy(), out)
+            return pytree.tree_map_only(Tensor, lambda t: tighten(t.numpy()), out)
 
         return run
 

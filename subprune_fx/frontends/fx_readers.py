@@ -15,15 +15,16 @@ def reader(call: Call, weight: Param) -> Reader:
     weight_shape = weight.shape
     rank = len(weight_shape) - 2
     if rank <= 0:
-        return LinearReader(transposed=weight.order is not None)
+        stored = call.row is not None and call.row.axes is not None and call.row.axes.outputs == 1
+        return LinearReader(transposed=stored != (weight.order is not None))
     kernel = weight_shape[2:]
     stride = _each(call.get("stride", 1), rank)
     dilation = _each(call.get("dilation", 1), rank)
     groups = int(call.get("groups", 1))
     if "transpose" in call.name:
-        padding = _each(call.get("padding", 0), rank)
         extra = _each(call.get("output_padding", 0), rank)
-        return TransposedConvReader(kernel, stride, padding, extra, dilation, groups)
+        cut = _padding(call.get("padding", 0), kernel, dilation)
+        return TransposedConvReader(kernel, stride, cut, extra, dilation, groups)
     mode = call.get("padding_mode", "zeros")
     both = _padding(call.get("padding", 0), kernel, dilation)
     return ConvReader(kernel, stride, both, dilation, groups, "constant" if mode == "zeros" else mode)
@@ -43,6 +44,8 @@ def _padding(padding: Any, kernel: tuple[int, ...], dilation: tuple[int, ...]) -
         return same_padding(kernel, dilation)
     if padding == "valid":
         return ((0, 0),) * len(kernel)
+    if isinstance(padding, tuple) and padding and isinstance(padding[0], tuple):
+        return padding
     return tuple((amount, amount) for amount in _each(padding, len(kernel)))
 
 

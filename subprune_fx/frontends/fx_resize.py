@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import fx
 
 from subprune_fx.frontends.calls import Call
+from subprune_fx.frontends.onnx_op import OnnxOp
+from subprune_fx.frontends.onnx_resize import resize_onnx
 from subprune_fx.graph.channels import ChannelGraph
 from subprune_fx.graph.labels import Labels, survivors, varying, vector
 from subprune_fx.graph.optable import Kind, Resize
@@ -54,6 +56,8 @@ def resize(site: Site, keep: Keep) -> tuple[Constant, ...]:
     """Constants of one node that change when only the labels in `keep` survive."""
     if site.call.row is None:
         return ()
+    if isinstance(site.node.target, OnnxOp):
+        return resize_onnx(site, keep)
     if site.call.row.kind is Kind.CONTRACT:
         return _groups(site, keep)
     if keep.all():

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from subprune_fx.errors import SubpruneError
+from subprune_fx.frontends.onnx_graph import source_of
+from subprune_fx.frontends.onnx_static import specialise
 
 _OUT_OF_PLACE: dict[Any, Any] = {
     operator.iadd: operator.add,
@@ -67,7 +69,9 @@ def traces(module: nn.Module, example: Tensor) -> Iterator[fx.GraphModule]:
         )
 
 
-def _symbolic(module: nn.Module, _example: Tensor) -> fx.GraphModule:
+def _symbolic(module: nn.Module, example: Tensor) -> fx.GraphModule:
+    if isinstance(module, fx.GraphModule) and source_of(module) is not None:
+        return specialise(module, example)
     return module if isinstance(module, fx.GraphModule) else fx.symbolic_trace(module)
 
 

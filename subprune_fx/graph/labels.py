@@ -61,6 +61,16 @@ def varying(labels: Labels) -> tuple[int, ...]:
     )
 
 
+def tighten(labels: Labels) -> Labels:
+    """The same labels with stride 0 wherever they do not vary: what an op has copied costs little again."""
+    small = labels
+    for axis in range(labels.ndim):
+        first = small[(*(slice(None),) * axis, slice(0, 1))]
+        if small.shape[axis] > 1 and (small.strides[axis] == 0 or bool((small == first).all())):
+            small = first
+    return expand(np.ascontiguousarray(small).reshape(small.shape), labels.shape)
+
+
 def vector(labels: Labels, axis: int) -> Labels:
     """The labels along `axis`, read at index 0 of every other dimension; shape (size of axis,)."""
     axis %= labels.ndim

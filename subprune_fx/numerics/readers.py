@@ -127,7 +127,7 @@ class TransposedConvReader:
     Attributes:
         kernel: Sizes.
         stride: Zero-stuffing factors.
-        padding: What is cut from each side of the output.
+        padding: Per spatial dimension, what is cut from the output (before, after).
         output_padding: What is added after the output.
         dilation: Spacing of the taps.
         groups: Channel groups.
@@ -135,7 +135,7 @@ class TransposedConvReader:
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
-    padding: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
     output_padding: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int = 1
@@ -155,8 +155,8 @@ class TransposedConvReader:
         for kernel, cut, extra, gap in reversed(
             list(zip(self.kernel, self.padding, self.output_padding, self.dilation, strict=True))
         ):
-            edge = gap * (kernel - 1) - cut
-            flat += [edge, edge + extra]
+            edge = gap * (kernel - 1)
+            flat += [edge - cut[0], edge - cut[1] + extra]
         ones = (1,) * len(self.kernel)
         return _patches(F.pad(stuffed, flat), self.kernel, ones, self.dilation, self.groups)
 

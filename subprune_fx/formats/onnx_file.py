@@ -1,0 +1,161 @@
+"""An ONNX file as a network, or one line on why it is none. Nothing in such a file can run code."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx.external_data_helper import load_external_data_for_model, uses_external_data
+from onnx.inliner import inline_local_functions
+from torch import fx
+
+from subprune_fx.errors import SubpruneError
+from subprune_fx.formats.lines import first_line
+from subprune_fx.frontends.onnx_graph import import_graph
+
+OLDEST = 9
+DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
+"""Domains whose operators onnxruntime has."""
+_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+_EXPORT = "export it again"
+
+
+@dataclasses.dataclass(frozen=True)
+class OnnxNetwork:
+    """A network that came out of an ONNX file.
+
+    Attributes:
+        module: Its graph.
+        accepts: Shape of its input, None for any size; None where the file does not say.
+    """
+
+    module: fx.GraphModule
+    accepts: tuple[int | None, ...] | None
+
+
+def load_onnx(data: bytes, path: str) -> OnnxNetwork:
+    """Read an ONNX model.
+
+    Args:
+        data: The file's content.
+        path: Where it was, for errors and external data.
+
+    Raises:
+        SubpruneError: It is damaged or no valid ONNX, its opset or a domain is not supported, external data is missing,
+            it takes several inputs, or it has no float weights.
+    """
+    model = _parse(data, path)
+    _check_versions(model, path)
+    _load_external(model, path)
+    if model.functions:
+        model = inline_local_functions(model)
+    _check_runs(model, path)
+    inputs = _inputs(model)
+    if len(inputs) != 1:
+        what = f"takes {len(inputs)} inputs ({', '.join(value.name for value in inputs)}), only one is supported"
+        raise SubpruneError(what, where=path, remedy="make the others constants")
+    if not any(_is_weight(tensor) for tensor in _tensors(model.graph)):
+        raise SubpruneError("has no float weights: there is nothing to prune", where=path, remedy=_EXPORT)
+    try:
+        module = import_graph(model)
+    except SubpruneError:
+        raise
+    except Exception as error:
+        what = f"cannot be read as a graph ({type(error).__name__}: {first_line(error)})"
+        raise SubpruneError(what, where=path, remedy=_EXPORT) from error
+    return OnnxNetwork(module, _accepts(inputs[0]))
+
+
+def _parse(data: bytes, path: str) -> onnx.ModelProto:
+    try:
+        model = onnx.ModelProto()
+        model.ParseFromString(data)
+    except Exception as error:
+        raise SubpruneError(
+            "is not an ONNX model, or a damaged one", where=path, remedy="copy or save it again"
+        ) from error
+    if not model.graph.node or not model.opset_import:
+        raise SubpruneError("holds no ONNX graph", where=path, remedy="copy or save it again")
+    return model
+
+
+def _check_versions(model: onnx.ModelProto, path: str) -> None:
+    newest = onnx.defs.onnx_opset_version()
+    for entry in model.opset_import:
+        if entry.domain in ("", "ai.onnx") and not OLDEST <= entry.version <= newest:
+            what = f"uses opset {entry.version}, supported are {OLDEST} to {newest}"
+            raise SubpruneError(what, where=path, remedy="convert it with onnx.version_converter")
+    local = {function.domain for function in model.functions}
+    for node in _nodes(model.graph):
+        if node.domain not in DOMAINS and node.domain not in local:
+            what = f"node {node.name or node.op_type} is {node.domain}.{node.op_type}, a domain that onnxruntime lacks"
+            raise SubpruneError(what, where=path, remedy="export it without custom operators")
+
+
+def _load_external(model: onnx.ModelProto, path: str) -> None:
+    """Weights from other files; the helper refuses paths that leave the model's folder."""
+    if not any(uses_external_data(tensor) for tensor in _tensors(model.graph)):
+        return
+    try:
+        load_external_data_for_model(model, str(Path(path).parent))
+    except Exception as error:
+        what = f"its external data cannot be read ({first_line(error)})"
+        raise SubpruneError(what, where=path, remedy="keep the data file beside it") from error
+
+
+def _check_runs(model: onnx.ModelProto, path: str) -> None:
+    """Onnxruntime's own word on whether it is a model."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        with tempfile.TemporaryDirectory(prefix="subprune-") as folder:
+            file = Path(folder) / "model.onnx"
+            onnx.save(model, file)
+            onnx.checker.check_model(str(file))
+            onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        what = f"is not a model that onnxruntime runs ({first_line(error)})"
+        raise SubpruneError(what, where=path, remedy=_EXPORT) from error
+
+
+def _inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in constants]
+
+
+def _accepts(value: onnx.ValueInfoProto) -> tuple[int | None, ...] | None:
+    """The batch axis is left open: a graph that states one may run with any."""
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape"):
+        return None
+    sizes = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in tensor.shape.dim]
+    return (None, *sizes[1:]) if sizes else None
+
+
+def _is_weight(tensor: onnx.TensorProto) -> bool:
+    return tensor.data_type in _FLOATS and int(np.prod(tensor.dims)) > 1
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _nodes(inner)
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Initializers, and tensors that are attributes (Constant nodes), subgraphs included."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _tensors(inner)

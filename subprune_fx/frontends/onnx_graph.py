@@ -1,0 +1,290 @@
+"""An ONNX graph as an fx graph: one node for each of its nodes, float constants as parameters and buffers."""
+
+from __future__ import annotations
+
+import dataclasses
+import keyword
+import operator
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+
+from subprune_fx.frontends.onnx_op import VARIADIC, OnnxOp
+
+META = "onnx"
+"""Key in `GraphModule.meta` under which an imported graph keeps its `Source`."""
+
+_FLOATS = (np.float16, np.float32, np.float64)
+_STATISTICS = {"BatchNormalization": (3, 4)}
+"""Inputs that torch keeps as buffers: statistics, not parameters."""
+_OBJECTS = (onnx.AttributeProto.TENSOR, onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """The ONNX model that an fx graph was made of.
+
+    Attributes:
+        model: The model, external data loaded.
+        tensors: By parameter or buffer of the graph module, the name of the ONNX constant; several may share one.
+        nodes: By fx node name, the position of the ONNX node.
+        values: By ONNX tensor name, the fx node that yields it, or (node, position) for one of several outputs.
+        attributes: By fx node name, the attributes that the node had before anything was pruned.
+        batch: The only batch size that the graph runs with; None for any.
+        settled: Whether that has been found out.
+    """
+
+    model: onnx.ModelProto
+    tensors: dict[str, str]
+    nodes: dict[str, int]
+    values: dict[str, str | tuple[str, int]]
+    attributes: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    batch: int | None = None
+    settled: bool = False
+
+
+def source_of(module: nn.Module) -> Source | None:
+    """The ONNX model that `module` came from, if it did."""
+    found = getattr(module, "meta", {}).get(META)
+    return found if isinstance(found, Source) else None
+
+
+def import_graph(model: onnx.ModelProto) -> fx.GraphModule:
+    """The graph of an ONNX model whose nodes onnxruntime runs one by one.
+
+    Half and double precision become float32: the passes compute in it, and what is written back is converted.
+
+    Args:
+        model: With its external data loaded.
+    """
+    return _Importer(model).graph_module()
+
+
+class _Importer:
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model = model
+        self.source = gs.import_onnx(model)
+        self.root = nn.Module()
+        self.graph = fx.Graph()
+        self.tensors: dict[str, str] = {}
+        self.nodes: dict[str, int] = {}
+        self.values: dict[str, fx.Node | tuple[fx.Node, int]] = {}
+        self.constants = dict(_constants(self.source))
+        self.alias = _aliases(self.source, self.constants)
+        self.statistics = _statistics(self.source)
+        self.flat = _flat_biases(self.source)
+
+    def graph_module(self) -> fx.GraphModule:
+        for tensor in self.source.inputs:
+            if isinstance(tensor, gs.Variable):
+                self.values[tensor.name] = self.graph.placeholder(_identifier(tensor.name))
+        for position, (node, proto) in enumerate(zip(self.source.nodes, self.model.graph.node, strict=True)):
+            if node.outputs[0].name not in self.constants and node.outputs[0].name not in self.alias:
+                self._node(position, node, proto)
+        outputs = tuple(self._operand(tensor.name) for tensor in self.source.outputs)
+        self.graph.output(outputs[0] if len(outputs) == 1 else outputs)
+        module = fx.GraphModule(self.root, self.graph)
+        values = {
+            name: found.name if isinstance(found, fx.Node) else (found[0].name, found[1])
+            for name, found in self.values.items()
+        }
+        module.meta[META] = Source(self.model, self.tensors, self.nodes, values)
+        return module
+
+    def _node(self, position: int, node: gs.Node, proto: onnx.NodeProto) -> None:
+        captured = tuple(dict.fromkeys(name for a in proto.attribute for name in _captured(a, self._known())))
+        read = _read(self.source, node)
+        op, plain = operator_of(proto, self.model.opset_import, read, captured)
+        operands: list[Any] = [self._own_operand(tensor.name) for tensor in node.inputs]
+        while operands and operands[-1] is None:
+            operands.pop()
+        operands += [self._operand(name) for name in captured]
+        args = (operands,) if node.op in VARIADIC else tuple(operands)
+        name = _identifier(node.name or f"{node.op}_{node.outputs[0].name}")
+        made = self.graph.create_node("call_function", op, args, plain, name=name)
+        self.nodes[made.name] = position
+        for number, tensor in enumerate(node.outputs[: len(read)]):
+            if len(read) == 1:
+                self.values[tensor.name] = made
+            elif read[number]:
+                self.values[tensor.name] = (made, number)
+
+    def _known(self) -> set[str]:
+        return {*self.values, *self.constants, *self.alias}
+
+    def _operand(self, name: str) -> Any:
+        """The fx node of an ONNX tensor; None for one that is left out."""
+        if not name:
+            return None
+        name = self.alias.get(name, name)
+        if name not in self.values:
+            self.values[name] = self._constant(name, self.constants[name])
+        found = self.values[name]
+        if isinstance(found, tuple):
+            found = self.values[name] = self.graph.call_function(operator.getitem, found)
+        return found
+
+    def _own_operand(self, name: str) -> Any:
+        """As `_operand`; of a vector that several nodes read, each gets its own.
+
+        Exporters store equal vectors once: biases of unrelated layers that happen to be the same.
+        """
+        array = self.constants.get(self.alias.get(name, name))
+        if array is None or array.dtype not in _FLOATS or not 1 < array.size == max(array.shape, default=0):
+            return self._operand(name)
+        return self._constant(self.alias.get(name, name), array)
+
+    def _constant(self, name: str, array: NDArray[Any]) -> fx.Node:
+        attribute = self._attribute(name)
+        array = as_imported(array)
+        tensor = torch.from_numpy(np.array(array.reshape(-1) if name in self.flat else array))
+        if tensor.is_floating_point() and tensor.numel() > 1 and name not in self.statistics:
+            self.root.register_parameter(attribute, nn.Parameter(tensor, requires_grad=False))
+        else:
+            self.root.register_buffer(attribute, tensor)
+        self.tensors[attribute] = name
+        return self.graph.get_attr(attribute)
+
+    def _attribute(self, name: str) -> str:
+        attribute = _identifier(name)
+        while hasattr(fx.GraphModule, attribute) or hasattr(self.root, attribute) or attribute in self.tensors:
+            attribute += "_"
+        return attribute
+
+
+def operator_of(
+    proto: onnx.NodeProto,
+    imports: Iterable[onnx.OperatorSetIdProto],
+    read: tuple[bool, ...],
+    captured: tuple[str, ...] = (),
+) -> tuple[OnnxOp, dict[str, Any]]:
+    """A node's operator, and its plain attributes.
+
+    Args:
+        proto: The node.
+        imports: The model's opsets.
+        read: For each output, whether anything reads it.
+        captured: Outer tensors that its subgraphs read.
+    """
+    opsets = {_own(entry.domain): entry.version for entry in imports}
+    plain = {a.name: _plain(onnx.helper.get_attribute_value(a)) for a in proto.attribute if a.type not in _OBJECTS}
+    if "to" in plain:
+        plain["to"] = _wide(int(plain["to"]))
+    fixed = tuple(_as_float32(a).SerializeToString() for a in proto.attribute if a.type in _OBJECTS)
+    domain = _own(proto.domain)
+    return OnnxOp(proto.op_type, domain, opsets.get(domain, 1), read, fixed, captured), plain
+
+
+def as_imported(array: NDArray[Any]) -> NDArray[Any]:
+    """Half and double precision as float32, everything else as it is."""
+    return array.astype(np.float32) if array.dtype in _FLOATS else array
+
+
+def _own(domain: str) -> str:
+    return "" if domain == "ai.onnx" else domain
+
+
+def _constants(graph: gs.Graph) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Name and value of every initializer and Constant node."""
+    for tensor in graph.tensors().values():
+        if isinstance(tensor, gs.Constant):
+            yield tensor.name, np.asarray(tensor.values)
+    for node in graph.nodes:
+        if node.op == "Constant":
+            yield node.outputs[0].name, _constant_value(node)
+
+
+def _aliases(graph: gs.Graph, constants: Mapping[str, Any]) -> dict[str, str]:
+    """Identities of constants: torch's older exporter writes them for constants that it found to be equal."""
+    found: dict[str, str] = {}
+    outputs = {tensor.name for tensor in graph.outputs}
+    for node in graph.nodes:
+        if node.op == "Identity" and node.outputs[0].name not in outputs:
+            name = found.get(node.inputs[0].name, node.inputs[0].name)
+            if name in constants:
+                found[node.outputs[0].name] = name
+    return found
+
+
+def _constant_value(node: gs.Node) -> NDArray[Any]:
+    ((kind, value),) = node.attrs.items()
+    if isinstance(value, gs.Constant):
+        return np.asarray(value.values)
+    return np.asarray(value, dtype=np.float32 if kind.startswith("value_float") else np.int64)
+
+
+def _statistics(graph: gs.Graph) -> set[str]:
+    return {
+        node.inputs[position].name
+        for node in graph.nodes
+        for position in _STATISTICS.get(node.op, ())
+        if position < len(node.inputs)
+    }
+
+
+def _flat_biases(graph: gs.Graph) -> set[str]:
+    """Gemm's C as a row (1, n) reads like a vector (n,)."""
+    return {node.inputs[2].name for node in graph.nodes if node.op == "Gemm" and len(node.inputs) > 2}
+
+
+def _read(graph: gs.Graph, node: gs.Node) -> tuple[bool, ...]:
+    """Which outputs are read, up to the last one that is."""
+    outputs = {tensor.name for tensor in graph.outputs}
+    read = [bool(tensor.name) and (bool(tensor.outputs) or tensor.name in outputs) for tensor in node.outputs]
+    while len(read) > 1 and not read[-1]:
+        read.pop()
+    return tuple(read)
+
+
+def _captured(attribute: onnx.AttributeProto, known: set[str]) -> Iterator[str]:
+    """Outer tensors that a graph attribute reads."""
+    for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+        own = {value.name for value in (*graph.input, *graph.initializer)}
+        for node in graph.node:
+            yield from (name for name in node.input if name in known and name not in own)
+            for inner in node.attribute:
+                yield from (name for name in _captured(inner, known) if name not in own)
+            own.update(node.output)
+        yield from (value.name for value in graph.output if value.name in known and value.name not in own)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return [_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+
+def _wide(kind: int) -> int:
+    """Half and double become float32."""
+    halves = (onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
+    return int(onnx.TensorProto.FLOAT) if kind in halves else kind
+
+
+def _as_float32(attribute: onnx.AttributeProto) -> onnx.AttributeProto:
+    if not attribute.HasField("t") or _wide(attribute.t.data_type) == attribute.t.data_type:
+        return attribute
+    array = onnx.numpy_helper.to_array(attribute.t).astype(np.float32)
+    return onnx.helper.make_attribute(attribute.name, onnx.numpy_helper.from_array(array, attribute.t.name))
+
+
+def _identifier(name: str) -> str:
+    """An ONNX name as a Python identifier."""
+    plain = re.sub(r"\W+", "_", name.strip("/")).strip("_") or "node"
+    return f"n_{plain}" if plain[0].isdigit() or keyword.iskeyword(plain) else plain
+
+
+def tensor_of(source: Source, name: str, environment: Mapping[str, Any]) -> Any:
+    """The value of an ONNX tensor, given the values of fx nodes by name."""
+    found = source.values.get(name)
+    if isinstance(found, tuple):
+        value = environment.get(found[0])
+        return None if value is None else value[found[1]]
+    value = environment.get(found) if found is not None else None
+    return value if isinstance(value, (Tensor, int, tuple)) else None

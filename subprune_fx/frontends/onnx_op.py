@@ -1,0 +1,149 @@
+"""One ONNX operator as a Python callable, run by onnxruntime: what the nodes of an imported graph call."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from onnx import helper
+from torch import Tensor
+
+Array = NDArray[Any]
+Value = Tensor | tuple[Tensor, ...]
+
+VARIADIC = frozenset({"Concat"})
+"""Ops whose operands are one list, as torch.cat takes them."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OnnxOp:
+    """An operator with what never changes about it; its plain attributes are keyword arguments of the call.
+
+    Attributes:
+        op_type: Its ONNX name.
+        domain: Its domain, empty for ONNX's own.
+        opset: Version of that domain.
+        outputs: For each of the node's outputs, whether anything reads it.
+        fixed: Attributes that are tensors or graphs, serialised.
+        captured: Names of outer tensors that its subgraphs read, passed after the other operands.
+    """
+
+    op_type: str
+    domain: str
+    opset: int
+    outputs: tuple[bool, ...]
+    fixed: tuple[bytes, ...] = ()
+    captured: tuple[str, ...] = ()
+
+    @property
+    def __name__(self) -> str:  # fx names nodes and generated code after it
+        return self.op_type
+
+    def __call__(self, *operands: Any, **attributes: Any) -> Value:
+        """Run it.
+
+        Args:
+            operands: Tensors, integers and lists of integers in place of small int64 tensors, None for what is left
+                out; one list of them for `VARIADIC` ops.
+            attributes: The node's attributes.
+
+        Returns:
+            A tensor, or a tuple where the node has several outputs that are read.
+        """
+        given = operands[0] if self.op_type in VARIADIC else operands
+        arrays = [None if value is None else as_array(value) for value in given]
+        try:
+            found = self._run(arrays, attributes)
+        except Exception:
+            if not any(array is not None and array.dtype == np.int64 and array.ndim for array in arrays[:1]):
+                raise
+            return self._run_as_float(arrays, attributes)
+        return self._value([torch.from_numpy(array) for array in found])
+
+    def _run_as_float(self, arrays: list[Array | None], attributes: Mapping[str, Any]) -> Value:
+        """Labels through an op without a kernel for int64 (DepthToSpace): floats hold them exactly."""
+        first = arrays[0]
+        assert first is not None
+        kind = torch.float32 if abs(first).max(initial=0) < 2 / torch.finfo(torch.float32).eps else torch.float64
+        found = self._run([torch.from_numpy(first).to(kind).numpy(), *arrays[1:]], attributes)
+        return self._value([torch.from_numpy(array).long() for array in found])
+
+    def _run(self, arrays: list[Array | None], attributes: Mapping[str, Any]) -> list[Array]:
+        signature = tuple(None if array is None else (str(array.dtype), array.ndim) for array in arrays)
+        spelled = tuple((name, _hashable(value)) for name, value in attributes.items() if value is not None)
+        session, names = _session(
+            self.op_type, self.domain, self.opset, self.outputs, self.fixed, self.captured, spelled, signature
+        )
+        feeds = {name: array for name, array in zip(names, arrays, strict=True) if array is not None and name}
+        return [np.asarray(value) for value in session.run(None, feeds)]
+
+    def _value(self, tensors: list[Tensor]) -> Value:
+        return tensors[0] if len(self.outputs) == 1 else tuple(_spread(self.outputs, tensors))
+
+
+def _spread(wanted: tuple[bool, ...], tensors: list[Tensor]) -> list[Any]:
+    queue = iter(tensors)
+    return [next(queue) if read else None for read in wanted]
+
+
+def item(vector: Tensor, index: int) -> int:
+    """One element of an integer tensor, flat index: a size that depends on the batch."""
+    return int(vector.reshape(-1)[index])
+
+
+def as_array(value: Any) -> Array:
+    """A tensor, number or list of numbers as onnxruntime takes it."""
+    if isinstance(value, Tensor):
+        return np.asarray(value.detach().contiguous().numpy())
+    if isinstance(value, (list, tuple)):
+        return np.asarray([int(entry) for entry in value], dtype=np.int64)
+    return np.asarray(value, dtype=np.float32 if isinstance(value, float) else np.int64)
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, (list, tuple)) else value
+
+
+@functools.cache
+def _session(
+    op_type: str,
+    domain: str,
+    opset: int,
+    outputs: tuple[bool, ...],
+    fixed: tuple[bytes, ...],
+    captured: tuple[str, ...],
+    attributes: tuple[tuple[str, Any], ...],
+    signature: tuple[tuple[str, int] | None, ...],
+) -> tuple[Any, list[str]]:
+    """A session of a model that is this one node, and the names of its inputs (empty: left out)."""
+    explicit = len(signature) - len(captured)
+    names = [f"i{k}" if kind else "" for k, kind in enumerate(signature[:explicit])] + list(captured)
+    results = [f"o{k}" if read else "" for k, read in enumerate(outputs)]
+    node = helper.make_node(op_type, names[:explicit], results, domain=domain)
+    for name, value in attributes:
+        node.attribute.append(helper.make_attribute(name, list(value) if isinstance(value, tuple) else value))
+    node.attribute.extend(onnx.AttributeProto.FromString(raw) for raw in fixed)
+    inputs = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(kind[0])), [None] * kind[1])
+        for name, kind in zip(names, signature, strict=True)
+        if kind is not None
+    ]
+    graph = helper.make_graph([node], op_type, inputs, [onnx.ValueInfoProto(name=name) for name in results if name])
+    domains = {domain: opset} if domain == "" else {domain: opset, "": onnx.defs.onnx_opset_version()}
+    imports = [helper.make_opsetid(name, version) for name, version in domains.items()]
+    model = helper.make_model(graph, opset_imports=imports, ir_version=8)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session, names

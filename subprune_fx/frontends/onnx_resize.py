@@ -1,0 +1,185 @@
+"""Sizes in the calls of an imported ONNX graph, re-read off the channels that survive: one function per op type."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import fx
+
+from subprune_fx.graph.labels import Labels, survivors, varying, vector
+from subprune_fx.graph.step import leaves
+from subprune_fx.plan import Constant
+
+Keep = NDArray[np.bool_]
+Path = tuple[str | int, ...]
+
+
+def resize_onnx(site: Any, keep: Keep) -> tuple[Constant, ...]:
+    """Constants of one node that change when only the labels in `keep` survive.
+
+    Args:
+        site: An `fx_resize.Site` whose node calls an `OnnxOp`.
+        keep: By label.
+    """
+    rule = _RULES.get(site.node.target.op_type)
+    if rule is None:
+        return ()
+    return tuple(Constant("node", site.node.name, path, value) for path, value in rule(site, keep))
+
+
+Changes = list[tuple[Path, Any]]
+
+
+def _sizes(labels: Labels, keep: Keep) -> list[int]:
+    picked = survivors(labels, keep)
+    return [size if index is None else len(index) for size, index in zip(labels.shape, picked, strict=True)]
+
+
+def _spelled(node: fx.Node, position: int, name: str) -> tuple[Path, Any]:
+    """Where an operand is, or in older opsets the attribute of that name, and its value."""
+    if node.kwargs.get(name) is not None:
+        return ("kwargs", name), node.kwargs[name]
+    return ("args", position), node.args[position] if len(node.args) > position else None
+
+
+def _reshape(site: Any, keep: Keep) -> Changes:
+    """Sizes other than -1; a 0 copies the operand's size, and stays where that is right."""
+    path, values = _spelled(site.node, 1, "shape")
+    after = leaves(site.after)[0]
+    new, before = _sizes(after, keep), _sizes(site.before, keep)
+    copies = not site.node.kwargs.get("allowzero")
+    found: Changes = []
+    inferred = isinstance(values, (list, tuple)) and -1 in values
+    for i, value in enumerate(values if isinstance(values, (list, tuple)) else ()):
+        right = before[i] == new[i] if copies and value == 0 else new[i] == after.shape[i]
+        if value == -1 or right:
+            continue
+        computed = isinstance(value, fx.Node) and not inferred
+        found.append(((*path, i), -1 if computed else new[i]))
+        inferred = inferred or computed
+    return found
+
+
+def _expand(site: Any, keep: Keep) -> Changes:
+    """Sizes other than 1, aligned to the right."""
+    path, values = _spelled(site.node, 1, "shape")
+    after = leaves(site.after)[0]
+    new = _sizes(after, keep)
+    if not isinstance(values, (list, tuple)):
+        return []
+    lead = after.ndim - len(values)
+    return [
+        ((*path, i), new[lead + i])
+        for i, value in enumerate(values)
+        if value != 1 and new[lead + i] != after.shape[lead + i]
+    ]
+
+
+def _resize(site: Any, keep: Keep) -> Changes:
+    """The channel among the output sizes."""
+    values = site.node.args[3] if len(site.node.args) > 3 else None
+    after = leaves(site.after)[0]
+    new = _sizes(after, keep)
+    axes = list(site.node.kwargs.get("axes") or range(after.ndim))
+    if not isinstance(values, (list, tuple)):
+        return []
+    return [(("args", 3, i), new[axis]) for i, axis in enumerate(axes) if new[axis] != after.shape[axis]]
+
+
+def _slice(site: Any, keep: Keep) -> Changes:
+    """Start and end of a range of channels, counted among the survivors."""
+    (starts, first), (ends, last) = _spelled(site.node, 1, "starts"), _spelled(site.node, 2, "ends")
+    _, axes = _spelled(site.node, 3, "axes")
+    _, steps = _spelled(site.node, 4, "steps")
+    before = site.before
+    found: Changes = []
+    if not isinstance(first, (list, tuple)) or not isinstance(last, (list, tuple)):
+        return []
+    for k, axis in enumerate(axes if axes is not None else range(len(first))):
+        axis %= before.ndim  # noqa: PLW2901 - counted from the end in some files
+        step = 1 if steps is None else steps[k]
+        if axis not in varying(before) or step < 1:
+            continue
+        chosen = np.arange(before.shape[axis])[slice(first[k], last[k], step)]
+        positions = _positions(vector(before, axis), chosen, keep)
+        if positions:
+            found += [((*starts, k), positions[0]), ((*ends, k), positions[-1] + 1)]
+    return found
+
+
+def _positions(labels: Labels, chosen: Sequence[int] | NDArray[np.int64], keep: Keep) -> list[int]:
+    """Where the survivors among `chosen` are among all survivors."""
+    alive = keep[labels]
+    new = np.cumsum(alive) - 1
+    return [int(new[index]) for index in np.asarray(chosen) if alive[index]]
+
+
+def _split(site: Any, keep: Keep) -> Changes:
+    path, values = _spelled(site.node, 1, "split")
+    if not isinstance(values, (list, tuple)):
+        return []
+    before = site.before
+    axis = int(site.node.kwargs.get("axis", 0)) % before.ndim
+    alive = keep[vector(before, axis)]
+    ends = np.cumsum([0, *values])
+    sizes = [int(alive[a:b].sum()) for a, b in itertools.pairwise(ends)]
+    return [((*path, k), new) for k, (old, new) in enumerate(zip(values, sizes, strict=True)) if old != new]
+
+
+def _pad(site: Any, keep: Keep) -> Changes:
+    path, values = _spelled(site.node, 1, "pads")
+    before, after = site.before, leaves(site.after)[0]
+    axes = site.node.args[3] if len(site.node.args) > 3 and site.node.args[3] is not None else range(before.ndim)
+    found: Changes = []
+    for k, axis in enumerate(axes):
+        axis %= before.ndim  # noqa: PLW2901
+        if axis not in varying(before) and axis not in varying(after):
+            continue
+        front, back = values[k], values[k + len(values) // 2]
+        alive = keep[vector(after, axis)]
+        counts = (
+            int(alive[:front].sum()) if front > 0 else front,
+            int(alive[alive.size - back :].sum()) if back > 0 else back,
+        )
+        found += [((*path, k), counts[0]), ((*path, k + len(values) // 2), counts[1])]
+    return found
+
+
+def _gather(site: Any, keep: Keep) -> Changes:
+    """Chosen channels, counted among the survivors."""
+    indices = site.node.args[1]
+    axis = int(site.node.kwargs.get("axis", 0)) % site.before.ndim
+    if isinstance(indices, fx.Node) or axis not in varying(site.before):
+        return []
+    labels = vector(site.before, axis)
+    chosen = np.atleast_1d(np.asarray(indices)) % labels.size
+    positions = _positions(labels, chosen, keep)
+    if isinstance(indices, int):
+        return [(("args", 1), positions[0])] if positions else []
+    return [(("args", 1), positions)]
+
+
+def _group(site: Any, keep: Keep) -> Changes:
+    """A depthwise convolution has as many groups as channels."""
+    groups, before = site.node.kwargs.get("group", 1), site.before
+    if groups == 1 or before.ndim < 2 or groups != before.shape[1]:
+        return []
+    count = int(keep[vector(before, 1)].sum())
+    return [] if count == groups else [(("kwargs", "group"), count)]
+
+
+_RULES: Mapping[str, Callable[[Any, Keep], Changes]] = {
+    "Reshape": _reshape,
+    "Expand": _expand,
+    "Resize": _resize,
+    "Slice": _slice,
+    "Split": _split,
+    "Pad": _pad,
+    "Gather": _gather,
+    "Conv": _group,
+    "ConvTranspose": _group,
+}

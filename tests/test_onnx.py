@@ -1,0 +1,172 @@
+"""ONNX in, ONNX out: what comes out equals the masked-and-reweighted original, and is the user's own file otherwise."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F  # noqa: N812
+
+import subprune_fx
+from subprune_fx.formats.load import load_model
+from subprune_fx.formats.onnx_file import load_onnx
+from subprune_fx.frontends.onnx_static import settle
+from subprune_fx.graph.labels import survivors
+from subprune_fx.numerics.readers import TransposedConvReader
+from subprune_fx.passes.dependencies import analyse
+from subprune_fx.passes.onnx_rewrite import write_back
+
+LENET = Path(__file__).parents[1] / "examples" / "lenet"
+
+
+def exported(module: nn.Module, example: Tensor, *, opset: int = 17, free: bool = True, dynamo: bool = False) -> bytes:
+    """A module as an ONNX file."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if dynamo:
+            shapes = ({0: torch.export.Dim("batch")},) if free else None
+            program = torch.onnx.export(
+                module.eval(), (example,), dynamo=True, dynamic_shapes=shapes, opset_version=opset, verbose=False
+            )
+            assert program is not None
+            return bytes(program.model_proto.SerializeToString())
+        axes = {"x": {0: "batch"}, "y": {0: "batch"}} if free else None
+        torch.onnx.export(
+            module.eval(),
+            (example,),
+            buffer,  # type: ignore[arg-type]
+            dynamo=False,
+            input_names=["x"],
+            output_names=["y"],
+            dynamic_axes=axes,
+            opset_version=opset,
+            do_constant_folding=False,
+        )
+    return buffer.getvalue()
+
+
+def prune(
+    data: bytes, inputs: Tensor, ratio: float = 2.0, **options: Any
+) -> tuple[Any, onnx.ModelProto, fx.GraphModule]:
+    """The result, the smaller model, and the masked full-size network that it must equal."""
+    module = settle(load_onnx(data, "model.onnx").module, inputs)
+    pruned = subprune_fx.prune(module, inputs, ratio=ratio, budget="uniform", **options)
+    model = write_back(pruned.module, inputs)
+    onnx.checker.check_model(model, full_check=True)
+    assert len(model.SerializeToString()) < len(data)
+    return pruned, model, masked(module, inputs, pruned)
+
+
+def masked(module: nn.Module, inputs: Tensor, pruned: Any) -> fx.GraphModule:
+    """The original network with the plan's weights, and zeros where consumers read dropped channels."""
+    network = analyse(module, inputs)
+    channels, groups = network.channels, network.channels.groups
+    kept = [group.units[list(made.kept)] for group, made in zip(groups, pruned.plan.decisions, strict=True)]
+    alive = channels.keep(kept, groups)
+    readers = {consumer.weight: consumer for consumer in channels.contractions.values()}
+    new = dict(pruned.module.state_dict())
+    for name, tensor in network.graph_module.state_dict().items():
+        if name not in new or tensor.shape == new[name].shape:
+            tensor.copy_(new.get(name, tensor))
+            continue
+        labels = channels.axes.get(name)
+        if labels is None:
+            index = survivors(channels.elements[name], alive)
+        else:
+            index = tuple(np.flatnonzero(alive[labels[d]]) if d in labels else None for d in range(tensor.ndim))
+        if name in readers:
+            reader = network.readers[readers[name].name]
+            summed = 0 if isinstance(reader, TransposedConvReader) or getattr(reader, "transposed", False) else 1
+            kept_inputs = index[summed]
+            if kept_inputs is not None:
+                dropped = np.setdiff1d(np.arange(tensor.shape[summed]), kept_inputs)
+                tensor.index_fill_(summed, torch.from_numpy(dropped), 0)
+        picked = [
+            torch.arange(n) if i is None else torch.from_numpy(i) for i, n in zip(index, tensor.shape, strict=True)
+        ]
+        tensor[torch.meshgrid(*picked, indexing="ij")] = new[name]
+    return network.graph_module
+
+
+def run(model: onnx.ModelProto | bytes, x: Tensor) -> list[Any]:
+    data = model if isinstance(model, bytes) else model.SerializeToString()
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    return list(session.run(None, {session.get_inputs()[0].name: x.numpy()}))
+
+
+def test_both_roads_keep_the_same_channels() -> None:
+    net = load_model(LENET / "lenet_mnist.pt", arch=f"{LENET / 'lenet.py'}:LeNet").module
+    digits = torch.from_numpy(np.load(LENET / "calibration.npz")["x"])
+    plain = subprune_fx.prune(net, digits, ratio=8)
+    with torch.no_grad():
+        want = plain.module(digits[:16]).numpy()
+    for dynamo in (False, True):
+        module = load_onnx(exported(net, digits[:2], dynamo=dynamo, opset=18), "lenet.onnx").module
+        found = subprune_fx.prune(module, digits, ratio=8)
+        assert [d.kept for d in found.plan.decisions] == [d.kept for d in plain.plan.decisions]
+        assert found.report.after == plain.report.after
+        model = write_back(found.module, digits[:2])
+        (got,) = run(model, digits[:16])
+        np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU())
+        self.b = nn.Sequential(nn.Conv2d(12, 12, 3, padding=1), nn.BatchNorm2d(12))
+        self.depth = nn.Conv2d(12, 12, 3, stride=2, padding=1, groups=12)
+        self.point = nn.Conv2d(12, 16, 1)
+        self.squeeze, self.excite = nn.Conv2d(16, 8, 1), nn.Conv2d(8, 16, 1)
+        self.up = nn.ConvTranspose2d(16, 10, 2, stride=2)
+        self.head = nn.Linear(26, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.a(x)
+        x = F.relu(x + self.b(x))
+        x = F.hardswish(self.point(self.depth(x)))
+        x = x * F.hardsigmoid(self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(x, 1)))))
+        y = F.interpolate(torch.relu(self.up(x)), scale_factor=2, mode="nearest")
+        return self.head(torch.cat([x.mean((2, 3)), y.amax((2, 3))], 1))
+
+
+class Shuffle(nn.Module):
+    """Sizes from the input's shape, a channel shuffle, a split, a slice and a flatten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1)
+        self.head = nn.Linear(24 * 16, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        x = F.relu(self.one(x))
+        n, c, h, w = x.shape
+        x = x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+        left, right = x.chunk(2, dim=1)
+        y = torch.cat([F.relu(self.two(left)), right], 1)
+        y = F.avg_pool2d(y, 2)
+        return self.head(y.view(y.size(0), -1))
+
+
+@pytest.mark.parametrize("net", [Residual, Shuffle])
+@pytest.mark.parametrize("dynamo", [False, True])
+def test_equals_the_masked_original(net: Callable[[], nn.Module], dynamo: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(24, 3, 8, 8)
+    pruned, model, full = prune(exported(net(), x[:2], dynamo=dynamo, opset=18), x)
+    assert pruned.report.achieved >= 2
+    with torch.no_grad():
+        want = full(x).numpy()
+    for count in (1, 3, 24):
+        (got,) = run(model, x[:count])
+        np.testing.assert_allclose(got, want[:count], atol=1e-4 * np.abs(want).max())
