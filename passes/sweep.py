@@ -220,4 +220,4 @@ class Sweep:
         if where.new and float(shift.abs().max()) == 0:
             return
         current = torch.zeros_like(shift) if where.new else scratch.get(where.name).double()
-        scratch.set(where.name, (current + where.sign * shift).to(old.dtype))
+        scratch.set(where.name, (current + where.sign * shift.reshape(current.shape)).to(old.dtype))

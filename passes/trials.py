@@ -144,5 +144,5 @@ class Reweighter:
         if solved and self.settings.intercept and where is not None and not where.new:
             current = parameter(network.graph_module, where.name)
             shift = self.moments[name].intercept(full).reshape(-1).to(current.dtype)
-            patch[where.name] = current + where.sign * shift
+            patch[where.name] = current + where.sign * shift.reshape(current.shape)
         return patch

@@ -23,7 +23,7 @@ from subprune_fx.frontends.onnx_op import item
 from subprune_fx.graph.channels import ChannelGraph, close
 from subprune_fx.graph.labels import Labels, constant, tighten
 from subprune_fx.graph.optable import Kind
-from subprune_fx.graph.propagation import Propagation
+from subprune_fx.graph.propagation import Consumer, Propagation
 from subprune_fx.graph.rules import propagate
 from subprune_fx.graph.step import Param, Step, Tree, leaves
 from subprune_fx.numerics.readers import Reader
@@ -390,4 +390,21 @@ def _intercept(node: fx.Node, call: Call, walker: _Walker, channels: ChannelGrap
         mean = walker.roles[users[0].name].get("running_mean")
         if mean is not None:
             return Intercept(mean.name, -1)
+    if norm is not None and norm.name == "add":
+        vector = _own_vector(users[0], walker, consumer)
+        if vector is not None:
+            return Intercept(vector, 1)
     return Intercept(f"{call.path}.bias", 1, new=True) if call.module is not None else None
+
+
+def _own_vector(node: fx.Node, walker: _Walker, consumer: Consumer) -> str | None:
+    """The parameter along the consumer's outputs, read nowhere else, that a node adds: a bias by another name."""
+    rank = walker.state.values[consumer.name].ndim
+    wanted = tuple(consumer.outputs.size if d == consumer.axis % rank else 1 for d in range(rank))
+    for used in node.all_input_nodes:
+        param = walker.trees[used]
+        if not isinstance(param, Param) or walker.state.reads.get(param.name) != {node.name}:
+            continue
+        if param.order is None and wanted == (1,) * (rank - len(param.shape)) + param.shape:
+            return param.name
+    return None
