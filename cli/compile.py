@@ -54,8 +54,11 @@ def run(request: Request) -> int:
         write.writer_of(path, module)
     example = calibration[: fixed_batch(module) or 1]
     _probe(module, example, str(request.model))
-    evaluation = arrays.load_evaluation(request.evaluate, (None, *example.shape[1:])) if request.evaluate else None
-    training = arrays.load_evaluation(request.train, (None, *example.shape[1:])) if request.train else None
+    shape = (None, *example.shape[1:])
+    evaluation, training, verification = (
+        None if path is None else arrays.load_evaluation(path, shape)
+        for path in (request.evaluate, request.train, request.verify)
+    )
     labels = arrays.load_labels(request.calib) if request.calib else None
 
     with Progress(shown=not request.quiet) as progress:
@@ -74,6 +77,7 @@ def run(request: Request) -> int:
             stochastic=request.stochastic,
             labels=labels,
             training=training,
+            verification=verification,
             evaluation=evaluation,
             seed=request.seed,
             progress=progress,
@@ -91,7 +95,11 @@ def run(request: Request) -> int:
 
 def _targets(request: Request) -> list[Path]:
     targets = [*request.output, *([request.json] if request.json else [])]
-    inputs = {path.resolve() for path in (request.model, request.calib, request.evaluate, request.train) if path}
+    inputs = {
+        path.resolve()
+        for path in (request.model, request.calib, request.evaluate, request.train, request.verify)
+        if path
+    }
     for path in request.output:
         write.writer_of(path)
     for path in atomic.check_targets(targets):

@@ -49,6 +49,7 @@ class Request:
     calib: Path | None
     evaluate: Path | None
     train: Path | None
+    verify: Path | None
     select: str
     variant: str
     budget: str | None
@@ -129,6 +130,8 @@ def _version(context: click.Context, option: click.Parameter, value: bool) -> No
               help="Labelled inputs x, y; reports the accuracy before and after.")  # fmt: skip
 @click.option("--train", type=click.Path(path_type=Path), metavar="XY.npz",
               help="Labelled training inputs x, y, which only --select layergreedyfs-fd reads.")  # fmt: skip
+@click.option("--verify", type=click.Path(path_type=Path), metavar="XY.npz",
+              help="Labelled inputs x, y on which --budget accuracy measures, instead of --calib.")  # fmt: skip
 @click.option("--select", type=click.Choice(SELECTORS), default="inchange", show_default=True,
               help="How channels are chosen; some need labels y in --calib, and say so.")  # fmt: skip
 @click.option("--variant", type=click.Choice(VARIANTS), default="asym", show_default=True,

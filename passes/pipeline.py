@@ -100,6 +100,7 @@ class Compiler:
         options: Options,
         labels: Tensor | None = None,
         training: tuple[Tensor, Tensor] | None = None,
+        verification: tuple[Tensor, Tensor] | None = None,
         progress: Progress | None = None,
     ) -> None:
         """Analyse, calibrate and select.
@@ -111,6 +112,7 @@ class Compiler:
             labels: Class of each calibration input, for the accuracy budget and some selectors; None compares with the
                 original network's own predictions.
             training: More labelled inputs, for a selector that needs them.
+            verification: Labelled inputs for the accuracy budget; None: the calibration inputs.
             progress: Told (stage, done, total).
 
         Raises:
@@ -121,8 +123,10 @@ class Compiler:
         self._clock = _Clock()
         fixed = fixed_batch(module)
         self._batch = fixed or options.batch
-        self._batches = batches_of(calibration, self._batch, whole=fixed is not None)
-        self._labels = None if labels is None else batches_of(labels, self._batch, whole=fixed is not None)
+        cut = functools.partial(batches_of, size=self._batch, whole=fixed is not None)
+        self._batches = cut(calibration)
+        self._labels = None if labels is None else cut(labels)
+        self._verification = None if verification is None else [cut(part) for part in verification]
         with self._clock("dependencies"):
             network = analyse(module, calibration[: fixed or 2])
             self.network = restrict(network, options.only, options.skip)
@@ -204,6 +208,7 @@ class Compiler:
     def _measures(self) -> Budget:
         """What budget rules may ask: sizes, error curves, and trials of one group at a time."""
         intercepts = self.options.settings.intercept and self.options.reweight
+        batches, labels = self._verification or (self._batches, self._labels)
         some = max(1, self.options.trial_samples // self._batch)
 
         orders = {name: ranking.order.numpy() for name, ranking in self._rankings.items()}
@@ -217,14 +222,14 @@ class Compiler:
         def errors(name: str) -> NDArray[np.float64]:
             return self._evidence.errors(groups[name], self._rankings[name], reweight=self.options.reweight)
 
-        def trial(metric: Metric, count: int) -> Trial:
+        def trial(metric: Metric, batches: Sequence[Tensor]) -> Trial:
             return functools.cache(
                 lambda sizes: trials(
                     self.network,
                     patches,
                     orders,
                     dict(sizes),
-                    self._batches[:count],
+                    batches,
                     metric,
                     self._tick("budget"),
                 )
@@ -233,8 +238,8 @@ class Compiler:
         return Budget(
             size=TARGETS[self.options.target](self.network, orders, self._batches[0][:1], intercepts=intercepts),
             error=Errors(tuple(groups), errors),
-            accuracy=trial(agreement(self.outputs, self._labels), len(self._batches)),
-            change=trial(output_change(self.outputs), some),
+            accuracy=trial(agreement(self.outputs, labels), batches),
+            change=trial(output_change(self.outputs), self._batches[:some]),
         )
 
 

@@ -66,6 +66,7 @@ def prune(
     stochastic: float | None = None,
     labels: Array | None = None,
     training: tuple[Array, Array] | None = None,
+    verification: tuple[Array, Array] | None = None,
     evaluation: tuple[Array, Array] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -91,6 +92,7 @@ def prune(
         labels: Class of each calibration input, (samples,); the `accuracy` budget uses them, and some selectors
             cannot do without.
         training: More labelled inputs, which only the selector `layergreedyfs-fd` reads.
+        verification: Labelled inputs on which the `accuracy` budget measures, instead of the calibration inputs.
         evaluation: Inputs and labels whose accuracy the report states; decides nothing.
         seed: Of everything random.
         progress: Told (stage, done, total).
@@ -118,6 +120,7 @@ def prune(
         stochastic=stochastic,
         labels=labels,
         training=training,
+        verification=verification,
         evaluation=evaluation,
         seed=seed,
         progress=progress,
@@ -142,6 +145,7 @@ def prune_each(
     stochastic: float | None = None,
     labels: Array | None = None,
     training: tuple[Array, Array] | None = None,
+    verification: tuple[Array, Array] | None = None,
     evaluation: tuple[Array, Array] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -164,6 +168,7 @@ def prune_each(
         stochastic: See `prune`.
         labels: See `prune`.
         training: See `prune`.
+        verification: See `prune`.
         evaluation: See `prune`.
         seed: See `prune`.
         progress: See `prune`.
@@ -180,6 +185,7 @@ def prune_each(
     inputs = _inputs(calibration, "calibration")
     known = None if labels is None else _labels(labels, len(inputs), "labels")
     more = None if training is None else _evaluation(*training, "training")
+    apart = None if verification is None else _evaluation(*verification, "verification")
     held_out = None if evaluation is None else _evaluation(*evaluation, "evaluation")
     options = Options(
         select=select,
@@ -193,7 +199,7 @@ def prune_each(
         stochastic=stochastic,
         seed=seed,
     )
-    compiler = Compiler(settle(model, inputs), inputs, options, known, more, progress)
+    compiler = Compiler(settle(model, inputs), inputs, options, known, more, apart, progress)
     original = compiler.network.graph_module
     before = None if held_out is None else accuracy(original, *held_out)
     for ratio in ratios:

@@ -120,3 +120,17 @@ def test_left_alone_layers_keep_their_shape() -> None:
     pruned = subprune_fx.prune(Mixed().eval(), torch.randn(16, 3, 8, 8), ratio=2, skip=["stem"])
     assert pruned.module.get_parameter("stem.weight").shape == (8, 3, 3, 3)
     assert ("stem", "you asked to leave it alone") in [(row.name, row.reason) for row in pruned.report.frozen]
+
+
+def test_the_accuracy_budget_measures_on_the_verification_inputs() -> None:
+    """With labels that only the original's predictions match, and inputs of its own."""
+    module, x, other = Mixed().eval(), torch.randn(16, 3, 8, 8), torch.randn(40, 3, 8, 8)
+    with torch.no_grad():
+        y = module(other).argmax(1)
+
+    def kept(**options: object) -> list[tuple[int, ...]]:
+        pruned = subprune_fx.prune(module, x, ratio=2, budget="accuracy", **options)  # type: ignore[arg-type]
+        return [decision.kept for decision in pruned.plan.decisions]
+
+    assert kept(verification=(other, y)) != kept(verification=(other, (y + 1) % 4))
+    assert kept(verification=(x, module(x).argmax(1))) == kept()
