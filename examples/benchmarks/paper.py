@@ -1,185 +1,31 @@
-"""The paper's accuracy tables on its three networks: one-shot, unlabelled inputs, no fine-tuning.
+"""The paper's comparison on its three networks: tables 3 to 5, figures 1 to 5, and other programs beside them.
 
-    python examples/benchmarks/paper.py --data FOLDER [--nets lenet_mnist,vgg11_cifar10] [--ratios 2,8] ...
+    python examples/benchmarks/paper.py --data FOLDER [--methods all] [--nets lenet_mnist] [--ratios 2,8] ...
 
-Every (network, ratio, seed) is one `subprune_fx.prune` on training inputs drawn without their labels, and one
-evaluation on all 10,000 test images. Finished runs are kept in RESULTS/paper.jsonl and skipped next time.
+A run prunes with 512 training inputs drawn by its seed and measures on all 10,000 test images; the ratios of one seed
+share a calibration. This project's own method ("ours") sees no labels; the paper's systems are run as the paper runs
+them (see methods.py). Finished runs are kept in RESULTS/paper.jsonl and skipped next time; tables (paper.md, paper.csv)
+and figures are drawn from all of them that were asked for.
 """
 
 from __future__ import annotations
 
-import csv
-import dataclasses
-import json
-import statistics
-import time
-from collections.abc import Iterable, Iterator, Sequence
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 
 import click
-import numpy as np
-import torch
-from data import Images, data_option, draw, load_images, normalise
-from models import BENCHMARKS, load_network, nets_option
-from numpy.typing import NDArray
-from torch import nn
+from data import data_option
+from figures import TWO, draw_all
+from methods import METHODS, methods_option
+from models import load_network, nets_option
+from runs import Bench, Job, Row, line_of, ratios_at, read
+from tables import markdown, save
+from tuning import TUNINGS
 
-import subprune_fx
-
-EVALUATION_BATCH = 500
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """One run; two equal ones are not run twice.
-
-    Attributes:
-        net: A key of `models.BENCHMARKS`.
-        ratio: Requested parameter ratio.
-        seed: Of the calibration inputs, and of everything random in pruning.
-        variant: `asym`, `seq` or `layer`.
-        budget: Budget rule; None: the default.
-        samples: Calibration inputs.
-    """
-
-    net: str
-    ratio: float
-    seed: int
-    variant: str
-    budget: str | None
-    samples: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """What one run gave.
-
-    Attributes:
-        job: Which run.
-        original: Top-1 accuracy of the original network on the test set, %.
-        accuracy: The same of the pruned one, %.
-        achieved: Parameters before / after.
-        seconds: Wall time of `prune`.
-    """
-
-    job: Job
-    original: float
-    accuracy: float
-    achieved: float
-    seconds: float
-
-
-class Bench:
-    """Networks, images and original accuracies, each loaded when first asked for."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
-        self.images: dict[str, Images] = {}
-        self.originals: dict[str, float] = {}
-
-    def run(self, job: Job) -> Row:
-        """Prune and evaluate."""
-        kind = BENCHMARKS[job.net].images
-        network = load_network(job.net, self.folder)
-        if kind not in self.images:
-            self.images[kind] = load_images(kind, self.folder)
-        images = self.images[kind]
-        if job.net not in self.originals:
-            self.originals[job.net] = top1(network, images, kind)
-        chosen = draw(len(images.train), job.samples, job.seed)
-        calibration = normalise(images.train[chosen], kind)
-        start = time.perf_counter()
-        pruned = subprune_fx.prune(
-            network, calibration, ratio=job.ratio, variant=job.variant, budget=job.budget, seed=job.seed
-        )
-        seconds = time.perf_counter() - start
-        accuracy = top1(pruned.module, images, kind)
-        return Row(job, self.originals[job.net], accuracy, pruned.report.achieved, seconds)
-
-
-def top1(network: nn.Module, images: Images, kind: str) -> float:
-    """Top-1 accuracy on the whole test set, %."""
-    hits = 0
-    with torch.inference_mode():
-        for start in range(0, len(images.test), EVALUATION_BATCH):
-            part = slice(start, start + EVALUATION_BATCH)
-            guesses: NDArray[np.int64] = network(normalise(images.test[part], kind)).argmax(1).numpy()
-            hits += int((guesses == images.test_labels[part]).sum())
-    return 100 * hits / len(images.test)
-
-
-def read(path: Path) -> list[Row]:
-    """Finished runs; a line cut off by an interruption is dropped."""
-    if not path.exists():
-        return []
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            fields = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        found.append(Row(**{**fields, "job": Job(**fields["job"])}))
-    return found
-
-
-def line_of(row: Row) -> str:
-    """A finished run as `read` takes it."""
-    return json.dumps(dataclasses.asdict(row)) + "\n"
-
-
-def markdown(rows: Sequence[Row]) -> str:
-    """One table: accuracy as mean ± sample standard deviation over seeds, beside the paper's."""
-    lines = [
-        "| network | ratio | paper | here | goal | achieved ratio | seeds | seconds |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, benchmark in BENCHMARKS.items():
-        mine = [row for row in rows if row.job.net == name]
-        if mine:
-            original = f"{mine[0].original:.2f}"
-            lines.append(f"| {name} | 1 | {benchmark.paper_original:.2f} | {original} | | | | |")
-        for ratio, group in groups(mine):
-            accuracy = spread([row.accuracy for row in group])
-            paper, goal = (table.get(int(ratio), "") for table in (benchmark.paper, benchmark.goal))
-            achieved = min(row.achieved for row in group)
-            seconds = statistics.median(row.seconds for row in group)
-            cells = (
-                name,
-                f"{ratio:g}",
-                paper,
-                accuracy,
-                goal,
-                f"{achieved:.2f}",
-                len(group),
-                f"{seconds:.1f}",
-            )
-            lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines) + "\n"
-
-
-def groups(rows: Iterable[Row]) -> Iterator[tuple[float, list[Row]]]:
-    """Rows of one network by ratio."""
-    rows = list(rows)
-    for ratio in sorted({row.job.ratio for row in rows}):
-        yield ratio, [row for row in rows if row.job.ratio == ratio]
-
-
-def spread(values: Sequence[float]) -> str:
-    """`mean ± standard deviation`; a single value has none."""
-    mean = f"{statistics.mean(values):.1f}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.1f}"
-
-
-def save_table(rows: Sequence[Row], folder: Path) -> None:
-    """Write paper.csv (a line a run) and paper.md (a line a ratio)."""
-    (folder / "paper.md").write_text(markdown(rows), encoding="utf-8")
-    flat = [{**dataclasses.asdict(row.job), **dataclasses.asdict(row)} for row in rows]
-    with (folder / "paper.csv").open("w", newline="", encoding="utf-8") as file:
-        names = [name for name in flat[0] if name != "job"]
-        writer = csv.DictWriter(file, names, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(flat)
+SHARED = ("net", "method", "seed", "reweight", "budget", "layers", "samples")
+"""Jobs that agree in these are pruned together."""
 
 
 def numbers(_context: click.Context, _option: click.Parameter, value: str) -> tuple[int, ...]:
@@ -194,13 +40,44 @@ def numbers(_context: click.Context, _option: click.Parameter, value: str) -> tu
     return tuple(found)
 
 
+def floats(_context: click.Context, _option: click.Parameter, value: str) -> tuple[float, ...]:
+    """`2,4.5,8`."""
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is not a list of numbers such as 2,4,8") from error
+
+
+def words(known: Sequence[str]) -> Callable[[click.Context, click.Parameter, str], tuple[str, ...]]:
+    """A list of words out of `known`."""
+
+    def parse(_context: click.Context, _option: click.Parameter, value: str) -> tuple[str, ...]:
+        names = tuple(value.split(","))
+        if unknown := set(names) - set(known):
+            raise click.BadParameter(f"{', '.join(sorted(unknown))}: known are {', '.join(known)}")
+        return names
+
+    return parse
+
+
+def together(jobs: Sequence[Job]) -> Iterator[list[Job]]:
+    """Jobs that one calibration serves."""
+    found: dict[tuple[object, ...], list[Job]] = {}
+    for job in jobs:
+        found.setdefault(tuple(getattr(job, name) for name in SHARED), []).append(job)
+    yield from found.values()
+
+
 @click.command()
 @data_option
 @nets_option
-@click.option("--ratios", callback=numbers, default="2,4,8,16,32", show_default=True)
+@methods_option
+@click.option("--ratios", callback=floats, default="2,4,8,16,32", show_default=True)
 @click.option("--seeds", callback=numbers, default="42-46", show_default=True)
-@click.option("--variant", type=click.Choice(["asym", "seq", "layer"]), default="asym", show_default=True)
-@click.option("--budget", type=click.Choice(["output", "accuracy", "error", "uniform"]), help="Default: the library's.")
+@click.option("--reweight", callback=words(("with", "without")), default="with,without", show_default=True)
+@click.option("--tuning", callback=words(TUNINGS), default="none", show_default=True, help="Fine-tuning.")
+@click.option("--two-layers", is_flag=True, help="Figures 4 and 5: two convolutions of VGG11, at its own ratios.")
+@click.option("--budget", type=click.Choice(["output", "accuracy", "error", "uniform"]), help="Default: the method's.")
 @click.option("--samples", default=512, show_default=True, help="Calibration inputs.")
 @click.option("--results", type=click.Path(file_okay=False, path_type=Path), default="results", show_default=True)
 @click.option("--fresh", is_flag=True, help="Forget finished runs of RESULTS.")
@@ -208,37 +85,63 @@ def main(
     *,
     data: Path | None,
     nets: tuple[str, ...],
-    ratios: tuple[int, ...],
+    methods: tuple[str, ...],
+    ratios: tuple[float, ...],
     seeds: tuple[int, ...],
-    variant: str,
+    reweight: tuple[str, ...],
+    tuning: tuple[str, ...],
+    two_layers: bool,
     budget: str | None,
     samples: int,
     results: Path,
     fresh: bool,
 ) -> None:
-    """Measure one-shot accuracy after pruning, beside the paper's figures."""
+    """Measure accuracy, speed-up and pruning time after pruning, beside the paper's figures."""
     results.mkdir(parents=True, exist_ok=True)
     journal = results / "paper.jsonl"
     if fresh:
         journal.unlink(missing_ok=True)
     done = {row.job: row for row in read(journal)}
     journal.write_text("".join(map(line_of, done.values())), encoding="utf-8")  # without a cut-off line
-    jobs = [Job(*key, variant, budget, samples) for key in product(nets, map(float, ratios), seeds)]
+    layers: tuple[str, ...] = ()
+    budgets: tuple[str | None, ...] = (budget,)
+    if two_layers:
+        layers, budgets, nets = TWO, ("accuracy", "uniform"), ("vgg11_cifar10",)
+        ratios = ratios_at(load_network(*nets, data), TWO)
+    jobs = [
+        Job(net, method, ratio, seed, word == "with", tuned, rule, layers, samples)
+        for net, method, seed, word, rule in product(nets, methods, seeds, reweight, budgets)
+        if word == "with" or METHODS[method].both
+        for tuned, ratio in product(tuning, ratios)
+    ]
     bench = Bench(data)
-    for job in jobs:
-        if job in done:
-            continue
-        row = done[job] = bench.run(job)
-        with journal.open("a", encoding="utf-8") as file:
-            file.write(line_of(row))
-        click.echo(
-            f"{job.net} ratio {job.ratio:g} seed {job.seed}: {row.accuracy:.2f} % of {row.original:.2f} %, "
-            f"achieved {row.achieved:.2f}, {row.seconds:.1f} s",
-            err=True,
-        )
+    for batch in together([job for job in jobs if job not in done]):
+        for row in bench.run(batch):
+            done[row.job] = row
+            with journal.open("a", encoding="utf-8") as file:
+                file.write(line_of(row))
+            click.echo(said(row), err=True)
     rows = [done[job] for job in jobs]
-    save_table(rows, results)
+    save(rows, results)
     click.echo(markdown(rows))
+    if importlib.util.find_spec("matplotlib") is None:
+        click.echo("no figures: matplotlib is not installed", err=True)
+        return
+    for path in draw_all(rows, results):
+        click.echo(f"wrote {path}")
+
+
+def said(row: Row) -> str:
+    """One line about a finished run."""
+    job = row.job
+    how = ", ".join(
+        [*(["not reweighted"] if not job.reweight else []), *([job.tuning] if job.tuning != "none" else [])]
+    )
+    which = f"{job.net} {job.method}{f' ({how})' if how else ''} ratio {job.ratio:g} seed {job.seed}"
+    return (
+        f"{which}: {row.accuracy:.2f} % of {row.original:.2f} %, achieved {row.achieved:.2f}, "
+        f"speed-up {row.speedup:.2f}, {row.seconds:.1f} s"
+    )
 
 
 if __name__ == "__main__":

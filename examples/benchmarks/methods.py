@@ -1,0 +1,120 @@
+"""Every system of the comparison: one row a method, as the paper runs it, and this project's own."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+TABLES = Path(__file__).with_name("paper_tables.csv")
+"""The paper's tables 3 to 5: accuracy in %, speed-up ratio, pruning time."""
+
+SPARED: dict[str, tuple[str, ...]] = {
+    "lenet_mnist": (),
+    "resnet56_cifar10": ("conv1", "layer2.0.conv2", "layer3.0.conv2"),
+    "vgg11_cifar10": ("25",),
+}
+"""What the paper does not prune (section 7): ResNet56's residual streams, VGG11's last features layer."""
+
+VERIFICATION = {"lenet_mnist": 10_000, "resnet56_cifar10": 1_000, "vgg11_cifar10": 1_000}
+"""Labelled training images for eq. (6). The paper takes 10,000; on one core ResNet56 would need hours for them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One system.
+
+    Attributes:
+        title: As the tables call it.
+        options: Keywords of `subprune_fx.prune_each`; empty for another program's.
+        paper: Whether it is run as the paper runs it: labels and verification images for eq. (6), without intercept,
+            on the layers that the paper prunes.
+        training: Whether it gets the whole training set.
+        rival: Whether another program does it (`rivals.RIVALS`).
+        both: Whether it is run with and without reweighting.
+    """
+
+    title: str
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    paper: bool = True
+    training: bool = False
+    rival: bool = False
+    both: bool = True
+
+
+def _paper(
+    title: str, select: str, variant: str = "seq", *, own_budget: bool = False, training: bool = False
+) -> Method:
+    """A system of the paper. Its code reweights all but AsymInChange towards the pruned network's own outputs (`seq`).
+
+    The ridge is next to nothing: the paper solves plain least squares.
+    """
+    budget = None if own_budget else "accuracy"
+    options = {"select": select, "variant": variant, "budget": budget, "intercept": False, "ridge": 1e-6}
+    return Method(title, options, training=training)
+
+
+METHODS: dict[str, Method] = {
+    "ours": Method("subprune_fx", paper=False, both=False),
+    "asyminchange": _paper("AsymInChange", "inchange", "asym"),
+    "seqinchange": _paper("SeqInChange", "inchange", "seq"),
+    "layerinchange": _paper("LayerInChange", "inchange", "layer"),
+    "stochastic": _paper("stochastic greedy", "stochastic", "asym"),
+    "actgrad": _paper("ActGrad", "actgrad", own_budget=True),
+    "layeractgrad": _paper("LayerActGrad", "layeractgrad"),
+    "layerweightnorm": _paper("LayerWeightNorm", "layerweightnorm"),
+    "weightnorm": _paper("WeightNorm", "weightnorm", own_budget=True),
+    "layersampling": _paper("LayerSampling", "layersampling", own_budget=True),
+    "layergreedyfs": _paper("LayerGreedyFS", "layergreedyfs"),
+    "layergreedyfs-fd": _paper("LayerGreedyFS-fd", "layergreedyfs-fd", training=True),
+    "random": _paper("Random", "random", own_budget=True),
+    "layerrandom": _paper("LayerRandom", "layerrandom"),
+    "torch-pruning": Method("Torch-Pruning, L2", paper=False, rival=True, both=False),
+    "torch-pruning-bn": Method("Torch-Pruning, L2, BatchNorm recalibrated", paper=False, rival=True, both=False),
+    "onnxsim": Method("onnxsim, L2", paper=False, rival=True, both=False),
+    "onnxsim-wanda": Method("onnxsim, Wanda", paper=False, rival=True, both=False),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """What the paper says of one run.
+
+    Attributes:
+        accuracy: %.
+        speedup: FLOPs before over after.
+        seconds: Pruning time.
+    """
+
+    accuracy: float
+    speedup: float
+    seconds: int
+
+
+@functools.cache
+def published() -> dict[tuple[str, str, bool, bool, int], Published]:
+    """By network, method, reweighted, fine-tuned on the training set, ratio."""
+    with TABLES.open(encoding="utf-8", newline="") as file:
+        return {
+            (row["net"], row["method"], row["reweighted"] == "1", row["tuned"] == "1", int(row["ratio"])): Published(
+                float(row["accuracy"]), float(row["speedup"]), int(row["seconds"])
+            )
+            for row in csv.DictReader(file)
+        }
+
+
+def _named(_context: click.Context, _option: click.Parameter, value: str) -> tuple[str, ...]:
+    names = tuple(METHODS) if value == "all" else tuple(value.split(","))
+    if unknown := set(names) - set(METHODS):
+        raise click.BadParameter(f"{', '.join(sorted(unknown))}: known are all, {', '.join(METHODS)}")
+    return names
+
+
+methods_option = click.option(
+    "--methods", callback=_named, default="ours", show_default=True, help="Names separated by commas, or all."
+)
