@@ -236,7 +236,7 @@ class Compiler:
             )
 
         return Budget(
-            size=TARGETS[self.options.target](self.network, orders, self._batches[0][:1], intercepts=intercepts),
+            size=TARGETS[self.options.target](self.network, orders, self._batches[0], intercepts=intercepts),
             error=Errors(tuple(groups), errors),
             accuracy=trial(agreement(self.outputs, labels), batches),
             change=trial(output_change(self.outputs), self._batches[:some]),
