@@ -87,7 +87,8 @@ def _verified(walker: _Walker) -> ChannelGraph:
     """Close the propagation; channels that some op cannot carry once others are gone are frozen, and all is redone."""
     while True:
         channels = close(walker.state)
-        broken = [site for site in walker.sites if not survives(site, channels)]
+        samples = channels.samples()
+        broken = [site for site in walker.sites if not survives(site, channels, samples)]
         if not broken:
             return channels
         for site in broken:
@@ -262,6 +263,9 @@ class _Walker(fx.Interpreter):
             attrs["shape"] = self._value(call.get("normalized_shape"))
         if call.row.kind is Kind.GROUP_NORM:
             attrs["groups"] = self._value(call.get("num_groups"))
+        if call.row.kind is Kind.SCATTER:
+            part = slice(call.get("start"), call.get("end"), call.get("step"))
+            attrs["range"] = (int(call.get("dim", 0)), self._value(part))
         if call.row.kind in MOVING:
             where, key = _first_tensors(node, self.trees)
             first = None if where is None else getattr(node, where)[key]

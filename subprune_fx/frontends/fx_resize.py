@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,10 +65,10 @@ def resize(site: Site, keep: Keep) -> tuple[Constant, ...]:
     return _RULES[site.call.row.resize](site, keep)
 
 
-def survives(site: Site, channels: ChannelGraph) -> bool:
+def survives(site: Site, channels: ChannelGraph, samples: Sequence[Keep]) -> bool:
     """Whether a moving op, with its sizes re-read, moves what survives to where its survivors should be.
 
-    Tried with two complementary choices of units, so that each unit is once kept and once dropped.
+    Tried with `samples`, complementary choices of units, so that each unit is once kept and once dropped.
     """
     if site.call.row is None or site.call.row.kind not in (Kind.MOVE, Kind.PERMUTE, Kind.JOIN, Kind.CHUNK, Kind.PAD):
         return True
@@ -77,7 +77,7 @@ def survives(site: Site, channels: ChannelGraph) -> bool:
     ]
     if not touched:
         return True
-    return all(_consistent(site, keep, channels.unit) for keep in channels.samples())
+    return all(_consistent(site, keep, channels.unit) for keep in samples)
 
 
 def _consistent(site: Site, keep: Keep, unit: NDArray[np.int64]) -> bool:

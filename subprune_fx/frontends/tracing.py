@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -48,8 +48,7 @@ def traces(module: nn.Module, example: Tensor) -> Iterator[fx.GraphModule]:
                 remedy="give inputs of the shape it was trained on",
             ) from error
     failures = []
-    tracers = [("symbolic_trace", _symbolic), ("torch.export", _exported)]
-    for name, tracer in tracers:
+    for name, tracer in _TRACERS.items():
         try:
             graph = functional(tracer(copy.deepcopy(original), example))
             with torch.no_grad():
@@ -61,7 +60,7 @@ def traces(module: nn.Module, example: Tensor) -> Iterator[fx.GraphModule]:
             yield graph
         else:
             failures.append(f"{name}: the traced graph computes something else")
-    if len(failures) == len(tracers):
+    if len(failures) == len(_TRACERS):
         raise SubpruneError(
             "cannot be traced (" + " | ".join(failures) + ")",
             where=type(module).__name__,
@@ -77,9 +76,28 @@ def _symbolic(module: nn.Module, example: Tensor) -> fx.GraphModule:
 
 def _exported(module: nn.Module, example: Tensor) -> fx.GraphModule:
     shapes = ({0: torch.export.Dim.AUTO},)
-    traced = torch.export.export(module, (example,), dynamic_shapes=shapes).module(check_guards=False)
+    program = torch.export.export(module, (example,), dynamic_shapes=shapes)
+    if any(_writes_part(node) for node in program.graph.nodes):
+        program = program.run_decompositions({})
+    traced = program.module(check_guards=False)
     assert isinstance(traced, fx.GraphModule)
     return traced
+
+
+def _writes_part(node: fx.Node) -> bool:
+    """Whether a node writes into a part of another tensor: such writes have to become values of their own."""
+    mutable = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable  # noqa: SLF001
+    return mutable and any(used.op == "call_function" and _is_view(used.target) for used in node.all_input_nodes[:1])
+
+
+def _is_view(target: Any) -> bool:
+    return isinstance(target, torch._ops.OpOverload) and target.is_view  # noqa: SLF001
+
+
+_TRACERS: dict[str, Callable[[nn.Module, Tensor], fx.GraphModule]] = {
+    "symbolic_trace": _symbolic,
+    "torch.export": _exported,
+}
 
 
 def functional(graph: fx.GraphModule) -> fx.GraphModule:

@@ -30,7 +30,8 @@ class Kind(enum.Enum):
     PAD = "pads with a constant"
     CHUNK = "splits into equal parts"
     LOOKUP = "reads rows of a table: new channels from the table's columns"
-    SHAPE = "yields sizes, not elements"
+    SCATTER = "writes into a range of one dimension"
+    SHAPE = "reads sizes and types, not elements"
 
 
 class Resize(enum.Enum):
@@ -202,6 +203,8 @@ TABLE: tuple[Row, ...] = (
             "floor",
             "ceil",
             "clamp",
+            "clamp_min",
+            "clamp_max",
             "clip",
             "dropout",
             "dropout1d",
@@ -227,6 +230,9 @@ TABLE: tuple[Row, ...] = (
             "alias",
             "zeros_like",
             "ones_like",
+            "full_like",
+            "zero",
+            "fill",
         ),
         (
             "Relu",
@@ -396,12 +402,14 @@ TABLE: tuple[Row, ...] = (
         ("Pad",),
         resize=Resize.PAD,
     ),
+    Row(Kind.SCATTER, ("slice_scatter",), resize=Resize.SLICE),
     # sizes
     Row(
         Kind.SHAPE,
         ("size", "getattr", "dim", "numel", "sym_size", "ndimension", "shape", "_assert_tensor_metadata"),
         ("Shape", "Size"),
     ),
+    Row(Kind.SHAPE, ("new_zeros", "new_ones", "new_full", "new_empty"), ("ConstantOfShape",)),
 )
 
 BY_TORCH: dict[str, Row] = {name: row for row in TABLE for name in row.torch}

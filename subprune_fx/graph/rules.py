@@ -67,7 +67,7 @@ def _reads_params(step: Step) -> bool:
     return step.row is not None and step.row.kind in _STARTS and any(isinstance(o, Param) for o in step.operands)
 
 
-_STARTS = (Kind.MOVE, Kind.PERMUTE, Kind.JOIN, Kind.ELEMENTWISE, Kind.CHUNK, Kind.PAD)
+_STARTS = (Kind.SCATTER, Kind.MOVE, Kind.PERMUTE, Kind.JOIN, Kind.ELEMENTWISE, Kind.CHUNK, Kind.PAD)
 
 
 def _shape(step: Step) -> tuple[int, ...]:
@@ -317,6 +317,17 @@ def chunk(state: Propagation, step: Step) -> Tree:
     return parts
 
 
+def scatter(state: Propagation, step: Step) -> Tree:
+    """What is written into a range has the channels of that range."""
+    labels, written = (state.of(operand) for operand in step.operands)
+    axis, part = step.attrs["range"]
+    inside = labels[(*(slice(None),) * (axis % labels.ndim), part)]
+    if part.step not in (None, 1):
+        return refuse(state, step, f"{step.op} writes every {part.step}th element")
+    state.unify(inside, expand(written, inside.shape), f"{step.op} writes fixed channels into it")
+    return labels
+
+
 def sizes(_state: Propagation, step: Step) -> Tree:
     """Sizes carry no labels."""
     return step.blank
@@ -340,5 +351,6 @@ RULES: dict[Kind, Callable[[Propagation, Step], Tree]] = {
     Kind.PAD: pad,
     Kind.CHUNK: chunk,
     Kind.LOOKUP: lookup,
+    Kind.SCATTER: scatter,
     Kind.SHAPE: sizes,
 }
