@@ -117,6 +117,13 @@ class Lockstep:
             whole = environment[used].index_copy(axis, kept, x)
             yield _run(self._first, node, {**environment, used: whole}, None)
 
+    def both(self, node: fx.Node) -> Iterator[tuple[Tensor, Tensor]] | None:
+        """The original network's value at `node` and the pruned one's, batch by batch; None if not yet known."""
+        twin = self._twin[node]
+        if node not in self._originals[0] or twin not in self._pruned[0]:
+            return None
+        return ((a[node], b[twin]) for a, b in zip(self._originals, self._pruned, strict=True))
+
     def live(self) -> list[Live]:
         """Activations of the pruned network that are still needed."""
         constant = {self._twin[node] for node in self._constant}

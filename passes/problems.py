@@ -14,7 +14,7 @@ from subprune_fx.graph.propagation import Consumer
 from subprune_fx.numerics.greedy import Block
 from subprune_fx.numerics.moments import Moments
 from subprune_fx.numerics.ridge import DEFAULT_RIDGE
-from subprune_fx.numerics.solve import factor, solve
+from subprune_fx.numerics.solve import factor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,11 +23,21 @@ class Settings:
 
     Attributes:
         intercept: Explain deviations from the mean only; the consumer's bias takes the mean.
+        feedback: Where a consumer's output is added to another value, aim at the original sum: later layers
+            make up for the errors of earlier ones.
+        rounds: How often a consumer is refitted where its activation is flat: there an output counts as right
+            on the flat side. 0: its output before the activation is fitted as it is.
         ridge: Weight of the pull towards the original weights, relative to the mean diagonal of the Gram matrix.
     """
 
     intercept: bool = True
+    feedback: bool = True
+    rounds: int = 3
     ridge: float = DEFAULT_RIDGE
+
+    def of(self, takes_intercept: bool) -> Settings:
+        """The settings for a consumer that has a place for an intercept, or none."""
+        return self if takes_intercept else dataclasses.replace(self, intercept=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +53,7 @@ class Problem:
         energy: ||Y||^2 + lambda ||W_0||^2, shape (groups,).
         unit: Unit of each column, shape (groups, d).
         weight: W_0, shape (groups, d, m).
+        ridge: lambda, shape (groups,).
     """
 
     gram: Tensor
@@ -50,15 +61,35 @@ class Problem:
     energy: Tensor
     unit: NDArray[np.int64]
     weight: Tensor
+    ridge: Tensor
+
+    def kept(self, alive: NDArray[np.bool_]) -> Tensor:
+        """Columns whose unit is alive, (groups, kept d), int64; every group has as many."""
+        return torch.from_numpy(np.stack([np.flatnonzero(mask) for mask in alive[self.unit]]))
+
+    def only(self, alive: NDArray[np.bool_]) -> Problem:
+        """The problem on the columns whose unit is alive."""
+        kept = self.kept(alive)
+        rows = torch.arange(len(kept))[:, None]
+        return dataclasses.replace(
+            self,
+            gram=self.gram[rows[:, :, None], kept[:, :, None], kept[:, None, :]],
+            cross=self.cross[rows, kept],
+            unit=np.take_along_axis(self.unit, kept.numpy(), 1),
+            weight=self.weight[rows, kept],
+        )
+
+    def aimed(self, moments: Moments, settings: Settings) -> Problem:
+        """The same columns with the targets that `moments` hold instead."""
+        return pose(moments, self.weight, self.unit, settings)
+
+    def solution(self) -> Tensor:
+        """argmin_W (paper eq. 4), (groups, d, m)."""
+        return torch.cholesky_solve(self.cross, factor(self.gram))
 
     def reweighted(self, alive: NDArray[np.bool_]) -> Tensor:
-        """New weights on the columns whose unit is alive (paper eq. 4), (groups, kept d, m)."""
-        mask = alive[self.unit]
-        parts = [
-            solve(gram, cross, torch.from_numpy(np.flatnonzero(kept)))
-            for gram, cross, kept in zip(self.gram, self.cross, mask, strict=True)
-        ]
-        return torch.stack(parts)
+        """New weights on the columns whose unit is alive, (groups, kept d, m)."""
+        return self.only(alive).solution()
 
 
 def column_units(consumer: Consumer, taps: int, unit: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -88,7 +119,7 @@ def pose(moments: Moments, weight: Tensor, unit: NDArray[np.int64], settings: Se
     gram.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
     cross = used.cross + ridge[:, None, None] * weight
     energy = used.energy.clamp(min=0) + ridge * weight.square().sum((1, 2))
-    return Problem(gram, cross, energy, unit, weight)
+    return Problem(gram, cross, energy, unit, weight, ridge)
 
 
 def own_target(moments: Moments, weight: Tensor) -> Moments:

@@ -7,8 +7,7 @@ are cut, the consumer is reweighted, and the walk goes on: two forward passes wh
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from subprune_fx.graph.channels import Group
 from subprune_fx.graph.propagation import Consumer
 from subprune_fx.numerics.greedy import Block
 from subprune_fx.numerics.moments import Moments, accumulate
+from subprune_fx.passes.aims import Aim, aim, saturated
 from subprune_fx.passes.calibrate import Tick, parameter
 from subprune_fx.passes.lockstep import Lockstep
 from subprune_fx.passes.patches import unit_factors
@@ -102,7 +102,7 @@ class Sweep:
         reweight = self.reweight and consumer.weight not in channels.shared
         if not undecided and not (reweight and self._misses(node, consumer, walk)):
             return
-        moments, posed = self._pose(node, consumer, walk)
+        aimed, moments, posed = self._pose(node, consumer, walk)
         settled = np.ones_like(self.scratch.alive)
         for group in undecided:
             settled[group.units] = False
@@ -112,7 +112,7 @@ class Sweep:
             self._decide(group, self.choose(group, parts, self.scratch, self.keep[group.name]), walk)
             settled[group.units] = True
         if reweight:
-            self._reweight(node.name, consumer, posed, moments)
+            self._reweight(node.name, consumer, posed, moments, aimed)
 
     def _misses(self, node: fx.Node, consumer: Consumer, walk: Lockstep) -> bool:
         """Whether the consumer has something to make up for: lost channels or, for asym, any change of its input."""
@@ -120,61 +120,29 @@ class Sweep:
             return walk.reads_other(node, consumer.source)
         return not bool(self.scratch.alive[self.network.channels.unit[consumer.labels]].all())
 
-    def _pose(self, node: fx.Node, consumer: Consumer, walk: Lockstep) -> tuple[Moments, Problem]:
+    def _pose(self, node: fx.Node, consumer: Consumer, walk: Lockstep) -> tuple[Aim | None, Moments, Problem]:
         """The consumer's least-squares problem: what it reads, and the target that the variant aims at.
 
-        A is its input in the original network, B in the pruned one, W its original weights, D_g the channels of A
-        that were decided from the original network's moments and so are missing from B.
-            asym:  reads B, aims at A W.    seq:  reads B, aims at [B, D_g] W.    layer:  reads A, aims at A W.
+        asym and seq read the pruned network's activations B and have the aims of `passes.aims`; layer reads the
+        original's A and aims at A W.
         """
         reader, alive = self.network.readers[node.name], self.scratch.alive
         units = column_units(consumer, reader.taps, self.network.channels.unit)
+        aimed = aim(self.network, self.scratch, walk, node, consumer, self.variant, feedback=self.settings.feedback)
         if self.variant == "layer":
             outputs = alive[self.network.channels.unit[consumer.outputs]].reshape(consumer.groups, -1)[0]
             whole = reader.matrix(parameter(self.network.graph_module, consumer.weight))
-            matrix, aims, inputs = (
-                whole[:, :, torch.from_numpy(outputs)],
-                None,
-                walk.original_inputs(node, consumer.source),
-            )
+            matrix = whole[:, :, torch.from_numpy(outputs)]
+            inputs = walk.original_inputs(node, consumer.source)
         else:
             units = live_units(units, alive)
-            matrix = reader.matrix(self.scratch.get(consumer.weight))
-            aims, inputs = self._targets(node, consumer, walk), walk.inputs(node, consumer.source)
+            matrix, inputs = reader.matrix(self.scratch.get(consumer.weight)), walk.inputs(node, consumer.source)
         moments = Moments.zeros(*matrix.shape)
         for i, x in enumerate(inputs):
-            accumulate(moments, reader, x, None if aims is None else aims[i])
-        if aims is None:
+            accumulate(moments, reader, x, None if aimed is None else aimed.targets[i])
+        if aimed is None:
             moments = own_target(moments, matrix)
-        return moments, pose(moments, matrix, units, self.settings)
-
-    def _targets(self, node: fx.Node, consumer: Consumer, walk: Lockstep) -> list[Tensor] | None:
-        """What the consumer should yield, less its bias, on the output channels that are still there.
-
-        None where that is the pruned network's input times the weights: it follows from the input's moments.
-        """
-        alive, unit = self.scratch.alive, self.network.channels.unit
-        inputs, outputs = (
-            torch.from_numpy(np.flatnonzero(alive[unit[labels]])) for labels in (consumer.labels, consumer.outputs)
-        )
-        if self.variant == "seq" and len(inputs) == len(consumer.labels):
-            return None
-        if self.variant == "seq":
-            wanted = walk.completed(node, consumer.source, consumer.data, inputs)
-        else:
-            wanted = walk.originals(node)
-        if consumer.offset is not None:
-            biases: Iterator[Tensor | None] = walk.original_inputs(node, consumer.offset)
-        else:
-            bias = None if consumer.bias is None else parameter(self.network.graph_module, consumer.bias)
-            biases = itertools.repeat(bias)
-        targets = []
-        for y, bias in zip(wanted, biases, strict=False):
-            if bias is not None:
-                y = y - bias.reshape([-1 if d == consumer.axis % y.ndim else 1 for d in range(y.ndim)])  # noqa: PLW2901
-            whole = len(outputs) == y.shape[consumer.axis]
-            targets.append(y if whole else y.index_select(consumer.axis, outputs))
-        return targets
+        return aimed, moments, pose(moments, matrix, units, self.settings.of(node.name in self.network.intercepts))
 
     def _decide(self, group: Group, ranking: Ranking, walk: Lockstep | None = None) -> None:
         count = self.keep[group.name]
@@ -204,19 +172,20 @@ class Sweep:
             columns = torch.from_numpy(factor[units]).to(weight.dtype)
             self.scratch.set(consumer.weight, reader.weight(reader.matrix(weight) * columns[:, :, None], weight))
 
-    def _reweight(self, name: str, consumer: Consumer, posed: Problem, moments: Moments) -> None:
+    def _reweight(self, name: str, consumer: Consumer, posed: Problem, moments: Moments, aimed: Aim | None) -> None:
         """Paper eq. (4), and the intercept that goes with it."""
-        alive, scratch = self.scratch.alive, self.scratch
-        new = posed.reweighted(alive)
-        mask = torch.from_numpy(alive[posed.unit])
-        full = torch.zeros_like(posed.weight)
-        full[mask] = new.reshape(-1, new.shape[2])
-        old = scratch.get(consumer.weight)
-        scratch.set(consumer.weight, self.network.readers[name].weight(new, old).to(old.dtype))
+        scratch = self.scratch
         where = self.network.intercepts.get(name)
-        if not self.settings.intercept or where is None:
+        settings = self.settings.of(where is not None)
+        kept = posed.kept(scratch.alive)
+        posed, moments = posed.only(scratch.alive), moments.only(kept)
+        if aimed is not None and aimed.tail.saturates:
+            posed, moments = saturated(aimed, posed, moments, settings)
+        new, old = posed.solution(), scratch.get(consumer.weight)
+        scratch.set(consumer.weight, self.network.readers[name].weight(new, old).to(old.dtype))
+        if not settings.intercept or where is None:
             return
-        shift = moments.intercept(full).reshape(-1)
+        shift = moments.intercept(new).reshape(-1)
         if where.new and float(shift.abs().max()) == 0:
             return
         current = torch.zeros_like(shift) if where.new else scratch.get(where.name).double()

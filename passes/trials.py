@@ -122,7 +122,7 @@ class Reweighter:
             weight = network.readers[name].matrix(parameter(network.graph_module, consumer.weight))
             units = column_units(consumer, network.readers[name].taps, network.channels.unit)
             self.moments[name] = own_target(found, weight)
-            self.problems[name] = pose(self.moments[name], weight, units, settings)
+            self.problems[name] = pose(self.moments[name], weight, units, settings.of(name in network.intercepts))
 
     def patches(self, group: Group, alive: NDArray[np.bool_]) -> dict[str, Tensor]:
         """New parameters of the group's consumers, dropped columns zero."""

@@ -19,6 +19,7 @@ from subprune_fx.frontends.fx_edit import edited
 from subprune_fx.frontends.fx_products import attention_operands, factors, is_weight, letters
 from subprune_fx.frontends.fx_readers import product_reader, reader
 from subprune_fx.frontends.fx_resize import Site, survives, survivor_shapes
+from subprune_fx.frontends.fx_tails import Tail, tail
 from subprune_fx.frontends.onnx_op import item
 from subprune_fx.graph.channels import ChannelGraph, close
 from subprune_fx.graph.labels import Labels, constant, tighten
@@ -58,6 +59,7 @@ class FxNetwork:
         readers: Geometry of every contraction, by node name.
         intercepts: Where a consumer's intercept goes, by node name; absent where it has no place.
         sites: Nodes whose arguments may spell sizes.
+        tails: What follows each contraction, by node name.
     """
 
     graph_module: fx.GraphModule
@@ -65,6 +67,7 @@ class FxNetwork:
     readers: dict[str, Reader]
     intercepts: dict[str, Intercept]
     sites: tuple[Site, ...]
+    tails: dict[str, Tail]
 
 
 def describe(graph_module: fx.GraphModule, example: Tensor) -> FxNetwork:
@@ -80,7 +83,9 @@ def describe(graph_module: fx.GraphModule, example: Tensor) -> FxNetwork:
         for name in channels.contractions
         if (found := _intercept(nodes[name], walker.calls[name], walker, channels)) is not None
     }
-    return FxNetwork(graph_module, channels, readers, intercepts, tuple(walker.sites))
+    shapes = {node: getattr(channels.values.get(node.name), "shape", None) for node in graph_module.graph.nodes}
+    tails = {name: tail(nodes[name], walker.calls, walker.roles, shapes) for name in channels.contractions}
+    return FxNetwork(graph_module, channels, readers, intercepts, tuple(walker.sites), tails)
 
 
 def _verified(walker: _Walker) -> ChannelGraph:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from subprune_fx.errors import SubpruneError
+from subprune_fx.frontends.fx_order import shallow_first
 from subprune_fx.frontends.onnx_graph import source_of
 from subprune_fx.frontends.onnx_static import specialise
 
@@ -114,6 +115,7 @@ def functional(graph: fx.GraphModule) -> fx.GraphModule:
                 node.target = _functional_overload(node.target)
         elif node.op == "call_method" and node.target.endswith("_") and not node.target.endswith("__"):
             node.target = node.target[:-1]
+    shallow_first(graph.graph)
     graph.recompile()
     return graph
 

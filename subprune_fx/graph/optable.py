@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 
 
 class Kind(enum.Enum):
@@ -74,6 +75,7 @@ class Row:
         axes: For contractions, where the channels are.
         resize: For moving ops, which arguments spell sizes.
         roles: Names of the tensors it takes besides the first (parameters, usually), as torch spells them.
+        flat: For activations that are constant below one number and above another, those two.
         default: Default of the `dim` argument where the op has one and leaves it out.
     """
 
@@ -83,6 +85,7 @@ class Row:
     axes: Axes | None = None
     resize: Resize = Resize.NONE
     roles: tuple[str, ...] = ()
+    flat: tuple[float, float] | None = None
     default: int | None = None
 
 
@@ -122,6 +125,11 @@ TABLE: tuple[Row, ...] = (
         roles=_NORM,
     ),
     Row(Kind.PER_CHANNEL, ("prelu",), ("PRelu",), roles=("weight",)),
+    # activations with flat parts
+    Row(Kind.ELEMENTWISE, ("relu",), ("Relu",), flat=(0.0, math.inf)),
+    Row(Kind.ELEMENTWISE, ("relu6",), flat=(0.0, 6.0)),
+    Row(Kind.ELEMENTWISE, ("hardswish",), ("HardSwish",), flat=(-3.0, math.inf)),
+    Row(Kind.ELEMENTWISE, ("hardsigmoid",), flat=(-3.0, 3.0)),
     # elementwise, one operand or several
     Row(
         Kind.ELEMENTWISE,
@@ -163,8 +171,6 @@ TABLE: tuple[Row, ...] = (
     Row(
         Kind.ELEMENTWISE,
         (
-            "relu",
-            "relu6",
             "leakyrelu",
             "leaky_relu",
             "elu",
@@ -173,8 +179,6 @@ TABLE: tuple[Row, ...] = (
             "gelu",
             "silu",
             "mish",
-            "hardswish",
-            "hardsigmoid",
             "hardtanh",
             "sigmoid",
             "tanh",
@@ -235,14 +239,12 @@ TABLE: tuple[Row, ...] = (
             "fill",
         ),
         (
-            "Relu",
             "LeakyRelu",
             "Elu",
             "Celu",
             "Selu",
             "Gelu",
             "Mish",
-            "HardSwish",
             "HardSigmoid",
             "Sigmoid",
             "Tanh",

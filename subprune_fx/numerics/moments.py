@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -61,6 +62,29 @@ class Moments:
         self.rows += columns.shape[2]
         if targets is None:
             return
+        self.add_targets(columns, targets)
+
+    def only(self, kept: Tensor) -> Moments:
+        """Moments of the columns `kept`, (groups, kept d)."""
+        rows = torch.arange(len(kept))[:, None]
+        return dataclasses.replace(
+            self,
+            gram=self.gram[rows[:, :, None], kept[:, :, None], kept[:, None, :]],
+            cross=self.cross[rows, kept],
+            columns=self.columns[rows, kept],
+        )
+
+    def untargeted(self) -> Moments:
+        """The same input; targets are yet to be added."""
+        return dataclasses.replace(
+            self,
+            cross=torch.zeros_like(self.cross),
+            targets=torch.zeros_like(self.targets),
+            energy=torch.zeros_like(self.energy),
+        )
+
+    def add_targets(self, columns: Tensor, targets: Tensor) -> None:
+        """Add targets for rows that are already counted; arguments as in `add`."""
         self.cross += columns @ targets.transpose(1, 2)
         self.targets += targets.sum(2, dtype=torch.float64)
         self.energy += targets.double().square().sum((1, 2))
@@ -92,8 +116,11 @@ def accumulate(moments: Moments, reader: Reader, x: Tensor, y: Tensor | None = N
         x: Its input, (samples, ...).
         y: Its target, (samples, ...); None where only the input's moments are wanted.
     """
-    samples = x.shape[0]
-    step = max(1, ELEMENTS_AT_ONCE // max(1, reader.taps * x[0].numel()))
-    for start in range(0, samples, step):
-        part = slice(start, start + step)
+    for part in parts(reader, x):
         moments.add(reader.columns(x[part]), None if y is None else reader.targets(y[part]))
+
+
+def parts(reader: Reader, x: Tensor) -> Iterator[slice]:
+    """Samples of an input whose design matrix fits into memory at a time."""
+    step = max(1, ELEMENTS_AT_ONCE // max(1, reader.taps * x[0].numel()))
+    return (slice(start, start + step) for start in range(0, x.shape[0], step))

@@ -1,0 +1,173 @@
+"""What a consumer of the pruned network is fitted to."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from subprune_fx.frontends.describe import FxNetwork
+from subprune_fx.frontends.fx_tails import Tail, affine
+from subprune_fx.graph.propagation import Consumer
+from subprune_fx.numerics.moments import Moments, parts
+from subprune_fx.numerics.readers import Reader
+from subprune_fx.numerics.saturation import admissible
+from subprune_fx.passes.calibrate import parameter
+from subprune_fx.passes.lockstep import Lockstep
+from subprune_fx.passes.problems import Problem, Settings
+from subprune_fx.passes.scratch import Scratch
+
+NEGLIGIBLE = 1e-3
+"""A BatchNorm's scale below this fraction of its largest: such a channel is not steered by what follows it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Aim:
+    """One consumer, the two networks around it, and the output that it is fitted to.
+
+    Attributes:
+        node: The consumer's node.
+        source: Which of its operands it reads the channels from.
+        axis: Channel dimension of its output.
+        reader: Its geometry.
+        tail: What follows it.
+        outputs: Which of its original output channels are still there, (m,).
+        scratch: The pruned-so-far network.
+        walk: Both networks, at `node`.
+        targets: Per batch, the output aimed at, less the consumer's bias.
+        bias: The consumer's bias, (m,).
+    """
+
+    node: fx.Node
+    source: str
+    axis: int
+    reader: Reader
+    tail: Tail
+    outputs: Tensor
+    scratch: Scratch
+    walk: Lockstep
+    targets: list[Tensor]
+    bias: Tensor
+
+    def along(self, vector: Tensor, like: Tensor) -> Tensor:
+        """`vector`, one entry per output channel, in a shape that broadcasts with an output."""
+        return vector.reshape([-1 if d == self.axis % like.ndim else 1 for d in range(like.ndim)])
+
+    def per_row(self, vector: Tensor) -> Tensor:
+        """`vector`, one entry per output channel, in a shape that broadcasts with `reader.targets`."""
+        return vector.reshape(self.reader.groups, -1, 1)
+
+    def live(self, value: Tensor) -> Tensor:
+        """The output channels of a value of the original network that are still there."""
+        return value if len(self.outputs) == value.shape[self.axis] else value.index_select(self.axis, self.outputs)
+
+    def others(self) -> Iterator[tuple[Tensor, Tensor]] | None:
+        """What is added to the consumer's output: the original and the pruned network's, per batch, if it is known."""
+        found = None if self.tail.other is None else self.walk.both(self.tail.other)
+        return None if found is None else ((self.live(before), after) for before, after in found)
+
+
+def aim(
+    network: FxNetwork,
+    scratch: Scratch,
+    walk: Lockstep,
+    node: fx.Node,
+    consumer: Consumer,
+    variant: str,
+    feedback: bool,
+) -> Aim | None:
+    """The aim of a consumer that is reached by the sweep.
+
+    A is its input in the original network, B in the pruned one, W its original weights, D the channels of A that were
+    decided in advance and so are missing from B.
+        asym:  A W.    seq:  [B, D] W.
+    With feedback, asym also takes over what the sum behind the consumer lacks, so that errors do not add up along a
+    residual stream: with z = scale y + shift the consumer's part of the sum and u the other's,
+        Y = A W + (u - u_pruned) / scale.
+
+    Returns:
+        None where the aim is B W, which follows from the input alone.
+    """
+    alive, unit = scratch.alive, network.channels.unit
+    inputs, outputs = (
+        torch.from_numpy(np.flatnonzero(alive[unit[labels]])) for labels in (consumer.labels, consumer.outputs)
+    )
+    if variant == "layer" or (variant == "seq" and len(inputs) == len(consumer.labels)):
+        return None
+    weight, tail = scratch.get(consumer.weight), network.tails[node.name]
+    bias = weight.new_zeros(len(outputs)) if consumer.bias is None else scratch.get(consumer.bias)
+    if consumer.offset is not None:  # a computed bias differs from batch to batch: what follows it is not inverted
+        tail = Tail()
+    biases: Iterator[Tensor | None]
+    if consumer.offset is not None:
+        biases = walk.original_inputs(node, consumer.offset)
+    else:
+        named = None if consumer.bias is None else parameter(network.graph_module, consumer.bias)
+        biases = itertools.repeat(named)
+    reader = network.readers[node.name]
+    found = Aim(node, consumer.source, consumer.axis, reader, tail, outputs, scratch, walk, [], bias)
+    completed = variant == "seq"
+    wanted = walk.completed(node, consumer.source, consumer.data, inputs) if completed else walk.originals(node)
+    for y, own in zip(wanted, biases, strict=False):
+        found.targets.append(found.live(y if own is None else y - found.along(own, y)))
+    if variant == "asym" and feedback:
+        _feed_back(found)
+    return found
+
+
+def _feed_back(found: Aim) -> None:
+    others = found.others()
+    if others is None:
+        return
+    scale = steering(affine(found.tail.norm, found.scratch.module, len(found.outputs))[0])
+    for i, (before, after) in enumerate(others):
+        if before is not after:
+            y = found.targets[i]
+            found.targets[i] = y + (before - after) / found.along(scale, y)
+
+
+def steering(scale: Tensor) -> Tensor:
+    """The scale to divide by; infinite for channels that are as good as switched off."""
+    return torch.where(scale.abs() > NEGLIGIBLE * scale.abs().max(), scale, torch.inf)
+
+
+def saturated(aim: Aim, posed: Problem, moments: Moments, settings: Settings) -> tuple[Problem, Moments]:
+    """Refit a consumer to what its activation lets through.
+
+    Where the activation is constant around the target (a ReLU's negative side), any output on that side is as good.
+    So the target there becomes the consumer's own output as far as that lies on the side, and the least-squares
+    problem is solved again: alternating minimisation over weights and admissible targets, so the error after the
+    activation falls with every round.
+
+    Args:
+        aim: The consumer's aim.
+        posed: Its problem on the columns that are kept.
+        moments: Of the same columns.
+        settings: `rounds`, and how problems are posed.
+
+    Returns:
+        The problem with the last targets, and their moments.
+    """
+    scale, shift = (aim.per_row(part) for part in affine(aim.tail.norm, aim.scratch.module, len(aim.outputs)))
+    divisor, bias = steering(scale), aim.per_row(aim.bias)
+    for _ in range(settings.rounds):
+        weights = posed.solution()
+        offset = moments.intercept(weights) if settings.intercept else torch.zeros_like(moments.targets)
+        ours = weights.to(scale.dtype).transpose(1, 2)
+        constant = offset.to(scale.dtype)[:, :, None] + bias
+        moments = moments.untargeted()
+        others = aim.others()
+        for x, y in zip(aim.walk.inputs(aim.node, aim.source), aim.targets, strict=True):
+            other = None if others is None else next(others)[1]
+            for part in parts(aim.reader, x):
+                columns, target = aim.reader.columns(x[part]), aim.reader.targets(y[part])
+                added = shift if other is None else shift + aim.reader.targets(other[part])
+                wanted = scale * (target + bias) + added
+                got = scale * (ours @ columns + constant) + added
+                moments.add_targets(columns, target + (admissible(wanted, got, aim.tail.flat) - wanted) / divisor)
+        posed = posed.aimed(moments, settings)
+    return posed, moments
