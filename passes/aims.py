@@ -31,7 +31,7 @@ class Aim:
 
     Attributes:
         node: The consumer's node.
-        source: Which of its operands it reads the channels from.
+        source: Name of the operand that it reads the channels from.
         axis: Channel dimension of its output.
         reader: Its geometry.
         tail: What follows it.
@@ -100,14 +100,10 @@ def aim(
         return None
     weight, tail = scratch.get(consumer.weight), network.tails[node.name]
     bias = weight.new_zeros(len(outputs)) if consumer.bias is None else scratch.get(consumer.bias)
+    named = None if consumer.bias is None else parameter(network.graph_module, consumer.bias)
+    biases: Iterator[Tensor | None] = itertools.repeat(named)
     if consumer.offset is not None:  # a computed bias differs from batch to batch: what follows it is not inverted
-        tail = Tail()
-    biases: Iterator[Tensor | None]
-    if consumer.offset is not None:
-        biases = walk.original_inputs(node, consumer.offset)
-    else:
-        named = None if consumer.bias is None else parameter(network.graph_module, consumer.bias)
-        biases = itertools.repeat(named)
+        tail, biases = Tail(), walk.original_inputs(node, consumer.offset)
     reader = network.readers[node.name]
     found = Aim(node, consumer.source, consumer.axis, reader, tail, outputs, scratch, walk, [], bias)
     completed = variant == "seq"
@@ -123,7 +119,7 @@ def _feed_back(found: Aim) -> None:
     others = found.others()
     if others is None:
         return
-    scale = steering(affine(found.tail.norm, found.scratch.module, len(found.outputs))[0])
+    scale = steering(affine(found.tail.norm, found.scratch.module, found.bias)[0])
     for i, (before, after) in enumerate(others):
         if before is not after:
             y = found.targets[i]
@@ -152,7 +148,7 @@ def saturated(aim: Aim, posed: Problem, moments: Moments, settings: Settings) ->
     Returns:
         The problem with the last targets, and their moments.
     """
-    scale, shift = (aim.per_row(part) for part in affine(aim.tail.norm, aim.scratch.module, len(aim.outputs)))
+    scale, shift = (aim.per_row(part) for part in affine(aim.tail.norm, aim.scratch.module, aim.bias))
     divisor, bias = steering(scale), aim.per_row(aim.bias)
     for _ in range(settings.rounds):
         weights = posed.solution()

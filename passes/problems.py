@@ -32,7 +32,7 @@ class Settings:
 
     intercept: bool = True
     feedback: bool = True
-    rounds: int = 3
+    rounds: int = 2
     ridge: float = DEFAULT_RIDGE
 
     def of(self, takes_intercept: bool) -> Settings:

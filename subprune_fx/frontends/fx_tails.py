@@ -99,10 +99,10 @@ def _other(
     return others[0] if shape is not None and shapes.get(others[0]) == shape else None
 
 
-def affine(norm: Norm | None, module: nn.Module, channels: int) -> tuple[Tensor, Tensor]:
-    """Scale and shift of a norm, z = scale y + shift, shape (channels,) each; 1 and 0 without one."""
+def affine(norm: Norm | None, module: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and shift of a norm, z = scale y + shift, shape (channels,) as `like`; 1 and 0 without one."""
     if norm is None:
-        return torch.ones(channels), torch.zeros(channels)
+        return torch.ones_like(like), torch.zeros_like(like)
     mean, variance = _get(module, norm.mean), _get(module, norm.variance)
     weight = torch.ones_like(mean) if norm.weight is None else _get(module, norm.weight)
     bias = torch.zeros_like(mean) if norm.bias is None else _get(module, norm.bias)

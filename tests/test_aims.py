@@ -1,0 +1,138 @@
+"""What consumers are fitted to: residual feedback, and targets that an activation lets through."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, fx, nn
+
+from subprune_fx.frontends.fx_order import shallow_first
+from subprune_fx.frontends.fx_tails import Tail
+from subprune_fx.numerics.saturation import admissible
+from subprune_fx.passes.dependencies import analyse
+from subprune_fx.passes.pipeline import Compiler, Options
+from subprune_fx.passes.problems import Settings
+from subprune_fx.passes.rewrite import apply
+
+values = st.floats(-10, 10).map(float)
+
+
+@given(st.lists(st.tuples(values, values), min_size=1), st.sampled_from([(0.0, math.inf), (0.0, 6.0), (-3.0, 3.0)]))
+def test_admissible_is_the_nearest_equivalent_input(
+    pairs: list[tuple[float, float]], flat: tuple[float, float]
+) -> None:
+    wanted, got = (torch.tensor(part, dtype=torch.float64) for part in zip(*pairs, strict=True))
+    found = admissible(wanted, got, flat)
+    torch.testing.assert_close(found.clamp(*flat), wanted.clamp(*flat), rtol=0, atol=0)
+    # Of all inputs with the same output the nearest: got itself where that is one of them, else the nearest end.
+    same = got.clamp(*flat) == wanted.clamp(*flat)
+    torch.testing.assert_close(found[same], got[same], rtol=0, atol=0)
+    other = found[~same]
+    ends = (other == flat[0]) | (other == flat[1]) | (other == wanted[~same])
+    assert bool(ends.all())
+
+
+class Residual(nn.Module):
+    """Blocks whose shortcut is a node that a tracer puts after the branch."""
+
+    def __init__(self, blocks: int = 4, width: int = 12) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in range(2 * blocks))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(2 * blocks))
+        self.shortcut = nn.Identity()
+        self.head = nn.Linear(width, 5)
+        for norm in self.norms:
+            assert isinstance(norm, nn.BatchNorm2d)
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            norm.running_mean = torch.randn(width) * 0.3
+            norm.running_var = torch.rand(width) + 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        for i in range(0, len(self.convs), 2):
+            y = torch.relu(self.norms[i](self.convs[i](x)))
+            x = torch.relu(self.norms[i + 1](self.convs[i + 1](y)) + self.shortcut(x))
+        scores: Tensor = self.head(x.mean((2, 3)))
+        return scores
+
+
+@pytest.fixture(scope="module")
+def inputs() -> Tensor:
+    return torch.randn(96, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def error_at(name: str, inputs: Tensor, **settings: object) -> float:
+    """Squared error of a pruned two-block `Residual` at a node, on the stream's channels that are kept."""
+    torch.manual_seed(0)
+    options = Options(budget="uniform", settings=Settings(ridge=1e-6, **settings))  # type: ignore[arg-type]
+    compiler = Compiler(Residual(blocks=2).eval(), inputs, options)
+    plan = compiler.compile(2.0).plan
+    (stream,) = (decision for decision in plan.decisions if decision.group == "stem")
+    original = compiler.network.graph_module
+    want = value_at(name, original, inputs)[:, list(stream.kept)]
+    return float((value_at(name, apply(plan, original), inputs) - want).square().sum())
+
+
+def value_at(name: str, graph: fx.GraphModule, inputs: Tensor) -> Tensor:
+    found: dict[str, Tensor] = {}
+
+    class Spy(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            found[n.name] = super().run_node(n)
+            return found[n.name]
+
+    with torch.no_grad():
+        Spy(graph).run(inputs)
+    return found[name]
+
+
+def test_feedback_makes_up_for_the_shortcut(inputs: Tensor) -> None:
+    # The second block's shortcut carries the first block's error.
+    with_, without = (error_at("add_1", inputs, feedback=feedback, rounds=0) for feedback in (True, False))
+    assert with_ < without
+
+
+def test_refitting_lowers_the_error_after_the_activation(inputs: Tensor) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.ReLU()).eval()
+    with torch.no_grad():
+        wanted = network(inputs)
+    errors = []
+    for rounds in (0, 1, 2, 4):
+        options = Options(budget="uniform", settings=Settings(ridge=1e-6, rounds=rounds))
+        (got,) = Compiler(network, inputs, options).compile(2.0).outputs
+        errors.append(float((got - wanted).square().sum()))
+    assert errors == sorted(errors, reverse=True)  # the last layer's error is what each round lowers
+    assert errors[-1] < 0.95 * errors[0]
+
+
+def test_shallow_first_puts_the_shortcut_before_the_branch(inputs: Tensor) -> None:
+    graph = fx.symbolic_trace(Residual().eval())
+    before = graph(inputs)
+    shallow_first(graph.graph)
+    graph.graph.lint()
+    graph.recompile()
+    torch.testing.assert_close(graph(inputs), before, rtol=0, atol=0)
+    names = [node.name for node in graph.graph.nodes]
+    assert names.index("shortcut") < names.index("convs_0")
+
+
+def test_tails() -> None:
+    network = analyse(Residual(blocks=1).eval(), torch.randn(2, 3, 8, 8))
+    tails = network.tails
+    assert tails["stem"] == Tail(flat=(0.0, math.inf))
+    inner, outer = tails["convs_0"], tails["convs_1"]
+    assert inner.norm is not None
+    assert (inner.norm.mean, inner.other, inner.flat) == ("norms.0.running_mean", None, (0.0, math.inf))
+    assert outer.other is not None
+    assert (outer.other.name, outer.flat) == ("shortcut", (0.0, math.inf))
+    assert tails["head"] == Tail()
+    assert np.isinf(tails["head"].flat).all()
+    assert not tails["head"].saturates
