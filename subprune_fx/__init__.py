@@ -8,19 +8,33 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from subprune_fx.api import Pruned, prune, prune_each
     from subprune_fx.errors import SubpruneError, ValidationError
+    from subprune_fx.passes.diagnose import Diagnosis, diagnose
     from subprune_fx.passes.rewrite import apply
     from subprune_fx.plan import Plan
     from subprune_fx.report import Report
 
-__all__ = ["Plan", "Pruned", "Report", "SubpruneError", "ValidationError", "apply", "prune", "prune_each"]
+__all__ = [
+    "Diagnosis",
+    "Plan",
+    "Pruned",
+    "Report",
+    "SubpruneError",
+    "ValidationError",
+    "apply",
+    "diagnose",
+    "prune",
+    "prune_each",
+]
 
 _HOME = {
+    "Diagnosis": "subprune_fx.passes.diagnose",
     "Plan": "subprune_fx.plan",
     "Pruned": "subprune_fx.api",
     "Report": "subprune_fx.report",
     "SubpruneError": "subprune_fx.errors",
     "ValidationError": "subprune_fx.errors",
     "apply": "subprune_fx.passes.rewrite",
+    "diagnose": "subprune_fx.passes.diagnose",
     "prune": "subprune_fx.api",
     "prune_each": "subprune_fx.api",
 }

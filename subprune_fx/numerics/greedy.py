@@ -65,10 +65,12 @@ class Selection:
     Attributes:
         order: Units in the order they were chosen, (k,), int64.
         error: sum_c scale_c (energy_c - F_c(S)) with the first 0..k of them kept, (k + 1,), float64, non-increasing.
+        gains: Sum of the gains F(i | S) of all units not in S, with the first 0..k - 1 kept, (k,), float64.
     """
 
     order: Tensor
     error: Tensor
+    gains: Tensor
 
 
 def greedy(
@@ -98,10 +100,12 @@ def greedy(
     open_ = torch.ones(units, dtype=torch.bool)
     error = [sum(block.scale * block.energy for block in blocks)]
     order: list[int] = []
+    sums: list[float] = []
     for _ in range(count):
         gains = torch.zeros(units, dtype=torch.float64)
         for part in factors:
             part.add_gains(gains)
+        sums.append(float(gains[open_].sum()))
         gains[~open_] = -torch.inf
         if size < units:
             candidates = open_.nonzero()[:, 0]
@@ -114,7 +118,8 @@ def greedy(
         open_[best] = False
         order.append(best)
         error.append(min(error[-1], max(error[-1] - float(gains[best]), 0.0)))
-    return Selection(torch.tensor(order, dtype=torch.int64), torch.tensor(error, dtype=torch.float64))
+    curves = (torch.tensor(values, dtype=torch.float64) for values in (error, sums))
+    return Selection(torch.tensor(order, dtype=torch.int64), *curves)
 
 
 def _stacked(blocks: Sequence[Block]) -> list[list[Block]]:
