@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from subprune_fx.errors import SubpruneError
+from subprune_fx.frontends.onnx_graph import source_of
 from subprune_fx.frontends.onnx_static import fixed_batch
 from subprune_fx.graph.channels import Group
 from subprune_fx.numerics.greedy import Block
@@ -131,6 +133,9 @@ class Compiler:
             network = analyse(module, calibration[: fixed or 2])
             self.network = restrict(network, options.only, options.skip)
         self._row = SELECTORS[options.select]
+        if Need.GRADIENTS in self._row.needs and source_of(self.network.graph_module) is not None:
+            what = f"selector {self._row.name} needs gradients, and onnxruntime gives none"
+            raise SubpruneError(what, remedy="choose another, or start from the PyTorch network")
         self._evidence = Gatherer(
             self.network,
             self._moments,
@@ -167,7 +172,7 @@ class Compiler:
                 variant=self.options.variant,
                 settings=self.options.settings,
                 reweight=self.options.reweight,
-                choose=self._choose if self._row.live else None,
+                choose=self._choose if self._decides_late() else None,
             )
             plan, outputs = sweep.run(self._batches, self._tick("sweep"))
         return Compiled(ratio, plan, outputs, dict(self._clock.seconds))
@@ -189,8 +194,14 @@ class Compiler:
             self._report("select", done, len(groups))
         return found
 
+    def _decides_late(self) -> bool:
+        """Whether groups wait for the sweep: seq aims at what all of a layer's channels give there, dropped or not."""
+        return self._row.live or (self.options.reweight and self.options.variant == "seq")
+
     def _choose(self, group: Group, parts: Sequence[Block], scratch: Scratch, keep: int) -> Ranking:
-        """Rank a group again on the pruned-so-far network."""
+        """Rank a group again on the pruned-so-far network, if the selector does that."""
+        if not self._row.live:
+            return self._rankings[group.name]
         return self._row.rank(self._evidence.live(group, self._row.needs, parts, scratch), keep)
 
     @property

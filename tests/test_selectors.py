@@ -307,6 +307,34 @@ def test_greedy_forward_selection_is_the_direct_one(select: str) -> None:
     torch.testing.assert_close(pruned.module(inputs()), slow(inputs()))  # with the outgoing weights multiplied
 
 
+@pytest.mark.parametrize("variant", ["seq", "layer"])
+def test_reweighting_by_variant_is_the_direct_one(variant: str) -> None:
+    """Least squares layer by layer, after a selection that does not depend on the inputs."""
+    module, x = net(), inputs().double()
+    pruned = subprune_fx.prune(
+        module,
+        inputs(),
+        ratio=2,
+        select="layerweightnorm",
+        variant=variant,
+        budget="uniform",
+        intercept=False,
+        ridge=1e-9,
+    )
+    first, second = (torch.tensor(decision.kept) for decision in pruned.plan.decisions)
+    columns = (first[:, None] * 4 + torch.arange(4)).flatten()
+    state = {name: value.double() for name, value in module.state_dict().items()}
+    w3, w5 = state["3.weight"].T, state["5.weight"].T
+    a3 = copy.deepcopy(module)[:3].double()(x).detach()
+    a5 = torch.relu(a3 @ w3 + state["3.bias"])
+    new3 = torch.linalg.lstsq(a3[:, columns], a3 @ w3).solution  # nothing is pruned before: the same for all variants
+    b5 = torch.relu(a3[:, columns] @ new3 + state["3.bias"])
+    seen, aim = {"seq": (b5, b5 @ w5), "layer": (a5, a5 @ w5)}[variant]
+    new5 = torch.linalg.lstsq(seen[:, second], aim).solution
+    wanted = b5[:, second] @ new5 + state["5.bias"]
+    torch.testing.assert_close(pruned.module(inputs()).double(), wanted, rtol=1e-3, atol=1e-4)  # float32 moments
+
+
 @pytest.mark.parametrize("reweight", [True, False])
 @pytest.mark.parametrize("select", SELECTORS)
 def test_every_selector_works_from_the_command_line(select: str, reweight: bool, tmp_path: Path) -> None:
@@ -333,3 +361,27 @@ def test_without_labels_the_command_line_says_so_in_one_line(
     assert f"selector {select} needs" in line
     assert ("y beside x" in line) != ("--train" in line)
     assert not out.exists()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The network as an ONNX file."""
+    path = tmp_path_factory.mktemp("onnx") / "net.onnx"
+    batch = ({0: torch.export.Dim("n")},)
+    program = torch.onnx.export(net(), (inputs(2),), dynamo=True, dynamic_shapes=batch, verbose=False)
+    assert program is not None
+    program.save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("select", "code"), [("layersampling", 0), ("weightnorm", 0), ("layergreedyfs", 0), ("actgrad", 2)]
+)
+def test_onnx_networks_have_every_kind_of_selector_but_those_with_gradients(
+    exported: Path, select: str, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    xy = tmp_path / "xy.npz"
+    np.savez(xy, x=inputs(40).numpy(), y=np.arange(40) % 3)
+    arguments = [str(exported), "--ratio", "2", "-o", str(tmp_path / "small.onnx"), "--calib", str(xy), "-q"]
+    assert main([*arguments, "--select", select]) == code
+    assert ("needs gradients, and onnxruntime gives none" in capsys.readouterr().err) == bool(code)
