@@ -42,12 +42,13 @@ class Budget:
 def uniform(budget: Budget, target: int) -> Keep:
     """Equal fractions: the largest alpha with k = max(1, floor(alpha n)) that fits."""
     sizes = budget.size.units
-    fractions = sorted({k / n for n in sizes.values() for k in range(1, n + 1)}, reverse=True)
+    alphas = sorted({k / n for n in sizes.values() for k in range(1, n + 1)}, reverse=True)
+    return _first_fit(budget, target, lambda alpha: fraction(sizes, alpha), alphas)
 
-    def at(alpha: float) -> Keep:  # 1e-9: k / n * n may be a little below k
-        return {group: max(1, math.floor(alpha * n + 1e-9)) for group, n in sizes.items()}
 
-    return _first_fit(budget, target, at, fractions)
+def fraction(sizes: Mapping[str, int], alpha: float) -> Keep:
+    """The same fraction of every group: k = max(1, floor(alpha n))."""
+    return {group: max(1, math.floor(alpha * n + 1e-9)) for group, n in sizes.items()}  # k / n * n may be below k
 
 
 def error(budget: Budget, target: int) -> Keep:

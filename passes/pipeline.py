@@ -19,7 +19,7 @@ from subprune_fx.frontends.onnx_static import fixed_batch
 from subprune_fx.graph.channels import Group
 from subprune_fx.numerics.greedy import Block
 from subprune_fx.numerics.moments import Moments
-from subprune_fx.passes.budget import BUDGETS, DEFAULT_BUDGET, Budget, Rule, Trial, allot
+from subprune_fx.passes.budget import BUDGETS, DEFAULT_BUDGET, Budget, Keep, Rule, Trial, allot, fraction
 from subprune_fx.passes.calibrate import Tick, calibrate, run
 from subprune_fx.passes.dependencies import analyse, restrict
 from subprune_fx.passes.evidence import Errors, Gatherer
@@ -164,6 +164,15 @@ class Compiler:
         """
         with self._clock("budget"):
             keep = allot(self._rule(), self._budget, ratio)
+        return self._compiled(ratio, keep)
+
+    def compile_fraction(self, alpha: float) -> Compiled:
+        """The plan in which every group keeps the fraction `alpha` of its units, whatever the options' budget."""
+        size = self._budget.size
+        keep = fraction(size.units, alpha)
+        return self._compiled(size.total / size.parameters(keep), keep)
+
+    def _compiled(self, ratio: float, keep: Keep) -> Compiled:
         with self._clock("sweep"):
             sweep = Sweep(
                 self.network,

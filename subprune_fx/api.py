@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,7 +54,8 @@ def prune(
     model: nn.Module,
     calibration: Array,
     *,
-    ratio: float,
+    ratio: float | None = None,
+    keep: float | None = None,
     select: str = DEFAULT_SELECTOR,
     variant: str = "asym",
     budget: str | None = None,
@@ -76,7 +78,8 @@ def prune(
     Args:
         model: The network; unchanged.
         calibration: Inputs as the network takes them, float32, (samples, ...).
-        ratio: Size before over size after, above 1; the result meets it.
+        ratio: Size before over size after, above 1; the result meets it. This or `keep`.
+        keep: In place of a ratio: the fraction of its channels that every group keeps, in (0, 1); no budget is needed.
         select: How units are chosen, a key of `subprune_fx.selectors.SELECTORS`.
         variant: Which inputs consumers are fitted on (paper section 5.1): `asym`, the pruned network's, towards the
             original's outputs; `seq`, the pruned network's; `layer`, the original's.
@@ -104,10 +107,13 @@ def prune(
         SubpruneError: An argument is unusable, the network cannot be traced or has nothing to prune, or the ratio is
             out of reach (the message says the largest reachable one).
     """
+    if (ratio is None) == (keep is None):
+        raise SubpruneError("needs a ratio or a fraction of the channels to keep, one of the two", remedy="ratio=4")
     (found,) = prune_each(
         model,
         calibration,
-        ratios=(ratio,),
+        ratios=() if ratio is None else (ratio,),
+        keeps=() if keep is None else (keep,),
         select=select,
         variant=variant,
         budget=budget,
@@ -132,7 +138,8 @@ def prune_each(
     model: nn.Module,
     calibration: Array,
     *,
-    ratios: Sequence[float],
+    ratios: Sequence[float] = (),
+    keeps: Sequence[float] = (),
     select: str = DEFAULT_SELECTOR,
     variant: str = "asym",
     budget: str | None = None,
@@ -150,12 +157,13 @@ def prune_each(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Iterator[Pruned]:
-    """`prune` for several ratios with one calibration; results come one by one, each from the original network.
+    """`prune` for several ratios or fractions with one calibration; results come one by one, each from the original network.
 
     Args:
         model: See `prune`.
         calibration: See `prune`.
-        ratios: One or more.
+        ratios: See `prune`.
+        keeps: See `prune`.
         select: See `prune`.
         variant: See `prune`.
         budget: See `prune`.
@@ -174,12 +182,12 @@ def prune_each(
         progress: See `prune`.
 
     Yields:
-        What `prune` returns, in the order of `ratios`.
+        What `prune` returns, in the order of `ratios`, then of `keeps`.
 
     Raises:
         SubpruneError: See `prune`.
     """
-    _check_options(ratios, variant, budget, ridge, stochastic)
+    _check_options(ratios, keeps, variant, budget, ridge, stochastic)
     _check_target(target)
     _check_selector(select, labels, training)
     inputs = _inputs(calibration, "calibration")
@@ -202,8 +210,10 @@ def prune_each(
     compiler = Compiler(settle(model, inputs), inputs, options, known, more, apart, progress)
     original = compiler.network.graph_module
     before = None if held_out is None else accuracy(original, *held_out)
-    for ratio in ratios:
-        compiled = compiler.compile(ratio)
+    goals = (*(partial(compiler.compile, ratio) for ratio in ratios),)
+    goals += (*(partial(compiler.compile_fraction, keep) for keep in keeps),)
+    for goal in goals:
+        compiled = goal()
         start = time.perf_counter()
         smaller = apply(compiled.plan, original)
         compiled.seconds["rewrite"] = time.perf_counter() - start
@@ -288,12 +298,20 @@ def _is_score(output: Tensor) -> bool:
 
 
 def _check_options(
-    ratios: Sequence[float], variant: str, budget: str | None, ridge: float, stochastic: float | None
+    ratios: Sequence[float],
+    keeps: Sequence[float],
+    variant: str,
+    budget: str | None,
+    ridge: float,
+    stochastic: float | None,
 ) -> None:
     for ratio in ratios:
         if not math.isfinite(ratio) or ratio <= 1:
             what = f"ratio {ratio} is not a number above 1"
             raise SubpruneError(what, remedy="8 keeps an eighth of the parameters")
+    for keep in keeps:
+        if not 0 < keep < 1:
+            raise SubpruneError(f"keep {keep} is not between 0 and 1", remedy="0.5 keeps half of the channels")
     if variant not in VARIANTS:
         raise SubpruneError(f"no variant {variant!r}", remedy=f"use one of {', '.join(VARIANTS)}")
     if budget is not None and budget not in BUDGETS:
