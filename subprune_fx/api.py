@@ -157,7 +157,7 @@ def prune_each(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Iterator[Pruned]:
-    """`prune` for several ratios or fractions with one calibration; results come one by one, each from the original network.
+    """`prune` for several goals with one calibration; results come one by one, each from the original network.
 
     Args:
         model: See `prune`.

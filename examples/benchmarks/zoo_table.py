@@ -1,0 +1,120 @@
+"""The networks of the zoo: one row each, with how it is built and what it is fed."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision import models
+
+Inputs = Callable[[int], Any]
+"""From a number of samples to a calibration set: a tensor, or a tuple or dict of tensors."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """One row.
+
+    Attributes:
+        source: Where it comes from: `torchvision`, `timm` or `transformers`.
+        name: Its name there.
+        build: Builds it with random weights.
+        inputs: Makes calibration inputs.
+        samples: How many are used; the widest networks get by with fewer.
+    """
+
+    source: str
+    name: str
+    build: Callable[[], nn.Module]
+    inputs: Inputs
+    samples: int = 32
+
+
+def noise(*shape: int) -> Inputs:
+    """Standard normal inputs of one shape."""
+
+    def make(count: int) -> Tensor:
+        return torch.randn(count, *shape)
+
+    return make
+
+
+# Smallest square input that is not 32 pixels, and what the builder needs to be told to take it.
+_SIZE = {"alexnet": 64, "inception_v3": 80, "maxvit_t": 224, "s3d": 224, "vit_h_14": 28}
+_WIDE = ("vgg", "alexnet", "regnet_y_128gf", "regnet_y_32gf", "regnet_x_32gf", "vit_h", "vit_l", "convnext_large")
+_VIDEO = ("mc3_18", "r2plus1d_18", "r3d_18", "s3d", "mvit_v1_b", "mvit_v2_s", "swin3d_t")
+
+_TIMM_SIZE = {"ghostnetv2_100": 64, "ghostnetv3_050": 64, "inception_v4": 80}
+# One small member of each family. Families with attention follow the convolutional ones.
+# fmt: off
+_TIMM = (
+    "convmixer_768_32", "convnext_atto", "cs3darknet_s", "cspresnet50", "densenetblur121d", "dla34", "dpn68",
+    "ecaresnet26t", "edgenext_xx_small", "efficientnetv2_rw_t", "ese_vovnet19b_slim_dw", "fasternet_t0",
+    "fastvit_t8", "fbnetc_100", "gcresnext26ts", "gernet_s", "ghostnet_050", "ghostnetv2_100", "hardcorenas_a",
+    "hgnetv2_b0", "hrnet_w18_small", "inception_next_atto", "inception_v4", "lcnet_035", "mambaout_femto",
+    "mixnet_s", "mobilenetv4_conv_small_035", "mobileone_s0", "nf_regnet_b0", "poolformer_s12", "regnetz_005",
+    "repvgg_a0", "repvit_m0_9", "res2net50_14w_8s", "resnest14d", "resnet10t", "resnetv2_18", "rexnet_100",
+    "selecsls42", "skresnet18", "starnet_s050", "tf_efficientnet_lite0", "tinynet_e", "tresnet_m", "xception41",
+)
+# fmt: on
+
+
+def _torchvision() -> Iterator[Network]:
+    for name in models.list_models(module=models):
+        size = _SIZE.get(name, 32)
+        told: dict[str, Any] = {"image_size": size} if name.startswith("vit_") else {}
+        told |= {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+        samples = 16 if name.startswith(_WIDE) else 32
+        build = partial(models.get_model, name, weights=None, **told)
+        yield Network("torchvision", name, build, noise(3, size, size), samples)
+    for name in models.list_models(module=models.segmentation):
+        build = partial(models.get_model, name, weights=None, weights_backbone=None)
+        yield Network("torchvision", name, build, noise(3, 32, 32))
+    for name in _VIDEO:
+        size = 224 if name in ("s3d", "mvit_v1_b", "mvit_v2_s") else 32
+        frames = 16 if name.startswith(("s3d", "mvit")) else 8
+        build = partial(models.get_model, name, weights=None)
+        yield Network("torchvision", name, build, noise(3, frames, size, size), 8)
+
+
+def _timm() -> Iterator[Network]:
+    for name in _TIMM:
+        size = _TIMM_SIZE.get(name, 32)
+        yield Network("timm", name, partial(_create, name), noise(3, size, size))
+
+
+def _create(name: str, **options: Any) -> nn.Module:
+    model = importlib.import_module("timm").create_model(name, **options)
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def networks() -> tuple[Network, ...]:
+    """All rows; those of packages that are not installed fail when they are built."""
+    return (*_torchvision(), *_timm())
+
+
+def build(network: Network, seed: int = 0) -> nn.Module:
+    """The network in eval mode, its weights and its normalisation statistics random.
+
+    A network as initialised hides errors: a mean of 0, a variance of 1 and a zero bias look the same whichever
+    channels they are taken from.
+    """
+    torch.manual_seed(seed)
+    module = network.build()
+    generator = torch.Generator().manual_seed(seed)
+    for part in module.modules():
+        for name, low, high in _RANDOM:
+            value = getattr(part, name, None)
+            if "Norm" in type(part).__name__ and isinstance(value, Tensor) and value.is_floating_point():
+                with torch.no_grad():
+                    value.copy_(torch.rand(value.shape, generator=generator) * (high - low) + low)
+    return module.eval()
+
+
+_RANDOM = (("running_mean", -0.3, 0.3), ("running_var", 0.5, 1.5), ("weight", 0.5, 1.5), ("bias", -0.3, 0.3))
