@@ -170,7 +170,7 @@ class Compiler:
         """The plan in which every group keeps the fraction `alpha` of its units, whatever the options' budget."""
         size = self._budget.size
         keep = fraction(size.units, alpha)
-        return self._compiled(size.total / size.parameters(keep), keep)
+        return self._compiled(size.total / size.of(keep), keep)
 
     def _compiled(self, ratio: float, keep: Keep) -> Compiled:
         with self._clock("sweep"):
