@@ -108,3 +108,15 @@ def test_sums_are_kept_in_double_precision(dtype: torch.dtype) -> None:
     assert float(found.gram) == pytest.approx(exact, rel=1e-6)
     assert float(found.energy) == pytest.approx(exact, rel=1e-12)
     assert found.gram.dtype is torch.float64
+
+
+def test_float32_rows_with_large_means_keep_their_deviations() -> None:
+    rows = 300.0 + torch.randn(1, 5, 400)
+    targets = 200.0 + rows.mean(1, keepdim=True)
+    moments = Moments.zeros(1, 5, 1)
+    for part in (slice(0, 150), slice(150, 400)):
+        moments.add(rows[:, :, part], targets[:, :, part])
+    found = moments.centred()
+    x, y = (value.double() - value.double().mean(2, keepdim=True) for value in (rows, targets))
+    torch.testing.assert_close(found.gram, x @ x.mT, rtol=1e-6, atol=1e-4)
+    torch.testing.assert_close(found.cross, x @ y.mT, rtol=1e-6, atol=1e-4)

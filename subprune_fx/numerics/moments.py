@@ -57,7 +57,7 @@ class Moments:
             columns: Design matrix, transposed: (groups, d, rows), float32 (its products are summed in blocks).
             targets: Targets, transposed: (groups, m, rows); None where only the input's moments are wanted.
         """
-        self.gram += columns @ columns.transpose(1, 2)
+        self.gram += _product(columns, columns)
         self.columns += columns.sum(2, dtype=torch.float64)
         self.rows += columns.shape[2]
         if targets is None:
@@ -85,7 +85,7 @@ class Moments:
 
     def add_targets(self, columns: Tensor, targets: Tensor) -> None:
         """Add targets for rows that are already counted; arguments as in `add`."""
-        self.cross += columns @ targets.transpose(1, 2)
+        self.cross += _product(columns, targets)
         self.targets += targets.sum(2, dtype=torch.float64)
         self.energy += targets.double().square().sum((1, 2))
 
@@ -105,6 +105,22 @@ class Moments:
         """mean(Y) - mean(B) W, shape (groups, m), for `weights` (groups, d, m)."""
         mean = (self.columns / self.rows)[:, None, :] @ weights
         return self.targets / self.rows - mean[:, 0, :]
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """The product left right', (groups, a, b), float64, of (groups, a, rows) and (groups, b, rows).
+
+    Multiplied about the means: where a mean is large against its deviation (a residual stream, outputs of a softplus)
+    the float32 products would lose the deviations, and the centred Gram matrix would not be positive.
+    """
+    if left.shape[2] == 0:
+        return left.new_zeros(left.shape[0], left.shape[1], right.shape[1], dtype=torch.float64)
+    a, b = left.mean(2, keepdim=True), right.mean(2, keepdim=True)
+    off_a = left - a
+    off_b = off_a if left is right else right - b
+    rest_a, rest_b = (off.sum(2, dtype=torch.float64)[:, :, None] for off in (off_a, off_b))
+    a, b = a.double(), b.double()
+    return (off_a @ off_b.mT).double() + a @ (rest_b + left.shape[2] * b).mT + rest_a @ b.mT
 
 
 def accumulate(moments: Moments, reader: Reader, x: Tensor, y: Tensor | None = None) -> None:

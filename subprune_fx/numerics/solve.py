@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from subprune_fx.errors import SubpruneError
+
 JITTER = 1e-12
 """First addition to the diagonal of a matrix that is not positive definite, relative to its largest entry."""
 
@@ -35,10 +37,15 @@ def factor(matrix: Tensor) -> Tensor:
 
     Args:
         matrix: (..., n, n), symmetric positive semidefinite up to rounding.
+
+    Raises:
+        SubpruneError: It holds infinite or undefined entries.
     """
     found, failed = _attempt(matrix)
     if not bool(failed.any()):
         return found
+    if not bool(torch.isfinite(matrix).all()):
+        raise SubpruneError("second moments overflow", where="least squares", remedy="check the calibration inputs")
     largest = matrix.diagonal(dim1=-2, dim2=-1).abs().amax(-1).clamp(min=torch.finfo(torch.float32).tiny)
     jitter = JITTER * largest
     while bool(failed.any()):
