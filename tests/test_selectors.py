@@ -103,13 +103,15 @@ def test_random_selectors_follow_the_seed(select: str) -> None:
     assert any(other != found[0] for other in found[2:])
 
 
-@pytest.mark.parametrize(
-    ("select", "reweight", "target"), list(itertools.product(SELECTORS, [True, False], ["default", "own"]))
-)
-def test_every_selector_meets_the_ratio(select: str, reweight: bool, target: str) -> None:
-    budget = "uniform" if target == "default" else None
-    pruned = subprune_fx.prune(net(), inputs(), ratio=2, select=select, reweight=reweight, budget=budget, **LABELS)
-    assert pruned.report.achieved >= 2
+@pytest.mark.parametrize("budget", [None, "uniform", "error", "accuracy"])
+@pytest.mark.parametrize("reweight", [True, False])
+@pytest.mark.parametrize("select", SELECTORS)
+def test_every_selector_meets_the_ratio_with_every_budget(select: str, reweight: bool, budget: str | None) -> None:
+    target = "flops" if reweight else "params"
+    pruned = subprune_fx.prune(
+        net(), inputs(), ratio=2, select=select, reweight=reweight, budget=budget, target=target, **LABELS
+    )
+    assert {"params": pruned.report.achieved, "flops": pruned.report.speedup}[target] >= 2
     assert pruned.module(inputs(2)).shape == (2, 3)
 
 
