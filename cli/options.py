@@ -58,6 +58,10 @@ class Request:
     skip: tuple[str, ...]
     reweight: bool
     intercept: bool
+    feedback: bool
+    rounds: int
+    ridge: float
+    distil: int
     stochastic: float | None
     arch: str | None
     trust: bool
@@ -149,6 +153,33 @@ def _version(context: click.Context, option: click.Parameter, value: bool) -> No
     help="Refit the weights of the layers that read pruned channels.",
 )
 @click.option("--intercept/--no-intercept", default=True, help="Refit their biases too.")
+@click.option(
+    "--feedback/--no-feedback",
+    default=True,
+    help="Let a residual branch make up for what its shortcut has lost.",
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=0),
+    default=2,
+    show_default=True,
+    help="How often to refit a layer to what the activation behind it lets through.",
+)
+@click.option(
+    "--ridge",
+    type=click.FloatRange(min=0),
+    default=1e-3,
+    show_default=True,
+    help="Pull of new weights towards the original ones.",
+)
+@click.option(
+    "--distil",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="STEPS",
+    help="Then train it towards the original network's outputs on the calibration inputs; no labels needed.",
+)
 @click.option(
     "--stochastic",
     type=float,

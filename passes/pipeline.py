@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.onnx_graph import source_of
@@ -22,10 +23,12 @@ from subprune_fx.numerics.moments import Moments
 from subprune_fx.passes.budget import BUDGETS, DEFAULT_BUDGET, Budget, Keep, Rule, Trial, allot, fraction
 from subprune_fx.passes.calibrate import Tick, calibrate, run
 from subprune_fx.passes.dependencies import analyse, restrict
+from subprune_fx.passes.distil import distil, trained
 from subprune_fx.passes.evidence import Errors, Gatherer
 from subprune_fx.passes.outputs import agreement, batches_of, output_change
 from subprune_fx.passes.patches import keeping
 from subprune_fx.passes.problems import Settings
+from subprune_fx.passes.rewrite import apply
 from subprune_fx.passes.scratch import Scratch
 from subprune_fx.passes.size import TARGETS
 from subprune_fx.passes.sweep import Sweep
@@ -50,6 +53,7 @@ class Options:
         reweight: False leaves consumers' weights as they are.
         settings: How least squares are posed.
         stochastic: Epsilon of stochastic greedy (paper App. B.3); None for exact greedy.
+        distil: Steps of label-free distillation after pruning (training); 0: none.
         seed: Of everything random.
         trial_samples: Most inputs used to measure one group pruned alone.
         batch: Samples a forward pass.
@@ -64,6 +68,7 @@ class Options:
     reweight: bool = True
     settings: Settings = dataclasses.field(default_factory=Settings)
     stochastic: float | None = None
+    distil: int = 0
     seed: int = 0
     trial_samples: int = 256
     batch: int = 128
@@ -76,12 +81,14 @@ class Compiled:
     Attributes:
         ratio: Size before over size after, at least.
         plan: What to do to the network.
+        module: The network with that done.
         outputs: The pruned network's outputs on the calibration inputs, by batch.
         seconds: Wall time by stage, from the start of the calibration.
     """
 
     ratio: float
     plan: Plan
+    module: fx.GraphModule
     outputs: list[Any]
     seconds: dict[str, float]
 
@@ -132,6 +139,9 @@ class Compiler:
         with self._clock("dependencies"):
             network = analyse(module, calibration[: fixed or 2])
             self.network = restrict(network, options.only, options.skip)
+        if options.distil and source_of(self.network.graph_module) is not None:
+            what = "distillation needs gradients, and onnxruntime gives none"
+            raise SubpruneError(what, remedy="leave distil out, or start from the PyTorch network")
         self._row = SELECTORS[options.select]
         if Need.GRADIENTS in self._row.needs and source_of(self.network.graph_module) is not None:
             what = f"selector {self._row.name} needs gradients, and onnxruntime gives none"
@@ -184,7 +194,20 @@ class Compiler:
                 choose=self._choose if self._decides_late() else None,
             )
             plan, outputs = sweep.run(self._batches, self._tick("sweep"))
-        return Compiled(ratio, plan, outputs, dict(self._clock.seconds))
+        with self._clock("rewrite"):
+            module = apply(plan, self.network.graph_module)
+        if self.options.distil:
+            with self._clock("distil"):
+                plan, outputs = self._distil(plan, module)
+        return Compiled(ratio, plan, module, outputs, dict(self._clock.seconds))
+
+    def _distil(self, plan: Plan, module: fx.GraphModule) -> tuple[Plan, list[Any]]:
+        original = self.network.graph_module
+        inputs = torch.cat(self._batches)
+        distil(module, original, inputs, self.options.distil, self.options.seed, self._tick("distil"))
+        with torch.no_grad():
+            outputs = [module(batch) for batch in self._batches]
+        return trained(plan, module, original), outputs
 
     def _tick(self, stage: str) -> Tick:
         return lambda done, total: self._report(stage, done, total)

@@ -1,0 +1,180 @@
+"""What `prune` can be told, checked and put in order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from subprune_fx.errors import SubpruneError
+from subprune_fx.passes.budget import BUDGETS
+from subprune_fx.passes.pipeline import Options, Progress
+from subprune_fx.passes.problems import Settings
+from subprune_fx.passes.size import TARGETS
+from subprune_fx.passes.sweep import VARIANTS
+from subprune_fx.selectors import LABELLED, SELECTORS, Need
+
+Array = Tensor | NDArray[Any]
+
+
+class Choices(TypedDict, total=False):
+    """Keywords of `subprune_fx.prune` and `prune_each`; what is left out has the default of `Options`.
+
+    Attributes:
+        select: How units are chosen, a key of `subprune_fx.selectors.SELECTORS`.
+        variant: Which inputs consumers are fitted on (paper section 5.1): `asym`, the pruned network's, towards the
+            original's outputs; `seq`, the pruned network's; `layer`, the original's.
+        budget: How the ratio is shared out among groups, a key of `passes.budget.BUDGETS`; None for the selector's
+            own rule, where it has one, or the default.
+        target: What the ratio counts: `params`, or `flops`, the multiply-adds of one sample.
+        only: Patterns (`fnmatch`) of layers to prune, as the report names them; none: all that can be.
+        skip: Patterns of layers to leave alone.
+        reweight: Refit the weights of layers that read pruned channels (paper eq. 4).
+        intercept: Refit their biases too.
+        feedback: Let a layer whose output is added to another value make up for what that value has lost.
+        rounds: How often a layer is refitted to what the activation behind it lets through; 0: not at all.
+        ridge: Pull of new weights towards the original ones, relative to the mean diagonal of the Gram matrix.
+        stochastic: Epsilon of stochastic greedy (paper App. B.3), in (0, 1); None for exact greedy.
+        distil: Steps of label-free distillation towards the original network on the calibration inputs, after
+            pruning. This is training; 0: none.
+        labels: Class of each calibration input, (samples,); the `accuracy` budget uses them, and some selectors
+            cannot do without.
+        training: More labelled inputs, which only the selector `layergreedyfs-fd` reads.
+        verification: Labelled inputs on which the `accuracy` budget measures, instead of the calibration inputs.
+        evaluation: Inputs and labels whose accuracy the report states; decides nothing.
+        seed: Of everything random.
+        progress: Told (stage, done, total).
+    """
+
+    select: str
+    variant: str
+    budget: str | None
+    target: str
+    only: Sequence[str]
+    skip: Sequence[str]
+    reweight: bool
+    intercept: bool
+    feedback: bool
+    rounds: int
+    ridge: float
+    stochastic: float | None
+    distil: int
+    labels: Array | None
+    training: tuple[Array, Array] | None
+    verification: tuple[Array, Array] | None
+    evaluation: tuple[Array, Array] | None
+    seed: int
+    progress: Progress | None
+
+
+_POSED = ("intercept", "feedback", "rounds", "ridge")
+_PLAIN = ("select", "variant", "budget", "target", "reweight", "stochastic", "distil", "seed")
+
+
+def options_of(choices: Choices) -> Options:
+    """The choices that decide something, as the pipeline takes them.
+
+    Raises:
+        SubpruneError: One of them is unusable.
+        TypeError: There is no such keyword.
+    """
+    unknown = choices.keys() - Choices.__annotations__.keys()
+    if unknown:
+        message = f"prune() got an unexpected keyword argument {min(unknown)!r}"
+        raise TypeError(message)
+    given: dict[str, Any] = dict(choices)
+    for name, (fits, wanted) in _CHECKS.items():
+        if name in given and not fits(given[name]):
+            raise SubpruneError(f"{name} {given[name]!r} is not {wanted}")
+    for name, (noun, table) in _TABLES.items():
+        if given.get(name) is not None and given[name] not in table:
+            raise SubpruneError(f"no {noun} {given[name]!r}", remedy=f"use one of {', '.join(table)}")
+    settings = Settings(**{name: given[name] for name in _POSED if name in given})
+    plain = {name: given[name] for name in _PLAIN if name in given}
+    options = Options(**plain, settings=settings, only=tuple(given.get("only", ())), skip=tuple(given.get("skip", ())))
+    _check_labels(options.select, choices)
+    return options
+
+
+Check = tuple[Callable[[Any], bool], str]
+
+_CHECKS: dict[str, Check] = {
+    "ridge": (lambda value: math.isfinite(value) and value >= 0, "a number of at least 0"),
+    "stochastic": (lambda value: value is None or 0 < value < 1, "between 0 and 1"),
+    "rounds": (lambda value: isinstance(value, int) and value >= 0, "a whole number of at least 0"),
+    "distil": (lambda value: isinstance(value, int) and value >= 0, "a whole number of at least 0"),
+}
+_TABLES: dict[str, tuple[str, Sequence[str]]] = {
+    "variant": ("variant", VARIANTS),
+    "budget": ("budget rule", tuple(BUDGETS)),
+    "target": ("target", tuple(TARGETS)),
+    "select": ("selector", tuple(SELECTORS)),
+}
+
+
+def _check_labels(select: str, choices: Choices) -> None:
+    needs = SELECTORS[select].needs
+    if Need.TRAINING in needs and choices.get("training") is None:
+        what = f"selector {select} needs labelled training inputs, and there are none"
+        raise SubpruneError(what, remedy="give training=(x, y) (on the command line, --train XY.npz)")
+    if Need.TRAINING not in needs and choices.get("labels") is None and needs & LABELLED:
+        what = f"selector {select} needs the class of each calibration input, and there are none"
+        raise SubpruneError(what, remedy="give labels (on the command line, y beside x in the --calib file)")
+
+
+def check_goals(ratios: Sequence[float], keeps: Sequence[float]) -> None:
+    """Refuse what is no ratio or no fraction.
+
+    Raises:
+        SubpruneError: A ratio is not a number above 1, or a fraction not between 0 and 1.
+    """
+    for ratio in ratios:
+        if not math.isfinite(ratio) or ratio <= 1:
+            what = f"ratio {ratio} is not a number above 1"
+            raise SubpruneError(what, remedy="8 keeps an eighth of the parameters")
+    for keep in keeps:
+        if not 0 < keep < 1:
+            what = f"keep {keep} is not between 0 and 1"
+            raise SubpruneError(what, remedy="0.5 keeps half of the channels")
+
+
+def inputs_of(value: Array, where: str) -> Tensor:
+    """Calibration or evaluation inputs as a tensor.
+
+    Raises:
+        SubpruneError: They are float64 arrays, empty, or not finite.
+    """
+    tensor = torch.as_tensor(value).detach()
+    if tensor.dtype is torch.float64 and isinstance(value, np.ndarray):
+        raise SubpruneError("is float64, the network takes float32", where=where, remedy="use .astype('float32')")
+    if tensor.ndim == 0 or len(tensor) == 0:
+        raise SubpruneError("holds no samples", where=where, remedy="the first axis counts the samples")
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        raise SubpruneError("holds NaN or infinite values", where=where, remedy="clean the inputs")
+    return tensor
+
+
+def labels_of(value: Array, samples: int, where: str) -> Tensor:
+    """Labels as int64, (samples,).
+
+    Raises:
+        SubpruneError: They are not that many integers.
+    """
+    tensor = torch.as_tensor(value).detach()
+    if tensor.is_floating_point() or tensor.shape != (samples,):
+        what = f"has shape {tuple(tensor.shape)} and type {tensor.dtype}"
+        raise SubpruneError(what, where=where, remedy=f"give {samples} integers")
+    return tensor.long()
+
+
+def labelled(pair: tuple[Array, Array] | None, where: str) -> tuple[Tensor, Tensor] | None:
+    """Inputs and their labels, checked as by `inputs_of` and `labels_of`; None stays None."""
+    if pair is None:
+        return None
+    inputs = inputs_of(pair[0], where)
+    return inputs, labels_of(pair[1], len(inputs), f"{where} labels")
