@@ -16,6 +16,9 @@ from subprune_fx.numerics.moments import Moments
 from subprune_fx.numerics.ridge import DEFAULT_RIDGE
 from subprune_fx.numerics.solve import factor
 
+RESOLUTION = 1e-13
+"""Deviations below this fraction of the mean square are rounding: of inputs that do not vary, nothing is explained."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -115,6 +118,8 @@ def pose(moments: Moments, weight: Tensor, unit: NDArray[np.int64], settings: Se
     weight = weight.double()
     diagonal = used.gram.diagonal(dim1=1, dim2=2).mean(1).clamp(min=torch.finfo(torch.float32).tiny)
     ridge = settings.ridge * diagonal
+    if settings.intercept:
+        ridge = torch.maximum(ridge, RESOLUTION * moments.gram.diagonal(dim1=1, dim2=2).mean(1))
     gram = used.gram.clone()
     gram.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
     cross = used.cross + ridge[:, None, None] * weight

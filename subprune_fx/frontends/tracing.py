@@ -102,7 +102,8 @@ _TRACERS: dict[str, Callable[[nn.Module, Tensor], fx.GraphModule]] = {
 
 
 def functional(graph: fx.GraphModule) -> fx.GraphModule:
-    """Replace in-place ops by their out-of-place forms, in place of `graph` itself."""
+    """Replace in-place ops by their out-of-place forms and arguments left out by their defaults, in `graph` itself."""
+    _fix_defaults(graph.graph)
     for module in graph.modules():
         if getattr(module, "inplace", False) is True:
             module.inplace = False  # type: ignore[assignment]
@@ -118,6 +119,21 @@ def functional(graph: fx.GraphModule) -> fx.GraphModule:
     shallow_first(graph.graph)
     graph.recompile()
     return graph
+
+
+def _fix_defaults(graph: fx.Graph) -> None:
+    """Arguments of the forward that have a default are not inputs of the network: it is analysed without them."""
+    for node in [node for node in graph.nodes if node.op == "placeholder" and node.args]:
+        (default,) = node.args
+        if isinstance(default, fx.Node):
+            continue
+        for user in list(node.users):
+            user.args, user.kwargs = _replaced((user.args, user.kwargs), node, default)
+        graph.erase_node(node)
+
+
+def _replaced(arguments: Any, node: fx.Node, value: Any) -> Any:
+    return fx.node.map_arg(arguments, lambda n: value if n is node else n)
 
 
 def _functional_overload(overload: Any) -> Any:
