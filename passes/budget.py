@@ -65,7 +65,8 @@ def accuracy(budget: Budget, target: int) -> Keep:
     """Paper eq. (6): the smallest tau for which every layer, pruned alone to P >= P_orig - tau, makes the size fit.
 
     P is measured at the fractions of Appendix G and made monotone by a running maximum, so that the smallest k
-    whose accuracy suffices is well defined.
+    whose accuracy suffices is well defined. Few fractions leave some of the size unused; as in the paper's code it goes
+    to the layers that keep most of themselves.
     """
     ks = {group: sorted({max(1, round(alpha * n)) for alpha in ALPHAS}) for group, n in budget.size.units.items()}
     measured = {group: np.maximum.accumulate(curve) for group, curve in budget.accuracy(_frozen(ks)).items()}
@@ -75,7 +76,7 @@ def accuracy(budget: Budget, target: int) -> Keep:
     def at(tau: float) -> Keep:
         return {group: ks[group][int(np.argmax(drop <= tau))] for group, drop in drops.items()}
 
-    return _first_fit(budget, target, at, limits)
+    return _filled(budget, target, _first_fit(budget, target, at, limits))
 
 
 def output(budget: Budget, target: int) -> Keep:
@@ -90,6 +91,17 @@ def output(budget: Budget, target: int) -> Keep:
         group: _interpolated(curve, np.asarray(probes[group]), measured[group]) for group, curve in budget.error.items()
     }
     return _descend(budget, target, cost)
+
+
+def _filled(budget: Budget, target: int, keep: Keep) -> Keep:
+    """Give what is left of the size to one group after the other, largest kept fraction first."""
+    for group in sorted(keep, key=lambda name: keep[name] / budget.size.units[name], reverse=True):
+        low, high = keep[group], budget.size.units[group]
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if budget.size.of({**keep, group: middle}) <= target else (low, middle - 1)
+        keep = {**keep, group: low}
+    return keep
 
 
 def _probes(curve: NDArray[np.float64]) -> list[int]:

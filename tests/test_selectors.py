@@ -309,7 +309,7 @@ def test_greedy_forward_selection_is_the_direct_one(select: str) -> None:
     torch.testing.assert_close(pruned.module(inputs()), slow(inputs()))  # with the outgoing weights multiplied
 
 
-@pytest.mark.parametrize("variant", ["seq", "layer"])
+@pytest.mark.parametrize("variant", ["asym", "seq", "layer"])
 def test_reweighting_by_variant_is_the_direct_one(variant: str) -> None:
     """Least squares layer by layer, after a selection that does not depend on the inputs."""
     module, x = net(), inputs().double()
@@ -322,6 +322,8 @@ def test_reweighting_by_variant_is_the_direct_one(variant: str) -> None:
         budget="uniform",
         intercept=False,
         ridge=1e-9,
+        feedback=False,
+        rounds=0,
     )
     first, second = (torch.tensor(decision.kept) for decision in pruned.plan.decisions)
     columns = (first[:, None] * 4 + torch.arange(4)).flatten()
@@ -331,7 +333,7 @@ def test_reweighting_by_variant_is_the_direct_one(variant: str) -> None:
     a5 = torch.relu(a3 @ w3 + state["3.bias"])
     new3 = torch.linalg.lstsq(a3[:, columns], a3 @ w3).solution  # nothing is pruned before: the same for all variants
     b5 = torch.relu(a3[:, columns] @ new3 + state["3.bias"])
-    seen, aim = {"seq": (b5, b5 @ w5), "layer": (a5, a5 @ w5)}[variant]
+    seen, aim = {"asym": (b5, a5 @ w5), "seq": (b5, b5 @ w5), "layer": (a5, a5 @ w5)}[variant]
     new5 = torch.linalg.lstsq(seen[:, second], aim).solution
     wanted = b5[:, second] @ new5 + state["5.bias"]
     torch.testing.assert_close(pruned.module(inputs()).double(), wanted, rtol=1e-3, atol=1e-4)  # float32 moments

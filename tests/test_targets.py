@@ -134,3 +134,16 @@ def test_the_accuracy_budget_measures_on_the_verification_inputs() -> None:
 
     assert kept(verification=(other, y)) != kept(verification=(other, (y + 1) % 4))
     assert kept(verification=(x, module(x).argmax(1))) == kept()
+
+
+@pytest.mark.parametrize("ratio", [1.5, 2, 4])
+def test_the_accuracy_budget_leaves_no_room(ratio: float) -> None:
+    """No layer could keep one channel more."""
+    x = torch.randn(16, 3, 8, 8)
+    network = analyse(Mixed().eval(), x[:2])
+    orders = {group.name: np.arange(len(group.units)) for group in network.channels.groups}
+    size = TARGETS["params"](network, orders, x[:1], intercepts=False)
+    pruned = subprune_fx.prune(Mixed().eval(), x, ratio=ratio, budget="accuracy", intercept=False, reweight=False)
+    keep = {decision.group: len(decision.kept) for decision in pruned.plan.decisions}
+    assert size.of(keep) * ratio <= size.total
+    assert all(size.of({**keep, name: k + 1}) * ratio > size.total for name, k in keep.items() if k < size.units[name])

@@ -52,10 +52,11 @@ def _paper(
 ) -> Method:
     """A system of the paper. Its code reweights all but AsymInChange towards the pruned network's own outputs (`seq`).
 
-    The ridge is next to nothing: the paper solves plain least squares.
+    Plain least squares, as in the paper: next to no ridge, and none of what this project adds.
     """
     budget = None if own_budget else "accuracy"
-    options = {"select": select, "variant": variant, "budget": budget, "intercept": False, "ridge": 1e-6}
+    plain = {"intercept": False, "ridge": 1e-6, "feedback": False, "rounds": 0}
+    options = {"select": select, "variant": variant, "budget": budget, **plain}
     return Method(title, options, training=training)
 
 
@@ -63,6 +64,7 @@ def _paper(
 # hours for ResNet56 on one core. "sampled" tries n / k log 10 of them.
 METHODS: dict[str, Method] = {
     "ours": Method("subprune_fx", paper=False, both=False),
+    "ours-distilled": Method("subprune_fx, distilled", {"distil": 400}, paper=False, both=False),
     "asyminchange": _paper("AsymInChange", "inchange", "asym"),
     "seqinchange": _paper("SeqInChange", "inchange", "seq"),
     "layerinchange": _paper("LayerInChange", "inchange", "layer"),
