@@ -78,6 +78,7 @@ class Sizes:
         self._known: dict[str, Array | None] = {}
         self._names = {*self._makers, *(t.name for t in model.graph.initializer), *(v.name for v in model.graph.input)}
         self._added: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._first: list[onnx.NodeProto] = []
         self._before: list[tuple[onnx.NodeProto, onnx.NodeProto]] = []
 
     def wanted(self, arg: Any, module: fx.GraphModule) -> Array | None:
@@ -150,7 +151,7 @@ class Sizes:
             self._added[key] = name
             tensor = numpy_helper.from_array(value, name)
             if self.model.ir_version < _INITIALIZERS_ARE_INPUTS:
-                self.model.graph.node.insert(0, helper.make_node("Constant", [], [name], name=name, value=tensor))
+                self._first.append(helper.make_node("Constant", [], [name], name=name, value=tensor))
             else:
                 self.model.graph.initializer.append(tensor)
         return self._added[key]
@@ -169,8 +170,10 @@ class Sizes:
         self._before.append((node, before))
 
     def insert(self) -> None:
-        """Insert what `add` collected."""
+        """Insert what `constant` and `add` collected; until then positions of nodes are those of the original."""
         nodes = self.model.graph.node
+        for node in self._first:
+            nodes.insert(0, node)
         for new, anchor in self._before:
             position = next(k for k, node in enumerate(nodes) if node.output == anchor.output)
             nodes.insert(position, new)

@@ -29,6 +29,10 @@ SAFETY = 10.0
 BATCH_SIZES = (1, 3, 32, 32, 64)
 
 
+INPUTS = {"tensor(float16)": np.float16, "tensor(double)": np.float64}
+"""Types of a file's input that inputs are converted to."""
+
+
 def tolerance_of(module: nn.Module, inputs: Tensor) -> float:
     """How far two correct float32 evaluations of a network may differ, as a fraction of its output's scale.
 
@@ -154,10 +158,12 @@ def onnx_runner(path: str | os.PathLike[str], threads: int = 0) -> Run:
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads slow the next session
     session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
+    first = session.get_inputs()[0]
+    kind = INPUTS.get(first.type)
 
     def run(batch: Tensor) -> Sequence[Array]:
-        return [np.asarray(value) for value in session.run(None, {name: batch.numpy()})]
+        array = batch.numpy() if kind is None else batch.numpy().astype(kind, copy=False)
+        return [np.asarray(value) for value in session.run(None, {first.name: array})]
 
     return run
 

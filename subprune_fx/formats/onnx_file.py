@@ -59,7 +59,7 @@ def load_onnx(data: bytes, path: str) -> OnnxNetwork:
     if len(inputs) != 1:
         what = f"takes {len(inputs)} inputs ({', '.join(value.name for value in inputs)}), only one is supported"
         raise SubpruneError(what, where=path, remedy="make the others constants")
-    if not any(_is_weight(tensor) for tensor in _tensors(model.graph)):
+    if not any(_is_weight(tensor) for tensor in tensors(model.graph)):
         raise SubpruneError("has no float weights: there is nothing to prune", where=path, remedy=_EXPORT)
     try:
         module = import_graph(model)
@@ -99,7 +99,7 @@ def _check_versions(model: onnx.ModelProto, path: str) -> None:
 
 def _load_external(model: onnx.ModelProto, path: str) -> None:
     """Weights from other files; the helper refuses paths that leave the model's folder."""
-    if not any(uses_external_data(tensor) for tensor in _tensors(model.graph)):
+    if not any(uses_external_data(tensor) for tensor in tensors(model.graph)):
         return
     try:
         load_external_data_for_model(model, str(Path(path).parent))
@@ -150,7 +150,7 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
                 yield from _nodes(inner)
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+def tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     """Initializers, and tensors that are attributes (Constant nodes), subgraphs included."""
     yield from graph.initializer
     for node in graph.node:
@@ -158,4 +158,4 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
             if attribute.HasField("t"):
                 yield attribute.t
             for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _tensors(inner)
+                yield from tensors(inner)

@@ -21,6 +21,9 @@ Value = Tensor | tuple[Tensor, ...]
 VARIADIC = frozenset({"Concat"})
 """Ops whose operands are one list, as torch.cat takes them."""
 
+_RANKS = 16
+"""Longest list of sizes."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OnnxOp:
@@ -60,23 +63,27 @@ class OnnxOp:
         given = operands[0] if self.op_type in VARIADIC else operands
         arrays = [None if value is None else as_array(value) for value in given]
         try:
-            found = self._run(arrays, attributes)
-        except Exception:
+            return self._value(self._run(arrays, attributes))
+        except Exception as error:
             if not any(array is not None and array.dtype == np.int64 and array.ndim for array in arrays[:1]):
-                raise
-            return self._run_as_float(arrays, attributes)
-        return self._value([torch.from_numpy(array) for array in found])
+                message = f"{self.op_type}: {str(error).strip() or type(error).__name__}"
+                raise RuntimeError(message) from error  # onnxruntime's own classes share no base but Exception
+        return self._run_as_float(arrays, attributes)
 
     def _run_as_float(self, arrays: list[Array | None], attributes: Mapping[str, Any]) -> Value:
         """Labels through an op without a kernel for int64 (DepthToSpace): floats hold them exactly."""
         first = arrays[0]
         assert first is not None
-        kind = torch.float32 if abs(first).max(initial=0) < 2 / torch.finfo(torch.float32).eps else torch.float64
-        found = self._run([torch.from_numpy(first).to(kind).numpy(), *arrays[1:]], attributes)
-        return self._value([torch.from_numpy(array).long() for array in found])
+        kind = np.float32 if abs(first).max(initial=0) < 2 / np.finfo(np.float32).eps else np.float64
+        try:
+            found = self._run([first.astype(kind), *arrays[1:]], attributes)
+        except Exception as error:
+            message = f"{self.op_type}: {str(error).strip() or type(error).__name__}"
+            raise RuntimeError(message) from error
+        return self._value([array.astype(np.int64) for array in found])
 
     def _run(self, arrays: list[Array | None], attributes: Mapping[str, Any]) -> list[Array]:
-        signature = tuple(None if array is None else (str(array.dtype), array.ndim) for array in arrays)
+        signature = tuple(None if array is None else _kind(array, first=k == 0) for k, array in enumerate(arrays))
         spelled = tuple((name, _hashable(value)) for name, value in attributes.items() if value is not None)
         session, names = _session(
             self.op_type, self.domain, self.opset, self.outputs, self.fixed, self.captured, spelled, signature
@@ -84,7 +91,8 @@ class OnnxOp:
         feeds = {name: array for name, array in zip(names, arrays, strict=True) if array is not None and name}
         return [np.asarray(value) for value in session.run(None, feeds)]
 
-    def _value(self, tensors: list[Tensor]) -> Value:
+    def _value(self, arrays: list[Array]) -> Value:
+        tensors = [torch.from_numpy(array) for array in arrays]
         return tensors[0] if len(self.outputs) == 1 else tuple(_spread(self.outputs, tensors))
 
 
@@ -107,6 +115,15 @@ def as_array(value: Any) -> Array:
     return np.asarray(value, dtype=np.float32 if isinstance(value, float) else np.int64)
 
 
+Kind = tuple[str, tuple[int | None, ...]]
+
+
+def _kind(array: Array, *, first: bool) -> Kind:
+    """Type and shape, sizes left open; but shape inference wants the length of a list of sizes."""
+    spelled = array.ndim == 1 and not first and array.size <= _RANKS
+    return str(array.dtype), array.shape if spelled else (None,) * array.ndim
+
+
 def _hashable(value: Any) -> Any:
     return tuple(value) if isinstance(value, (list, tuple)) else value
 
@@ -120,7 +137,7 @@ def _session(
     fixed: tuple[bytes, ...],
     captured: tuple[str, ...],
     attributes: tuple[tuple[str, Any], ...],
-    signature: tuple[tuple[str, int] | None, ...],
+    signature: tuple[Kind | None, ...],
 ) -> tuple[Any, list[str]]:
     """A session of a model that is this one node, and the names of its inputs (empty: left out)."""
     explicit = len(signature) - len(captured)
@@ -131,7 +148,7 @@ def _session(
         node.attribute.append(helper.make_attribute(name, list(value) if isinstance(value, tuple) else value))
     node.attribute.extend(onnx.AttributeProto.FromString(raw) for raw in fixed)
     inputs = [
-        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(kind[0])), [None] * kind[1])
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(kind[0])), list(kind[1]))
         for name, kind in zip(names, signature, strict=True)
         if kind is not None
     ]

@@ -99,7 +99,9 @@ class ChannelGraph:
         """
         rng = np.random.default_rng(0)
         chosen = [
-            np.sort(rng.permutation(group.units)[: np.clip(group.units.size // 2 + number % 3 - 1, 1, None)])
+            np.sort(
+                rng.permutation(group.units)[: np.clip(group.units.size // 2 + number % 3 - 1, 1, group.units.size - 1)]
+            )
             for number, group in enumerate(self.groups)
         ]
         rest = [np.setdiff1d(group.units, part) for group, part in zip(self.groups, chosen, strict=True)]

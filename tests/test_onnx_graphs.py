@@ -1,0 +1,448 @@
+"""ONNX files of every kind: how weights are stored, which opset, what cannot be pruned and why."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+import subprune_fx
+from subprune_fx.cli.main import main
+from subprune_fx.formats.load import load_model
+from subprune_fx.frontends.onnx_static import fixed_batch, settle
+from subprune_fx.passes.dependencies import analyse
+
+Weights = dict[str, NDArray[Any]]
+BATCH = "batch"
+
+
+def model(
+    nodes: list[onnx.NodeProto], weights: Weights, shape: list[Any], *, opset: int = 13, ir: int = 8, out: Any = None
+) -> onnx.ModelProto:
+    """A model with one input `x` and one output `y`."""
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, out)],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir)
+
+
+def random(*shape: int, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng([seed, *shape]).standard_normal(shape, dtype=np.float32)
+
+
+def mlp(*, dead: bool = True, **options: Any) -> onnx.ModelProto:
+    """x -> 16 neurons -> y. Half of the neurons are read by nobody, so that half of the size costs nothing."""
+    weights = {"w": random(6, 16), "b": random(16), "v": random(16, 3), "c": random(3, seed=1)}
+    if dead:
+        weights["v"][::2] = 0
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h0"], name="first"),
+        helper.make_node("Add", ["h0", "b"], ["h1"], name="bias"),
+        helper.make_node("Relu", ["h1"], ["h2"], name="relu"),
+        helper.make_node("Gemm", ["h2", "v", "c"], ["y"], name="last"),
+    ]
+    return model(nodes, weights, [BATCH, 6], out=[BATCH, 3], **options)
+
+
+def outputs(path: Path, x: NDArray[Any]) -> NDArray[Any]:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    kind = np.float16 if "float16" in session.get_inputs()[0].type else np.float32
+    return np.asarray(session.run(None, {session.get_inputs()[0].name: x.astype(kind)})[0])
+
+
+@pytest.fixture
+def compiled(tmp_path: Path) -> Callable[..., onnx.ModelProto]:
+    """Compile a model on the command line; the output must equal the original's, since what goes is dead."""
+
+    def compile_(made: onnx.ModelProto, *words: str, ratio: float = 1.9, tolerance: float = 1e-5) -> onnx.ModelProto:
+        before, after = tmp_path / "a.onnx", tmp_path / "b.onnx"
+        if not before.exists():
+            onnx.save(made, before)
+        shape = [
+            dim.dim_value
+            for dim in made.graph.input[-1 if made.graph.input[0].name != "x" else 0].type.tensor_type.shape.dim
+        ]
+        x = random(400, *shape[1:], seed=5)  # more rows than any layer has columns
+        np.savez(tmp_path / "x.npz", x=x)
+        given = [str(before), "--ratio", str(ratio), "--calib", str(tmp_path / "x.npz"), "-o", str(after), "-q", *words]
+        assert main(given) == 0
+        found = onnx.load(after)
+        onnx.checker.check_model(found, full_check=True)
+        assert after.stat().st_size < before.stat().st_size
+        batch = shape[0] or 7
+        want = outputs(before, x[:batch])
+        np.testing.assert_allclose(outputs(after, x[:batch]), want, atol=tolerance * np.abs(want).max())
+        return found
+
+    return compile_
+
+
+Compile = Callable[..., onnx.ModelProto]
+
+
+def test_only_tensors_change(compiled: Compile) -> None:
+    made = mlp()
+    made.producer_name, made.doc_string, made.model_version = "someone", "their net", 7
+    helper.set_model_props(made, {"labels": "a,b,c"})
+    made.graph.node[0].doc_string = "a note"
+    made.graph.value_info.append(helper.make_tensor_value_info("h1", TensorProto.FLOAT, [BATCH, 16]))
+    made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    found = compiled(made)
+    assert [tensor.dims for tensor in found.graph.initializer] == [[6, 8], [8], [8, 3], [3]]
+    assert not found.graph.value_info  # [batch, 16] is no longer true
+    for part in (found, made):
+        del part.graph.initializer[:], part.graph.value_info[:]
+    assert found == made
+
+
+def test_weights_in_constant_nodes(compiled: Compile) -> None:
+    made = mlp()
+    constants = [helper.make_node("Constant", [], [t.name], value=t) for t in made.graph.initializer]
+    del made.graph.initializer[:]
+    for node in reversed(constants):
+        made.graph.node.insert(0, node)
+    found = compiled(made)
+    assert [node.op_type for node in found.graph.node] == [node.op_type for node in made.graph.node]
+    assert not found.graph.initializer
+
+
+def test_weights_listed_as_inputs(compiled: Compile) -> None:
+    made = mlp(ir=3)
+    for tensor in made.graph.initializer:
+        made.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    found = compiled(made)
+    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in found.graph.input}
+    assert shapes == {"x": [0, 6], "w": [6, 8], "b": [8], "v": [8, 3], "c": [3]}
+
+
+def test_external_data(compiled: Compile, tmp_path: Path) -> None:
+    made = mlp()
+    onnx.save(made, tmp_path / "a.onnx", save_as_external_data=True, size_threshold=0, location="a.data")
+    (tmp_path / "big").mkdir()
+    x = random(60, 6, seed=5)
+    np.savez(tmp_path / "x.npz", x=x)
+    words = ["--ratio", "1.9", "--calib", str(tmp_path / "x.npz"), "-o", str(tmp_path / "b.onnx"), "-q"]
+    assert main([str(tmp_path / "a.onnx"), *words]) == 0
+    np.testing.assert_allclose(outputs(tmp_path / "b.onnx", x), outputs(tmp_path / "a.onnx", x), atol=1e-4)
+
+
+@pytest.mark.parametrize("opset", [9, 11, 13, 17, 21, onnx.defs.onnx_opset_version() - 1])
+def test_opsets(compiled: Compile, opset: int) -> None:
+    found = compiled(mlp(opset=opset))
+    assert found.opset_import[0].version == opset
+
+
+def test_half_precision(compiled: Compile) -> None:
+    made = mlp()
+    for tensor in made.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+    for value in (*made.graph.input, *made.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    found = compiled(made, tolerance=5e-3)
+    assert {tensor.data_type for tensor in found.graph.initializer} == {TensorProto.FLOAT16}
+
+
+def test_equal_biases_stored_once_go_their_own_ways(compiled: Compile) -> None:
+    """Exporters store equal constants once; two layers that prune differently then need two."""
+    weights = {"w": random(6, 16), "b": np.zeros(16, np.float32), "u": random(16, 16), "v": random(16, 3)}
+    weights["u"][:12] = 0
+    weights["v"][::2] = 0
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["h0"]),
+        helper.make_node("Relu", ["h0"], ["h1"]),
+        helper.make_node("Identity", ["b"], ["same"]),
+        helper.make_node("Gemm", ["h1", "u", "same"], ["h2"]),
+        helper.make_node("Sigmoid", ["h2"], ["h3"]),
+        helper.make_node("MatMul", ["h3", "v"], ["y"]),
+    ]
+    found = compiled(model(nodes, weights, [BATCH, 6], out=[BATCH, 3]), "--budget", "error", ratio=3.5, tolerance=1e-3)
+    assert len({tensor.dims[0] for tensor in found.graph.initializer if len(tensor.dims) == 1}) == 2
+
+
+def conv_net(nodes: list[onnx.NodeProto], weights: Weights, *, batch: Any = BATCH, **options: Any) -> onnx.ModelProto:
+    """x (3 channels) -> 16 channels `h`, of which every other is dead -> the given nodes -> y."""
+    weights = {"w": random(16, 3, 3, 3), "b": random(16), **weights}
+    first = [
+        helper.make_node("Conv", ["x", "w", "b"], ["h0"], kernel_shape=[3, 3], pads=[1, 1, 1, 1], name="first"),
+        helper.make_node("Relu", ["h0"], ["h"], name="relu"),
+    ]
+    return model([*first, *nodes], weights, [batch, 3, 4, 4], out=[batch, 5], **options)
+
+
+def dead(weight: NDArray[np.float32], positions: int = 1) -> NDArray[np.float32]:
+    """Rows (input channels times positions) of every other channel zeroed."""
+    weight.reshape(-1, 2, positions, *weight.shape[1:])[:, 0] = 0
+    return weight
+
+
+def ints(*values: int) -> NDArray[np.int64]:
+    return np.asarray(values, dtype=np.int64)
+
+
+def test_a_reshape_constant_and_one_that_is_shared(compiled: Compile) -> None:
+    weights: Weights = {"flat": ints(-1, 256), "v": dead(random(256, 5), 16)}
+    nodes = [helper.make_node("Reshape", ["h", "flat"], ["f"]), helper.make_node("MatMul", ["f", "v"], ["y"])]
+    found = compiled(conv_net(nodes, weights))
+    (shape,) = (numpy_helper.to_array(t).tolist() for t in found.graph.initializer if t.data_type == TensorProto.INT64)
+    assert shape == [-1, 128]
+
+
+def test_size_arithmetic(compiled: Compile) -> None:
+    """Shape - Gather - Mul - Concat: what it computes from channels that are gone comes out right, the batch stays."""
+    weights: Weights = {"zero": ints(0), "one": ints(1), "area": ints(16), "v": dead(random(256, 5), 16)}
+    nodes = [
+        helper.make_node("Shape", ["h"], ["s"]),
+        helper.make_node("Gather", ["s", "zero"], ["n"]),
+        helper.make_node("Gather", ["s", "one"], ["c"]),
+        helper.make_node("Mul", ["c", "area"], ["ca"]),
+        helper.make_node("Concat", ["n", "ca"], ["flat"], axis=0),
+        helper.make_node("Reshape", ["h", "flat"], ["f"]),
+        helper.make_node("MatMul", ["f", "v"], ["y"]),
+    ]
+    found = compiled(conv_net(nodes, weights))
+    assert [node.op_type for node in found.graph.node][2:] == [node.op_type for node in nodes]  # none corrected
+
+
+def test_a_size_that_scales_keeps_its_value(compiled: Compile) -> None:
+    """A number computed from a size that shrinks, but that is not a size, stays what it was."""
+    weights: Weights = {"one": ints(1), "flat": ints(0, -1), "v": dead(random(256, 5), 16)}
+    nodes = [
+        helper.make_node("Shape", ["h"], ["s"]),
+        helper.make_node("Gather", ["s", "one"], ["c"]),
+        helper.make_node("Cast", ["c"], ["cf"], to=TensorProto.FLOAT),
+        helper.make_node("Sqrt", ["cf"], ["root"]),
+        helper.make_node("Div", ["h", "root"], ["scaled"]),
+        helper.make_node("Reshape", ["scaled", "flat"], ["f"]),
+        helper.make_node("MatMul", ["f", "v"], ["y"]),
+    ]
+    compiled(conv_net(nodes, weights))
+
+
+def test_a_computed_size_in_the_middle_of_a_shape(compiled: Compile) -> None:
+    """The channels in a shape are a constant of a Concat whose other parts are computed."""
+    weights: Weights = {
+        "zero": ints(0),
+        "c": ints(16),
+        "area": ints(16),
+        "v": dead(random(256, 5), 16),
+        "flat": ints(0, -1),
+    }
+    nodes = [
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Gather", ["s", "zero"], ["n"]),
+        helper.make_node("Concat", ["n", "c", "area"], ["shape"], axis=0),
+        helper.make_node("Reshape", ["h", "shape"], ["r"]),
+        helper.make_node("Reshape", ["r", "flat"], ["f"]),
+        helper.make_node("MatMul", ["f", "v"], ["y"]),
+    ]
+    found = compiled(conv_net(nodes, weights))
+    assert found.graph.input[0].type.tensor_type.shape.dim[0].dim_param == BATCH
+
+
+def test_split_slice_pad_and_resize(compiled: Compile) -> None:
+    weights: Weights = {
+        "parts": ints(6, 10),
+        "starts": ints(2),
+        "ends": ints(10),
+        "axes": ints(1),
+        "pads": ints(0, 0, 0, 0, 0, 2, 0, 0),
+        "sizes": ints(1, 16, 2, 2),
+        "flat": ints(0, -1),
+        "v": dead(random(64, 5), 4),
+    }
+    nodes = [
+        helper.make_node("Split", ["h", "parts"], ["left", "right"], axis=1),
+        helper.make_node("Slice", ["right", "starts", "ends", "axes"], ["middle"]),
+        helper.make_node("Pad", ["middle", "pads"], ["padded"]),
+        helper.make_node("Concat", ["left", "padded"], ["all"], axis=1),
+        helper.make_node("Resize", ["all", "", "", "sizes"], ["small"], mode="nearest"),
+        helper.make_node("Reshape", ["small", "flat"], ["f"]),
+        helper.make_node("MatMul", ["f", "v"], ["y"]),
+    ]
+    compiled(conv_net(nodes, weights, batch=1), ratio=1.5)
+
+
+def test_channels_last(compiled: Compile) -> None:
+    """tf2onnx leaves transposes around every convolution."""
+    weights: Weights = {"k": dead(random(16, 8, 1, 1)).swapaxes(0, 1).copy(), "v": random(8, 5)}
+    nodes = [
+        helper.make_node("Transpose", ["h"], ["last"], perm=[0, 2, 3, 1]),
+        helper.make_node("Tanh", ["last"], ["t"]),
+        helper.make_node("Transpose", ["t"], ["again"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["again", "k"], ["g"], kernel_shape=[1, 1]),
+        helper.make_node("Transpose", ["g"], ["g2"], perm=[0, 2, 3, 1]),
+        helper.make_node("ReduceMean", ["g2"], ["m"], axes=[1, 2], keepdims=0),
+        helper.make_node("MatMul", ["m", "v"], ["y"]),
+    ]
+    compiled(conv_net(nodes, weights), "--only", "first", ratio=1.5, tolerance=1e-4)  # the ridge
+
+
+def test_a_fixed_batch(compiled: Compile) -> None:
+    """A batch size built into a reshape: calibration runs with just that, and the file still takes just that."""
+    weights: Weights = {"flat": ints(4, 256), "v": dead(random(256, 5), 16)}
+    nodes = [helper.make_node("Reshape", ["h", "flat"], ["f"]), helper.make_node("MatMul", ["f", "v"], ["y"])]
+    made = conv_net(nodes, weights, batch=4)
+    compiled(made)
+    assert next(d.dim_value for d in made.graph.input[0].type.tensor_type.shape.dim) == 4
+
+
+def test_a_stated_batch_that_binds_nothing(tmp_path: Path) -> None:
+    made = conv_net([], {})
+    made.graph.node.append(helper.make_node("GlobalAveragePool", ["h"], ["y"]))
+    made.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(made, tmp_path / "a.onnx")
+    module = load_model(tmp_path / "a.onnx").module
+    assert fixed_batch(settle(module, torch.randn(3, 3, 4, 4))) is None
+
+
+def frozen_reasons(made: onnx.ModelProto, path: Path) -> str:
+    onnx.save(made, path)
+    x = torch.randn(3, 3, 4, 4)
+    network = analyse(settle(load_model(path).module, x), x)
+    return "; ".join(f"{item.name}: {item.reason}" for item in network.channels.frozen)
+
+
+def branch(name: str, op: str) -> onnx.GraphProto:
+    out = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+    return helper.make_graph([helper.make_node(op, ["h"], [name])], name, [], [out])
+
+
+QUANTISED = {"scale": np.float32(0.1), "zero_point": np.uint8(100)}
+FROZEN: dict[str, tuple[list[onnx.NodeProto], Weights, str]] = {
+    "If": (
+        [helper.make_node("If", ["yes"], ["z"], then_branch=branch("z1", "Relu"), else_branch=branch("z2", "Tanh"))],
+        {"yes": np.asarray(True)},
+        "first: If",
+    ),
+    "QDQ": (
+        [
+            helper.make_node("QuantizeLinear", ["h", "scale", "zero_point"], ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "scale", "zero_point"], ["z"]),
+        ],
+        {key: np.asarray(value) for key, value in QUANTISED.items()},
+        "first: QuantizeLinear",
+    ),
+    "LRN": ([helper.make_node("LRN", ["h"], ["z"], size=3)], {}, "first: LRN"),
+}
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_frozen_with_a_reason(name: str, tmp_path: Path) -> None:
+    nodes, weights, reason = FROZEN[name]
+    rest = [
+        helper.make_node("Conv", ["z", "k"], ["g"], kernel_shape=[1, 1], name="second"),
+        helper.make_node("GlobalAveragePool", ["g"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("MatMul", ["f", "v"], ["y"]),
+    ]
+    made = conv_net([*nodes, *rest], {**weights, "k": random(8, 16, 1, 1), "v": random(8, 5)})
+    assert reason in frozen_reasons(made, tmp_path / "a.onnx")
+
+
+def test_a_recurrent_layer_stays(tmp_path: Path) -> None:
+    weights: Weights = {
+        "flat": ints(0, 16, 16),
+        "W": random(1, 16, 16),
+        "R": random(1, 16, 4),
+        "v": random(64, 5),
+        "out": ints(0, -1),
+    }
+    nodes = [
+        helper.make_node("Reshape", ["h", "flat"], ["r"]),
+        helper.make_node("Transpose", ["r"], ["t"], perm=[2, 0, 1]),
+        helper.make_node("LSTM", ["t", "W", "R"], ["l"], hidden_size=4),
+        helper.make_node("Transpose", ["l"], ["z"], perm=[2, 0, 1, 3]),
+        helper.make_node("Reshape", ["z", "out"], ["f"]),
+        helper.make_node("MatMul", ["f", "v"], ["y"]),
+    ]
+    made = conv_net(nodes, weights)
+    onnx.save(made, tmp_path / "a.onnx")
+    x = torch.randn(3, 3, 4, 4)
+    with pytest.raises(subprune_fx.SubpruneError, match="first: LSTM is not in the op table"):
+        analyse(settle(load_model(tmp_path / "a.onnx").module, x), x)
+
+
+def damaged(path: Path) -> None:
+    path.write_bytes(mlp().SerializeToString()[:300])
+
+
+def old(path: Path) -> None:
+    onnx.save(mlp(opset=6), path)
+
+
+def foreign(path: Path) -> None:
+    made = mlp()
+    made.graph.node[2].domain, made.graph.node[2].op_type = "my.company", "Wow"
+    made.opset_import.append(helper.make_opsetid("my.company", 1))
+    onnx.save(made, path)
+
+
+def scattered(path: Path) -> None:
+    onnx.save(mlp(), path, save_as_external_data=True, size_threshold=0, location="gone.data")
+    (path.parent / "gone.data").unlink()
+
+
+def weightless(path: Path) -> None:
+    onnx.save(model([helper.make_node("Relu", ["x"], ["y"])], {}, [BATCH, 6], out=[BATCH, 6]), path)
+
+
+def two_inputs(path: Path) -> None:
+    made = mlp()
+    del made.graph.initializer[1]
+    made.graph.input.append(helper.make_tensor_value_info("b", TensorProto.FLOAT, [16]))
+    onnx.save(made, path)
+
+
+def other_input(path: Path) -> None:
+    made = mlp()
+    onnx.save(made, path)
+    np.savez(path.parent / "x.npz", x=random(20, 7))
+
+
+def twice(path: Path) -> None:
+    made = mlp()
+    made.graph.node.append(made.graph.node[2])
+    onnx.save(made, path)
+
+
+BAD: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
+    "damaged": (damaged, [], "is not an ONNX model, or a damaged one"),
+    "opset": (old, [], "uses opset 6, supported are 9 to"),
+    "domain": (foreign, [], "my.company.Wow, a domain that onnxruntime lacks"),
+    "external data": (scattered, [], "its external data cannot be read.*keep the data file beside it"),
+    "no weights": (weightless, [], "has no float weights"),
+    "two inputs": (two_inputs, [], r"takes 2 inputs \(x, b\)"),
+    "wrong input": (other_input, [], r"has shape \(20, 7\), the network takes \(n, 6\)"),
+    "not a graph": (twice, [], "is not a model that onnxruntime runs"),
+    "pt2": (lambda path: onnx.save(mlp(), path), ["-o", "b.pt2"], "came from an ONNX file cannot be written as .pt2"),
+    "arch": (lambda path: onnx.save(mlp(), path), ["--arch", "a.py:A"], "--arch does not apply"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write, words, message = BAD[name]
+    np.savez("x.npz", x=random(20, 6))
+    write(tmp_path / "a.onnx")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    assert main(["a.onnx", "--ratio", "2", "--calib", "x.npz", "-o", "b.onnx", *words]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert re.search(message, said), said
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
