@@ -55,16 +55,27 @@ def _paper(
     Plain least squares, as in the paper: next to no ridge, and none of what this project adds.
     """
     budget = None if own_budget else "accuracy"
-    plain = {"intercept": False, "ridge": 1e-6, "feedback": False, "rounds": 0}
-    options = {"select": select, "variant": variant, "budget": budget, **plain}
-    return Method(title, options, training=training)
+    plain = {"intercept": False, "feedback": False, "rounds": 0, "ridge": 1e-6}
+    return Method(title, {"select": select, "variant": variant, "budget": budget, **plain}, training=training)
+
+
+def _own(title: str, **options: Any) -> Method:
+    """This project's own, its defaults changed in `options`."""
+    return Method(title, options, paper=False, both=False)
 
 
 # LayerGreedyFS tries every unit left at every step, each try a pass through the rest of the network: minutes for LeNet,
 # hours for ResNet56 on one core. "sampled" tries n / k log 10 of them.
 METHODS: dict[str, Method] = {
-    "ours": Method("subprune_fx", paper=False, both=False),
-    "ours-distilled": Method("subprune_fx, distilled", {"distil": 400}, paper=False, both=False),
+    "ours": _own("subprune_fx"),
+    "ours-distilled": _own("subprune_fx, 1,000 steps of distillation", distil=1000),
+    "ours-no-intercept": _own("subprune_fx without intercept", intercept=False),
+    "ours-no-feedback": _own("subprune_fx without feedback", feedback=False),
+    "ours-no-rounds": _own("subprune_fx without rounds", rounds=0),
+    "ours-error-budget": _own("subprune_fx with the error budget", budget="error"),
+    "ours-accuracy-budget": _own("subprune_fx with eq. (6), label-free", budget="accuracy"),
+    "ours-layer": _own("subprune_fx, layer variant", variant="layer"),
+    "ours-seq": _own("subprune_fx, seq variant", variant="seq"),
     "asyminchange": _paper("AsymInChange", "inchange", "asym"),
     "seqinchange": _paper("SeqInChange", "inchange", "seq"),
     "layerinchange": _paper("LayerInChange", "inchange", "layer"),
