@@ -12,9 +12,11 @@ import torch.nn.functional as F  # noqa: N812 - everyone calls it F
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+import subprune_fx
 from subprune_fx.frontends.describe import FxNetwork, describe
 from subprune_fx.frontends.tracing import functional
 from subprune_fx.passes.calibrate import parameter
+from subprune_fx.passes.dependencies import analyse
 from subprune_fx.passes.rewrite import apply
 from subprune_fx.passes.scratch import Scratch
 
@@ -64,6 +66,85 @@ class Separate(nn.Module):
         return y
 
 
+class Grouped(nn.Module):
+    """Grouped queries: every key head serves two query heads, in one of the spellings in use."""
+
+    def __init__(self, spelling: str) -> None:
+        super().__init__()
+        self.spelling = spelling
+        self.q, self.o = nn.Linear(DIM, DIM), nn.Linear(DIM, DIM)
+        self.k, self.v = nn.Linear(DIM, DIM // 2), nn.Linear(DIM, DIM // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q = self.q(x).view(b, n, HEADS, HEAD).transpose(1, 2)
+        k, v = (layer(x).view(b, n, HEADS // 2, HEAD).transpose(1, 2) for layer in (self.k, self.v))
+        if self.spelling == "repeat":
+            k, v = (part.repeat_interleave(2, dim=1) for part in (k, v))
+        if self.spelling == "expand":
+            k, v = (part[:, :, None].expand(b, HEADS // 2, 2, n, HEAD).reshape(b, HEADS, n, HEAD) for part in (k, v))
+        y = F.scaled_dot_product_attention(q, k, v, enable_gqa=self.spelling == "enable")
+        z: Tensor = self.o(y.transpose(1, 2).reshape(b, n, -1))
+        return z
+
+
+class Rotary(nn.Module):
+    """Rotary embedding of q and k, which are normalised per head with a scale common to all heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(DIM, DIM, bias=False) for _ in range(4))
+        self.norm = nn.RMSNorm(HEAD)
+        self.cos: Tensor
+        self.register_buffer("cos", torch.rand(TOKENS, HEAD))
+
+    def turned(self, x: Tensor) -> Tensor:
+        first, second = x.chunk(2, -1)[0], x.chunk(2, -1)[1]
+        return x * self.cos + torch.cat((-second, first), -1) * (1 - self.cos)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).unflatten(-1, (-1, HEAD)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(self.turned(self.norm(q)), self.turned(self.norm(k)), v)
+        z: Tensor = self.o(y.transpose(1, 2).flatten(2))
+        return z
+
+
+class Window(nn.Module):
+    """Swin's: windows of a rolled sequence, a table of position biases, a mask of windows, a scale per head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(DIM, 3 * DIM), nn.Linear(DIM, DIM)
+        self.table, self.scale = nn.Parameter(torch.randn(5, HEADS)), nn.Parameter(torch.rand(HEADS, 1, 1))
+        self.index: Tensor
+        self.mask: Tensor
+        self.register_buffer("index", (torch.arange(3)[:, None] - torch.arange(3) + 2).flatten())
+        self.register_buffer("mask", torch.randn(2, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b = x.shape[0]
+        x = torch.roll(x, -1, 1).reshape(b * 2, 3, DIM)
+        q, k, v = self.qkv(x).reshape(b * 2, 3, 3, HEADS, HEAD).permute(2, 0, 3, 1, 4).unbind(0)
+        scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * self.scale
+        scores = scores + self.table[self.index].view(3, 3, -1).permute(2, 0, 1).unsqueeze(0)
+        scores = scores.view(b, 2, HEADS, 3, 3) + self.mask[:, None]
+        y = scores.view(-1, HEADS, 3, 3).softmax(-1) @ v
+        z: Tensor = torch.roll(self.proj(y.transpose(1, 2).reshape(b * 2, 3, DIM)).view(b, TOKENS, DIM), 1, 1)
+        return z
+
+
+class Multihead(nn.Module):
+    """torch's own module, opaque to symbolic tracing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(DIM, HEADS, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.attention(x, x, x, need_weights=False)[0]
+        return y
+
+
 class Block(nn.Module):
     """A network without normalisation around an attention, so that pruning is exact masking."""
 
@@ -86,7 +167,20 @@ PATTERNS: dict[str, Callable[[], nn.Module]] = {
     "fused-chunk-sdpa": lambda: Fused("chunk", spelled_out=False),
     "fused-split-matmul": lambda: Fused("split", spelled_out=True),
     "separate-einsum": Separate,
+    "grouped-repeat": lambda: Grouped("repeat"),
+    "grouped-expand": lambda: Grouped("expand"),
+    "grouped-enable": lambda: Grouped("enable"),
+    "rotary": Rotary,
+    "window": Window,
+    "multihead": Multihead,
 }
+UNITS = dict.fromkeys(PATTERNS, HEADS) | dict.fromkeys((name for name in PATTERNS if "grouped" in name), HEADS // 2)
+CASES = [
+    (pattern, tracer)
+    for pattern in PATTERNS
+    for tracer in ("symbolic", "exported")
+    if (pattern, tracer) != ("multihead", "symbolic")
+]
 
 
 def symbolic(module: nn.Module, _example: Tensor) -> fx.GraphModule:
@@ -134,17 +228,15 @@ def masked(net: FxNetwork, alive: NDArray[np.bool_]) -> fx.GraphModule:
     return module
 
 
-@pytest.mark.parametrize("tracer", TRACERS)
-@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize(("pattern", "tracer"), CASES)
 def test_heads_are_units(pattern: str, tracer: str) -> None:
     torch.manual_seed(0)
     net = network(Block(PATTERNS[pattern]()), tracer, torch.randn(2, TOKENS, 5))
-    assert {group.units.size for group in net.channels.groups} == {DIM, HEADS, 16}
+    assert {group.units.size for group in net.channels.groups} == {DIM, UNITS[pattern], 16}
     assert [item.reason for item in net.channels.frozen] == ["it is an output of the network"]
 
 
-@pytest.mark.parametrize("tracer", TRACERS)
-@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize(("pattern", "tracer"), CASES)
 def test_pruned_equals_masked(pattern: str, tracer: str) -> None:
     torch.manual_seed(0)
     net = network(Block(PATTERNS[pattern]()).double(), tracer, torch.randn(2, TOKENS, 5).double())
@@ -154,3 +246,68 @@ def test_pruned_equals_masked(pattern: str, tracer: str) -> None:
     before, after = (sum(p.numel() for p in m.parameters()) for m in (net.graph_module, small))
     assert before / after > 1.8
     torch.testing.assert_close(small(x), masked(net, alive)(x), rtol=1e-9, atol=1e-9)
+
+
+def test_golden_graph_of_an_attention() -> None:
+    """Who makes, follows and reads each group."""
+    net = network(Block(Window()), "symbolic", torch.randn(2, TOKENS, 5))
+    found = {group.name: (group.producers, group.followers, group.consumers) for group in net.channels.groups}
+    assert found == {
+        "stem": (("stem", "attention.proj", "down"), (), ("attention_qkv", "up", "head")),
+        "attention.qkv": (("attention.qkv",), ("attention.table", "attention.scale"), ("attention_proj",)),
+        "up": (("up",), (), ("down",)),
+    }
+
+
+def test_opaque_attention_is_exported() -> None:
+    """Where symbolic tracing leaves an op unknown, torch.export takes it apart."""
+    net = analyse(Block(Multihead()), torch.randn(2, TOKENS, 5))
+    assert sorted(group.units.size for group in net.channels.groups) == [HEADS, 16, DIM]
+
+
+def test_single_head_keeps_queries_and_keys() -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v, self.o = nn.Linear(5, 8), nn.Linear(5, 8), nn.Linear(5, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            weights = (self.q(x) @ self.k(x).transpose(1, 2)).softmax(-1)
+            y: Tensor = self.o(weights @ self.v(x))
+            return y
+
+    net = network(Network(), "symbolic", torch.randn(2, TOKENS, 5))
+    assert [(group.name, group.units.size) for group in net.channels.groups] == [("v", 8)]
+    reason = "matmul sums over it, or all of the result depends on it"
+    assert {item.name: item.reason for item in net.channels.frozen if item.name != "o"} == {"q": reason, "k": reason}
+
+
+def test_library_prunes_integers_to_a_language_model() -> None:
+    """Tokens in, logits out, embedding and output layer tied: pruned alike, neither is refitted."""
+
+    class Language(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(30, DIM)
+            self.position = nn.Parameter(torch.randn(1, TOKENS, DIM))
+            self.block, self.norm = Block(Fused("chunk", spelled_out=False)), nn.LayerNorm(DIM)
+            self.block.stem = nn.Linear(DIM, DIM)
+            self.block.head = nn.Linear(DIM, DIM)
+            self.head = nn.Linear(DIM, 30, bias=False)
+            self.head.weight = self.embedding.weight
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            x = self.embedding(tokens) + self.position
+            y: Tensor = self.head(self.norm(x + self.block.attention(x)))
+            return y
+
+    model = Language().eval()
+    tokens = torch.randint(0, 30, (64, TOKENS))
+    small, plan, report = subprune_fx.prune(model, tokens, ratio=1.5)
+    assert report.before.parameters / report.after.parameters >= 1.5
+    assert "embedding.weight" not in plan.values
+    table = small.get_parameter("embedding.weight")
+    assert small.get_parameter("head.weight") is table
+    kept = next(decision.kept for decision in plan.decisions if decision.group == "embedding")
+    torch.testing.assert_close(table, model.embedding.weight[:, list(kept)])
+    assert small(tokens[:3]).shape == (3, TOKENS, 30)

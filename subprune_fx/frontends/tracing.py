@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from subprune_fx.errors import SubpruneError
+from subprune_fx.frontends.calls import bind
 from subprune_fx.frontends.fx_order import shallow_first
 from subprune_fx.frontends.onnx_graph import source_of
 from subprune_fx.frontends.onnx_static import specialise
+from subprune_fx.graph.optable import Kind
 
 _OUT_OF_PLACE: dict[Any, Any] = {
     operator.iadd: operator.add,
@@ -117,8 +119,26 @@ def functional(graph: fx.GraphModule) -> fx.GraphModule:
         elif node.op == "call_method" and node.target.endswith("_") and not node.target.endswith("__"):
             node.target = node.target[:-1]
     shallow_first(graph.graph)
+    _broadcast(graph)
     graph.recompile()
     return graph
+
+
+def _broadcast(graph: fx.GraphModule) -> None:
+    """Drop `x.expand_as(y)` where the result meets y in elementwise ops: they broadcast by themselves.
+
+    A tensor that is spelled out over y's channels would otherwise need to lose the ones that y loses.
+    """
+    for node in [node for node in graph.graph.nodes if node.op in ("call_method", "call_function")]:
+        if bind(node, graph).name != "expand_as" or len(node.args) != 2:
+            continue
+        small, large = node.args
+        for user in list(node.users):
+            row = bind(user, graph).row if user.op in ("call_method", "call_function") else None
+            if row is not None and row.kind is Kind.ELEMENTWISE and large in user.all_input_nodes:
+                user.replace_input_with(node, small)
+        if not node.users:
+            graph.graph.erase_node(node)
 
 
 def _fix_defaults(graph: fx.Graph) -> None:
