@@ -97,12 +97,12 @@ def test_draws_repeat_by_seed_and_have_no_duplicates(load: Load) -> None:
 
 
 def test_tabulates_mean_and_deviation_beside_the_paper(load: Load) -> None:
-    runs, tables = load("runs"), load("tables")
+    jobs, tables = load("jobs"), load("tables")
     rows = [
-        runs.Row(runs.Job("lenet_mnist", "asyminchange", 2.0, seed), 98.06, accuracy, 2.01, 3.0, 3.4)
+        jobs.Row(jobs.Job("lenet_mnist", "asyminchange", 2.0, seed), 98.06, accuracy, 2.01, 3.0, 3.4)
         for seed, accuracy in ((42, 97.0), (43, 98.0))
     ]
-    lost = runs.Row(runs.Job("lenet_mnist", "onnxsim", 2.0, 42), 98.06, *[float("nan")] * 4)
+    lost = jobs.Row(jobs.Job("lenet_mnist", "onnxsim", 2.0, 42), 98.06, *[float("nan")] * 4)
     lines = tables.markdown([*rows, lost]).splitlines()
     assert "Original: 98.06 % here, 97.75 % in the paper." in lines[2]
     assert lines[6] == "| AsymInChange | ✓ |  | 97.5 ± 0.7 (97.4), 3.0x (3.1), 3 s |"
@@ -190,15 +190,15 @@ def test_the_least_fraction_is_found(load: Load) -> None:
 
 def test_figures_are_drawn_from_what_there_is(load: Load, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    runs, figures = load("runs"), load("figures")
+    jobs, figures = load("jobs"), load("figures")
     rows = [
-        runs.Row(runs.Job("lenet_mnist", method, ratio, seed), 98.0, 90.0 - ratio, ratio, 2.0, 1.0)
+        jobs.Row(jobs.Job("lenet_mnist", method, ratio, seed), 98.0, 90.0 - ratio, ratio, 2.0, 1.0)
         for method in ("ours", "asyminchange")
         for ratio in (2.0, 4.0)
         for seed in (42, 43)
     ]
-    two = runs.Row(
-        runs.Job("vgg11_cifar10", "ours", 1.2, 42, budget="uniform", layers=("0", "22")), 85.0, 80.0, 1, 1, 1
+    two = jobs.Row(
+        jobs.Job("vgg11_cifar10", "ours", 1.2, 42, budget="uniform", layers=("0", "22")), 85.0, 80.0, 1, 1, 1
     )
     written = figures.draw_all([*rows, two], tmp_path)
     assert [path.name for path in written] == ["figure1.png", "figure5.png"]

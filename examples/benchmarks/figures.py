@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jobs import Row
 from methods import METHODS
 from models import BENCHMARKS
-from runs import Row
 
 TWO = ("0", "22")
 """VGG11's first and second to last convolution: figures 4 and 5."""

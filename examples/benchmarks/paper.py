@@ -18,9 +18,10 @@ from pathlib import Path
 import click
 from data import data_option
 from figures import TWO, draw_all
+from jobs import Job, Row, line_of, read
 from methods import METHODS, methods_option
 from models import load_network, nets_option
-from runs import Bench, Job, Row, line_of, ratios_at, read
+from runs import Bench, ratios_at
 from tables import markdown, save
 from tuning import TUNINGS
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from jobs import Row
 from methods import METHODS, Published, published
 from models import BENCHMARKS
-from runs import Row
 
 Key = TypeVar("Key", bound=Hashable)
 
