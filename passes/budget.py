@@ -41,7 +41,11 @@ class Budget:
 
 def uniform(budget: Budget, target: int) -> Keep:
     """Equal fractions: the largest alpha with k = max(1, floor(alpha n)) that fits."""
-    sizes = budget.size.units
+    return _scaled(budget, target, budget.size.units)
+
+
+def _scaled(budget: Budget, target: int, sizes: Mapping[str, int]) -> Keep:
+    """The same fraction of each of `sizes`, the largest that fits."""
     alphas = sorted({k / n for n in sizes.values() for k in range(1, n + 1)}, reverse=True)
     return _first_fit(budget, target, lambda alpha: fraction(sizes, alpha), alphas)
 
@@ -56,9 +60,14 @@ def error(budget: Budget, target: int) -> Keep:
     limits = np.unique(np.concatenate([curve[1:] for curve in budget.error.values()])).tolist()
 
     def at(limit: float) -> Keep:
-        return {group: max(1, int(np.argmax(curve <= limit + 1e-15))) for group, curve in budget.error.items()}
+        return {group: max(1, _first(curve <= limit + 1e-15)) for group, curve in budget.error.items()}
 
     return _first_fit(budget, target, at, limits)
+
+
+def _first(suffices: NDArray[np.bool_]) -> int:
+    """The first that does, else the last: rounding may leave a little error with everything kept."""
+    return int(np.argmax(suffices)) if suffices.any() else suffices.size - 1
 
 
 def accuracy(budget: Budget, target: int) -> Keep:
@@ -74,7 +83,7 @@ def accuracy(budget: Budget, target: int) -> Keep:
     limits = np.unique(np.concatenate(list(drops.values()))).tolist()
 
     def at(tau: float) -> Keep:
-        return {group: ks[group][int(np.argmax(drop <= tau))] for group, drop in drops.items()}
+        return {group: ks[group][_first(drop <= tau)] for group, drop in drops.items()}
 
     return _filled(budget, target, _first_fit(budget, target, at, limits))
 
@@ -190,13 +199,21 @@ BUDGETS: dict[str, Rule] = {
 DEFAULT_BUDGET = "output"
 
 
+def _most(total: int, ratio: float) -> int:
+    """The largest size with total / size >= ratio, as floating point divides."""
+    size = math.floor(total / ratio)
+    return size + 1 if total / (size + 1) >= ratio else size
+
+
 def allot(rule: Rule, budget: Budget, ratio: float) -> Keep:
-    """Units to keep by group under a rule, such that the network has at most 1 / ratio of its parameters.
+    """Units to keep by group under a rule, such that the network has at most 1 / ratio of its size.
+
+    What a rule leaves too large (eq. (6) never goes below the smallest of its fractions) is scaled down evenly.
 
     Raises:
         SubpruneError: If even one unit a group is too many.
     """
-    target = math.floor(budget.size.total / ratio)
+    target = _most(budget.size.total, ratio)
     least = budget.size.of(dict.fromkeys(budget.size.units, 1))
     if least > target:
         largest = math.floor(budget.size.total / least * 100) / 100
@@ -204,4 +221,5 @@ def allot(rule: Rule, budget: Budget, ratio: float) -> Keep:
             f"ratio {ratio:g} cannot be reached: with one channel a group left it is {largest:g}",
             remedy=f"ask for at most {largest:g}",
         )
-    return rule(budget, target)
+    keep = rule(budget, target)
+    return keep if budget.size.of(keep) <= target else _scaled(budget, target, keep)

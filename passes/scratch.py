@@ -16,13 +16,14 @@ from torch.utils import _pytree as pytree
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.frontends.fx_edit import edited_over, set_constant
 from subprune_fx.frontends.fx_resize import resize
-from subprune_fx.graph.labels import relative, shrink
+from subprune_fx.graph.labels import Labels, relative, shrink
 from subprune_fx.graph.step import Tree, leaves
 from subprune_fx.passes.calibrate import parameter
 from subprune_fx.passes.rewrite import owners, put
 from subprune_fx.plan import Constant, Decision, Plan, Slice
 
 Index = NDArray[np.int64]
+Axes = dict[str, dict[int, Labels]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,12 @@ class Scratch:
         self.alive = np.ones(network.channels.prunable.size, dtype=bool)
         self._owners = owners(self.module)
         self._changed: dict[str, None] = {}
+        # Biases that a layer may get, with the labels that they will have.
+        self._biases: Axes = {
+            where.name: {0: network.channels.contractions[name].outputs}
+            for name, where in network.intercepts.items()
+            if where.new
+        }
         self._written: dict[tuple[str, tuple[str | int, ...]], Constant] = {}
         self.edited: set[str] = set()
 
@@ -76,7 +83,8 @@ class Scratch:
         """
         unit = self.network.channels.unit
         before, after = self.alive[unit], alive[unit]
-        for name, per_axis in _parameter_cuts(self.network, before, after).items():
+        added = {name: labels for name, labels in self._biases.items() if name in self._changed}
+        for name, per_axis in _parameter_cuts(self.network, before, after, added).items():
             put(self.module, self._owners, name, cut(self.get(name), per_axis))
         constants = self.constants(alive)
         written = {(constant.name, constant.path) for constant in constants}
@@ -102,7 +110,7 @@ class Scratch:
         """What turns the original network into this one."""
         original = self.network.graph_module
         everything = np.ones(self.alive.size, dtype=bool)[self.network.channels.unit]
-        cuts = _parameter_cuts(self.network, everything, self.alive[self.network.channels.unit])
+        cuts = _parameter_cuts(self.network, everything, self.alive[self.network.channels.unit], {})
         slices = tuple(
             Slice(name, axis, tuple(index.tolist()))
             for name, per_axis in cuts.items()
@@ -121,11 +129,11 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _parameter_cuts(
-    network: FxNetwork, before: NDArray[np.bool_], after: NDArray[np.bool_]
+    network: FxNetwork, before: NDArray[np.bool_], after: NDArray[np.bool_], added: Axes
 ) -> dict[str, tuple[Index | None, ...]]:
-    """By parameter that loses something, what is left of each dimension."""
+    """By parameter that loses something, `added` ones included, what is left of each dimension."""
     cuts: dict[str, tuple[Index | None, ...]] = {}
-    for name, by_axis in network.channels.axes.items():
+    for name, by_axis in (network.channels.axes | added).items():
         rank = max(by_axis) + 1
         per_axis: list[Index | None] = [None] * rank
         for axis, labels in by_axis.items():

@@ -397,7 +397,7 @@ def _intercept(node: fx.Node, call: Call, walker: _Walker, channels: ChannelGrap
     norm = walker.calls.get(users[0].name) if len(users) == 1 else None
     if norm is not None and "batch" in norm.name and not norm.get("training", False):
         mean = walker.roles[users[0].name].get("running_mean")
-        if mean is not None:
+        if mean is not None and mean.name not in channels.shared:
             return Intercept(mean.name, -1)
     if norm is not None and norm.name == "add":
         vector = _own_vector(users[0], walker, consumer)

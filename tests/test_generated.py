@@ -1,0 +1,466 @@
+"""Random networks: what comes out is the original with its dropped channels masked and its new weights put in.
+
+The networks are float64, so that a wiring fault (order 1) and rounding (1e-12) cannot be mistaken for each other.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - everyone calls it F
+from hypothesis import HealthCheck, event, given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+from torch import Tensor, fx, nn
+
+from subprune_fx import Plan, Pruned, SubpruneError, apply, prune
+from subprune_fx.frontends.describe import FxNetwork
+from subprune_fx.passes.budget import BUDGETS
+from subprune_fx.passes.dependencies import analyse
+from subprune_fx.passes.sweep import VARIANTS
+from subprune_fx.plan import same
+
+EXAMPLES = 200
+ROUNDING = 1e-9
+"""Relative to the largest output: ten layers of float64 arithmetic in another order."""
+
+Masked = Callable[[FxNetwork, Plan], Callable[[Tensor], Tensor]]
+Part = Callable[[nn.Module, Tensor], Tensor]
+
+
+@dataclasses.dataclass
+class Builder:
+    """A network under construction: layers by name, and what is done one after the other.
+
+    Attributes:
+        draw: Hypothesis' own.
+        layers: Layers that exist.
+        channels: Of the current activation.
+        size: Height and width of the current activation.
+        names: What was built, for the failure message.
+    """
+
+    draw: Any
+    layers: dict[str, nn.Module | nn.Parameter] = dataclasses.field(default_factory=dict)
+    channels: int = 2
+    size: int = 8
+    names: list[str] = dataclasses.field(default_factory=list)
+
+    def add(self, layer: nn.Module | nn.Parameter) -> str:
+        name = f"l{len(self.layers)}"
+        self.layers[name] = layer
+        return name
+
+    def integer(self, low: int, high: int) -> int:
+        return int(self.draw(st.integers(low, high)))
+
+    def flag(self) -> bool:
+        return bool(self.draw(st.booleans()))
+
+    def one_of(self, *values: Any) -> Any:
+        return self.draw(st.sampled_from(values))
+
+    def conv(self, inputs: int, outputs: int, **options: Any) -> str:
+        kernel = self.one_of(1, 3)
+        layer = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=self.flag(), **options)
+        return self.add(layer)
+
+
+class Net(nn.Module):
+    """Parts run one after the other."""
+
+    def __init__(self, layers: dict[str, nn.Module | nn.Parameter], parts: list[Part]) -> None:
+        super().__init__()
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+        self.parts = parts
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            x = part(self, x)
+        return x
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Net:
+        layers = {name: copy.deepcopy(getattr(self, name), memo) for name in (*self._modules, *self._parameters)}
+        twin = Net(layers, self.parts)
+        return twin.train(self.training)
+
+
+Kind = Callable[[Builder], Part]
+NEEDS: dict[str, Callable[[Builder], bool]] = {}
+"""By name of a kind of part, when it can be built."""
+
+
+def needs(fits: Callable[[Builder], bool]) -> Callable[[Kind], Kind]:
+    def register(kind: Kind) -> Kind:
+        NEEDS[kind.__name__] = fits
+        return kind
+
+    return register
+
+
+def run(net: nn.Module, name: str, x: Tensor) -> Tensor:
+    out: Tensor = getattr(net, name)(x)
+    return out
+
+
+def convolution(b: Builder) -> Part:
+    outputs = b.integer(2, 6)
+    name = b.conv(b.channels, outputs)
+    b.channels = outputs
+    return lambda net, x: run(net, name, x)
+
+
+@needs(lambda b: b.size >= 4)
+def strided(b: Builder) -> Part:
+    outputs = b.integer(2, 6)
+    mode = b.one_of("zeros", "reflect", "replicate", "circular")
+    name = b.add(nn.Conv2d(b.channels, outputs, 3, stride=2, padding=1, padding_mode=mode))
+    b.channels, b.size = outputs, (b.size + 1) // 2
+    return lambda net, x: run(net, name, x)
+
+
+@needs(lambda b: b.channels % 2 == 0)
+def grouped(b: Builder) -> Part:
+    outputs = 2 * b.integer(1, 3)
+    name = b.conv(b.channels, outputs, groups=2)
+    b.channels = outputs
+    return lambda net, x: run(net, name, x)
+
+
+def depthwise(b: Builder) -> Part:
+    multiplier = b.one_of(1, 2)
+    name = b.conv(b.channels, b.channels * multiplier, groups=b.channels)
+    b.channels *= multiplier
+    return lambda net, x: run(net, name, x)
+
+
+@needs(lambda b: b.size <= 8)
+def transposed(b: Builder) -> Part:
+    outputs = b.integer(2, 5)
+    name = b.add(nn.ConvTranspose2d(b.channels, outputs, 3, stride=2, padding=1, output_padding=1))
+    b.channels, b.size = outputs, 2 * b.size
+    return lambda net, x: run(net, name, x)
+
+
+def norm(b: Builder) -> Part:
+    layer = nn.BatchNorm2d(b.channels, affine=b.flag())
+    for tensor in (layer.weight, layer.running_var):
+        if tensor is not None:
+            nn.init.uniform_(tensor, 0.5, 2.0)
+    for tensor in (layer.bias, layer.running_mean):
+        if tensor is not None:
+            nn.init.uniform_(tensor, -0.5, 0.5)
+    name = b.add(layer)
+    return lambda net, x: run(net, name, x)
+
+
+def activation(b: Builder) -> Part:
+    """Some do not map zero to zero: a dropped channel is not one that was zero before them."""
+    kind = b.one_of("relu", "sigmoid", "gelu", "tanh", "hardswish", "prelu", "leaky", "cos")
+    if kind == "prelu":
+        name = b.add(nn.PReLU(b.channels, init=0.3))
+        return lambda net, x: run(net, name, x)
+    table: dict[str, Callable[[Tensor], Tensor]] = {
+        "relu": F.relu,
+        "sigmoid": torch.sigmoid,
+        "gelu": F.gelu,
+        "tanh": torch.tanh,
+        "hardswish": F.hardswish,
+        "leaky": F.leaky_relu,
+        "cos": torch.cos,
+    }
+    return lambda net, x: table[kind](x)
+
+
+@needs(lambda b: b.size >= 4)
+def pool(b: Builder) -> Part:
+    b.size //= 2
+    return b.one_of(lambda net, x: F.max_pool2d(x, 2), lambda net, x: F.avg_pool2d(x, 2))  # type: ignore[no-any-return]
+
+
+def residual(b: Builder) -> Part:
+    inner = b.integer(2, 5)
+    first, second = b.conv(b.channels, inner), b.conv(inner, b.channels)
+    after = b.flag()
+
+    def part(net: nn.Module, x: Tensor) -> Tensor:
+        y = x + run(net, second, run(net, first, x).relu())
+        return y.relu() if after else y
+
+    return part
+
+
+@needs(lambda b: b.size % 2 == 0 and b.size >= 4)
+def option_a(b: Builder) -> Part:
+    """The shortcut takes every other position and pads channels."""
+    front, back = b.integer(0, 2), b.integer(1, 2)
+    outputs = b.channels + front + back
+    name = b.add(nn.Conv2d(b.channels, outputs, 3, stride=2, padding=1))
+    b.channels, b.size = outputs, b.size // 2
+
+    def part(net: nn.Module, x: Tensor) -> Tensor:
+        short = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, front, back))
+        return (run(net, name, x) + short).relu()
+
+    return part
+
+
+def dense(b: Builder) -> Part:
+    grown = b.integer(1, 4)
+    name = b.conv(b.channels, grown)
+    first = b.flag()
+    b.channels += grown
+
+    def part(net: nn.Module, x: Tensor) -> Tensor:
+        y = run(net, name, x)
+        return torch.cat([x, y] if first else [y, x], 1)
+
+    return part
+
+
+@needs(lambda b: b.channels >= 4)
+def split(b: Builder) -> Part:
+    """Cut in two at a random place, in one of several spellings; each part has a layer of its own, or none."""
+    at = b.integer(1, b.channels - 1)
+    spelling = b.one_of("split", "method", "slice", "narrow", "tensor_split")
+    low, high = b.conv(at, b.integer(1, 3)), b.conv(b.channels - at, b.integer(1, 3))
+    bare = b.flag()
+    left, right = b.layers[low], b.layers[high]
+    assert isinstance(left, nn.Conv2d)
+    assert isinstance(right, nn.Conv2d)
+    total = b.channels
+    b.channels = left.out_channels + (total - at if bare else right.out_channels)
+
+    def part(net: nn.Module, x: Tensor) -> Tensor:
+        if spelling == "split":
+            y, z = torch.split(x, [at, total - at], dim=1)
+        elif spelling == "method":
+            y, z = x.split([at, total - at], 1)  # type: ignore[no-untyped-call]
+        elif spelling == "slice":
+            y, z = x[:, :at], x[:, at:]
+        elif spelling == "narrow":
+            y, z = x.narrow(1, 0, at), x.narrow(1, at, total - at)
+        else:
+            y, z = torch.tensor_split(x, [at], dim=1)
+        return torch.cat([run(net, low, y), z.relu() if bare else run(net, high, z)], 1)
+
+    return part
+
+
+@needs(lambda b: b.channels % 2 == 0 and b.channels >= 4)
+def gate(b: Builder) -> Part:
+    """Half of the channels gate the other half."""
+    b.channels //= 2
+
+    def part(net: nn.Module, x: Tensor) -> Tensor:
+        y, z = x.chunk(2, 1)
+        return y * torch.sigmoid(z)
+
+    return part
+
+
+def squeeze_excite(b: Builder) -> Part:
+    inner = b.integer(1, 3)
+    down, up = b.add(nn.Conv2d(b.channels, inner, 1)), b.add(nn.Conv2d(inner, b.channels, 1))
+
+    def part(net: nn.Module, x: Tensor) -> Tensor:
+        scale = run(net, up, run(net, down, x.mean((2, 3), keepdim=True)).relu())
+        return x * scale.sigmoid()
+
+    return part
+
+
+@needs(lambda b: b.channels % 2 == 0)
+def shuffle(b: Builder) -> Part:
+    module = b.flag()
+    name = b.add(nn.ChannelShuffle(2))
+    channels = b.channels
+
+    def part(net: nn.Module, x: Tensor) -> Tensor:
+        if module:
+            return run(net, name, x)
+        n, _, h, w = x.shape
+        return x.contiguous().view(n, 2, channels // 2, h, w).transpose(1, 2).reshape(n, -1, h, w)
+
+    return part
+
+
+@needs(lambda b: b.channels % 4 == 0 and b.size <= 8)
+def pixel_shuffle(b: Builder) -> Part:
+    b.channels, b.size = b.channels // 4, 2 * b.size
+    return lambda net, x: F.pixel_shuffle(x, 2)
+
+
+@needs(lambda b: b.size % 2 == 0 and b.channels <= 4)
+def pixel_unshuffle(b: Builder) -> Part:
+    b.channels, b.size = b.channels * 4, b.size // 2
+    return lambda net, x: F.pixel_unshuffle(x, 2)
+
+
+def channels_last(b: Builder) -> Part:
+    """A linear layer over the channels of every position."""
+    outputs = b.integer(2, 5)
+    name = b.add(nn.Linear(b.channels, outputs))
+    b.channels = outputs
+    return lambda net, x: run(net, name, x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def scale(b: Builder) -> Part:
+    """A parameter per channel, and a buffer-like one that is the same for all."""
+    one = b.add(nn.Parameter(torch.rand(1, b.channels, 1, 1) + 0.5))
+    two = b.add(nn.Parameter(torch.rand(()) + 0.5))
+    return lambda net, x: x * getattr(net, one) + getattr(net, two)
+
+
+def position(b: Builder) -> Part:
+    """A parameter per channel and position."""
+    name = b.add(nn.Parameter(torch.rand(1, b.channels, b.size, b.size) - 0.5))
+    return lambda net, x: x + getattr(net, name)
+
+
+def twice(b: Builder) -> Part:
+    """The same layer at two places."""
+    name = b.conv(b.channels, b.channels)
+    return lambda net, x: run(net, name, run(net, name, x).relu())
+
+
+def shared_norm(b: Builder) -> Part:
+    """Two layers with one BatchNorm: neither intercept may be written into it."""
+    outputs = b.integer(2, 4)
+    first, second = b.conv(b.channels, outputs), b.conv(b.channels, outputs)
+    layer = nn.BatchNorm2d(outputs)
+    assert layer.running_mean is not None
+    nn.init.uniform_(layer.running_mean, -0.5, 0.5)
+    name = b.add(layer)
+    b.channels = 2 * outputs
+    return lambda net, x: torch.cat([run(net, name, run(net, layer, x)) for layer in (first, second)], 1)
+
+
+PARTS: tuple[Kind, ...] = (
+    *(convolution, convolution, convolution, strided, grouped, depthwise, transposed, norm, norm),
+    *(activation, activation, pool, residual, option_a, dense, split, gate, squeeze_excite, shuffle),
+    *(pixel_shuffle, pixel_unshuffle, channels_last, scale, position, twice, shared_norm),
+)
+
+
+def flatten_head(b: Builder) -> Part:
+    size = b.one_of(1, 2)
+    hidden = b.integer(2, 5)
+    first, second = b.add(nn.Linear(b.channels * size * size, hidden)), b.add(nn.Linear(hidden, 3))
+    view = b.flag()
+
+    def part(net: nn.Module, x: Tensor) -> Tensor:
+        x = F.adaptive_avg_pool2d(x, size)
+        x = x.contiguous().view(x.size(0), -1) if view else x.flatten(1)
+        return run(net, second, run(net, first, x).relu())
+
+    return part
+
+
+def mean_head(b: Builder) -> Part:
+    name = b.add(nn.Linear(b.channels, 3, bias=b.flag()))
+    return lambda net, x: run(net, name, x.mean((2, 3)))
+
+
+def image_head(b: Builder) -> Part:
+    """Fully convolutional: the output is an image."""
+    name = b.conv(b.channels, 2)
+    return lambda net, x: run(net, name, x)
+
+
+@st.composite
+def networks(draw: st.DrawFn) -> tuple[nn.Module, str]:
+    b = Builder(draw)
+    torch.manual_seed(b.integer(0, 2**16))
+    parts = [convolution(b)]
+    for _ in range(b.integer(1, 7)):
+        kind = b.one_of(*(kind for kind in PARTS if NEEDS.get(kind.__name__, bool)(b)))
+        parts.append(kind(b))
+        b.names.append(kind.__name__)
+    head = b.one_of(flatten_head, mean_head, image_head)
+    parts.append(head(b))
+    net = Net(b.layers, parts).double().eval()
+    return net, " ".join([*b.names, head.__name__])
+
+
+def pruned(net: nn.Module, x: Tensor, ratio: float, options: dict[str, Any]) -> Pruned | None:
+    """At `ratio`, or at the largest that the refusal says can be reached; None where nothing can be pruned."""
+    try:
+        return prune(net, x, ratio=ratio, **options)
+    except SubpruneError as error:
+        if "nothing to prune" in str(error):
+            return None
+        found = re.search(r"ask for at most ([0-9.]+)$", str(error))
+        if found is None:
+            raise
+        return None if float(found[1]) <= 1 else prune(net, x, ratio=float(found[1]), **options)
+
+
+@given(
+    drawn=networks(),
+    ratio=st.floats(1.1, 6),
+    variant=st.sampled_from(VARIANTS),
+    budget=st.sampled_from(sorted(BUDGETS)),
+    reweight=st.booleans(),
+    intercept=st.booleans(),
+)
+@examples(max_examples=EXAMPLES, report_multiple_bugs=False, suppress_health_check=[HealthCheck.too_slow])
+def test_pruned_is_masked(
+    masked: Masked,
+    drawn: tuple[nn.Module, str],
+    ratio: float,
+    variant: str,
+    budget: str,
+    reweight: bool,
+    intercept: bool,
+) -> None:
+    net, _ = drawn
+    x = torch.randn(12, 2, 8, 8, dtype=torch.float64)
+    options = {"variant": variant, "budget": budget, "reweight": reweight, "intercept": intercept}
+    found = pruned(net, x, ratio, options)
+    if found is None:
+        event("nothing to prune")
+        return
+    network = analyse(net, x[:2])
+    other = torch.randn(5, 2, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        expected, got = masked(network, found.plan)(other), found.module(other)
+    bound = ROUNDING * max(1.0, float(expected.abs().max()))
+    torch.testing.assert_close(got, expected, rtol=0, atol=bound)
+    check_size(network, found)
+    check_plan(network, net, found, other)
+
+
+def check_size(network: FxNetwork, found: Pruned) -> None:
+    """The ratio is met, by parameters that are really gone, and every group keeps something."""
+    before = sum(p.numel() for p in network.graph_module.parameters())
+    after = sum(p.numel() for p in found.module.parameters())
+    assert (found.report.before.parameters, found.report.after.parameters) == (before, after)
+    assert before / after >= found.report.ratio
+    assert all(0 < len(decision.kept) <= decision.channels for decision in found.plan.decisions)
+
+
+def check_plan(network: FxNetwork, net: nn.Module, found: Pruned, x: Tensor) -> None:
+    """The plan, written and read again, makes the same network of the trace, and of the class where it can."""
+    with TemporaryDirectory() as folder:
+        found.plan.save(Path(folder) / "plan")
+        again = Plan.load(Path(folder) / "plan")
+    assert same(again, found.plan)
+    with torch.no_grad():
+        expected = found.module(x)
+        assert torch.equal(apply(again, network.graph_module)(x), expected)
+        if not isinstance(net, fx.GraphModule) and not any(c.owner == "node" for c in again.constants):
+            try:
+                own = apply(again, net)(x)
+            except RuntimeError:  # sizes that the trace has not got as constants, as in view(n, 2, channels // 2, ..)
+                event("sizes in forward")
+                return
+            torch.testing.assert_close(own, expected, rtol=ROUNDING, atol=ROUNDING)
