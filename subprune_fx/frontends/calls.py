@@ -31,6 +31,7 @@ _POSITIONAL: dict[str, tuple[str, ...]] = {
     "tensor_split": ("input", "indices_or_sections", "dim"),
     "narrow": ("input", "dim", "start", "length"),
     "chunk": ("input", "chunks", "dim"),
+    "channel_shuffle": ("input", "groups"),
     "transpose": ("input", "dim0", "dim1"),
     "norm": ("input", "p", "dim", "keepdim"),
     "vector_norm": ("input", "ord", "dim", "keepdim"),

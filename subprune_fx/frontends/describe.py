@@ -23,14 +23,13 @@ from subprune_fx.frontends.fx_tails import Tail, tail
 from subprune_fx.frontends.onnx_op import item
 from subprune_fx.graph.channels import ChannelGraph, close
 from subprune_fx.graph.labels import Labels, constant, tighten
-from subprune_fx.graph.optable import Kind
+from subprune_fx.graph.optable import MOVING, Kind
 from subprune_fx.graph.propagation import Consumer, Propagation
 from subprune_fx.graph.rules import propagate
 from subprune_fx.graph.step import Param, Step, Tree, leaves
 from subprune_fx.numerics.readers import Reader
 from subprune_fx.plan import Constant
 
-MOVING = (Kind.MOVE, Kind.JOIN, Kind.CHUNK, Kind.PAD, Kind.PERMUTE)
 _LABEL_METHODS = {"view": "reshape", "view_as": "reshape_as"}
 
 

@@ -6,7 +6,7 @@ from torch import fx
 
 
 def shallow_first(graph: fx.Graph) -> None:
-    """Put the nodes of a graph in a topological order in which short branches come before long ones.
+    """Put the nodes of a graph in a topological order in which short branches come before long ones, else as it was.
 
     Where a shortcut and a residual branch meet, the shortcut's value is then known when the branch is fitted, so that
     the branch can make up for what the shortcut has lost.
@@ -14,6 +14,7 @@ def shallow_first(graph: fx.Graph) -> None:
     Args:
         graph: Changed in place; its placeholders stay in front, and it computes what it did.
     """
+    place = {node: number for number, node in enumerate(graph.nodes)}
     depth: dict[fx.Node, int] = {}
     for node in graph.nodes:
         depth[node] = 1 + max((depth[used] for used in node.all_input_nodes), default=0)
@@ -25,7 +26,7 @@ def shallow_first(graph: fx.Graph) -> None:
             node = pending[-1]
             missing = [used for used in node.all_input_nodes if used not in done]
             if missing:
-                pending += sorted(missing, key=lambda used: -depth[used])
+                pending += sorted(missing, key=lambda used: (-depth[used], -place[used]))
                 continue
             pending.pop()
             if node in done:

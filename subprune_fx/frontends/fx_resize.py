@@ -15,7 +15,7 @@ from subprune_fx.frontends.onnx_op import OnnxOp
 from subprune_fx.frontends.onnx_resize import resize_onnx
 from subprune_fx.graph.channels import ChannelGraph
 from subprune_fx.graph.labels import Labels, survivors, varying, vector
-from subprune_fx.graph.optable import Kind, Resize
+from subprune_fx.graph.optable import MOVING, Kind, Resize
 from subprune_fx.graph.step import Tree, leaves
 from subprune_fx.plan import Constant
 
@@ -70,7 +70,7 @@ def survives(site: Site, channels: ChannelGraph, samples: Sequence[Keep]) -> boo
 
     Tried with `samples`, complementary choices of units, so that each unit is once kept and once dropped.
     """
-    if site.call.row is None or site.call.row.kind not in (Kind.MOVE, Kind.PERMUTE, Kind.JOIN, Kind.CHUNK, Kind.PAD):
+    if site.call.row is None or site.call.row.kind not in MOVING:
         return True
     touched = [
         labels for labels in (*site.operands, *leaves(site.after)) if channels.prunable[channels.unit[labels]].any()

@@ -18,6 +18,9 @@ from subprune_fx.graph.step import Tree, leaves
 
 T = TypeVar("T")
 
+PAIRS = 2
+"""Complementary choices of units that an op is tried with: one pair may fit by luck."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Group:
@@ -92,20 +95,20 @@ class ChannelGraph:
             alive[units] = True
         return np.asarray(alive[self.unit])
 
-    def samples(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Two `keep` masks for trying an op: of every group some at random, and the others.
+    def samples(self) -> tuple[NDArray[np.bool_], ...]:
+        """Pairs of `keep` masks for trying an op: of every group some at random, and the others.
 
         How many differs from group to group, so that equal parts do not stay equal by chance.
         """
         rng = np.random.default_rng(0)
-        chosen = [
-            np.sort(
-                rng.permutation(group.units)[: np.clip(group.units.size // 2 + number % 3 - 1, 1, group.units.size - 1)]
-            )
-            for number, group in enumerate(self.groups)
-        ]
-        rest = [np.setdiff1d(group.units, part) for group, part in zip(self.groups, chosen, strict=True)]
-        return self.keep(chosen, self.groups), self.keep(rest, self.groups)
+        masks = []
+        for _ in range(PAIRS):
+            chosen = [
+                rng.choice(group.units, rng.integers(1, group.units.size), replace=False) for group in self.groups
+            ]
+            rest = [np.setdiff1d(group.units, part) for group, part in zip(self.groups, chosen, strict=True)]
+            masks += [self.keep(chosen, self.groups), self.keep(rest, self.groups)]
+        return tuple(masks)
 
 
 def close(state: Propagation) -> ChannelGraph:

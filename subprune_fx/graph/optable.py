@@ -30,9 +30,14 @@ class Kind(enum.Enum):
     ATTENTION = "attention of activations"
     PAD = "pads with a constant"
     CHUNK = "splits into equal parts"
+    DEAL = "deals out the channels of equal parts, one of each in turn"
     LOOKUP = "reads rows of a table: new channels from the table's columns"
     SCATTER = "writes into a range of one dimension"
     SHAPE = "reads sizes and types, not elements"
+
+
+MOVING = (Kind.MOVE, Kind.PERMUTE, Kind.JOIN, Kind.CHUNK, Kind.DEAL, Kind.PAD)
+"""Kinds whose ops are run on labels."""
 
 
 class Resize(enum.Enum):
@@ -367,8 +372,6 @@ TABLE: tuple[Row, ...] = (
             "pixel_shuffle",
             "pixelunshuffle",
             "pixel_unshuffle",
-            "channelshuffle",
-            "channel_shuffle",
             "repeat",
             "repeat_interleave",
             "tile",
@@ -389,6 +392,7 @@ TABLE: tuple[Row, ...] = (
     Row(Kind.MOVE, ("getitem", "slice", "narrow"), ("Slice",), resize=Resize.SLICE),
     Row(Kind.MOVE, ("split", "split_with_sizes", "tensor_split"), ("Split",), resize=Resize.SPLIT),
     Row(Kind.CHUNK, ("chunk",)),
+    Row(Kind.DEAL, ("channelshuffle", "channel_shuffle")),
     Row(
         Kind.PAD,
         (

@@ -317,6 +317,16 @@ def chunk(state: Propagation, step: Step) -> Tree:
     return parts
 
 
+def deal(state: Propagation, step: Step) -> Tree:
+    """A channel shuffle: parts stay equal, as in `chunk`."""
+    labels, count = state.of(step.operands[0]), int(step.attrs["groups"])
+    if set(varying(labels)) - {1}:
+        return refuse(state, step, f"{step.op} reads channels on a dimension other than 1")
+    parts = vector(labels, 1).reshape(count, -1)
+    state.unify(np.broadcast_to(parts[:1], parts.shape), parts, f"{step.op} deals it out with fixed channels")
+    return step.run([labels])
+
+
 def scatter(state: Propagation, step: Step) -> Tree:
     """What is written into a range has the channels of that range."""
     labels, written = (state.of(operand) for operand in step.operands)
@@ -350,6 +360,7 @@ RULES: dict[Kind, Callable[[Propagation, Step], Tree]] = {
     Kind.ATTENTION: attention,
     Kind.PAD: pad,
     Kind.CHUNK: chunk,
+    Kind.DEAL: deal,
     Kind.LOOKUP: lookup,
     Kind.SCATTER: scatter,
     Kind.SHAPE: sizes,
