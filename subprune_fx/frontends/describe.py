@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from subprune_fx.frontends.calls import Call, bind, dims, is_tensor, pads
 from subprune_fx.frontends.fx_batch import batch_sizes
-from subprune_fx.frontends.fx_edit import edited
+from subprune_fx.frontends.fx_edit import edited, retargeted
 from subprune_fx.frontends.fx_products import attention_operands, factors, is_weight, letters
 from subprune_fx.frontends.fx_readers import product_reader, reader
 from subprune_fx.frontends.fx_resize import Site, survives, survivor_shapes
@@ -356,16 +356,16 @@ def _invoke(node: fx.Node, root: fx.GraphModule, args: Any, kwargs: Any, constan
                 tuple(change.value) if isinstance(change.value, list) else change.value
             )
         return module(*args, **kwargs)
+    target = node.target
+    for change in constants:
+        target = retargeted(target, change.value)
     if node.op == "call_method":
         first, *rest = args
-        name = _LABEL_METHODS.get(str(node.target), str(node.target))
+        name = _LABEL_METHODS.get(str(target), str(target))
         return getattr(first, name)(*rest, **kwargs)
     name = getattr(getattr(node.target, "overloadpacket", node.target), "__name__", "")
     if name in ("view", "_unsafe_view"):
         return args[0].reshape(*args[1:])
-    target = node.target
-    if target is torch.ops.aten.split.Tensor and isinstance(args[1], list):
-        target = torch.ops.aten.split_with_sizes.default
     assert callable(target)
     return target(*args, **kwargs)
 

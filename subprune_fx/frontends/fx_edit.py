@@ -42,12 +42,27 @@ def edited_over(module: fx.GraphModule, copy: fx.GraphModule, constant: Constant
     return dataclasses.replace(constant, value=fx.node.map_arg(tree, lambda n: named[n.name]))
 
 
+_aten = torch.ops.aten
+# Ops that cut into parts of one size or number, and what cuts into parts of given sizes instead.
+_SIZED: dict[Any, Any] = {
+    "chunk": "split_with_sizes",
+    torch.chunk: torch.split_with_sizes,
+    _aten.chunk.default: _aten.split.sizes,
+    _aten.split.Tensor: _aten.split_with_sizes.default,
+}
+_COUNTED = {sized: counted for counted, sized in _SIZED.items()}
+
+
+def retargeted(target: Any, value: Any) -> Any:
+    """The op that takes `value`, a list of sizes or else a number of parts, where `target` takes the other."""
+    return (_SIZED if isinstance(value, list) else _COUNTED).get(target, target)
+
+
 def edit_node(node: fx.Node, constant: Constant) -> None:
-    """Write a size into a node's arguments; an equal split that becomes unequal changes its overload too."""
+    """Write a size into a node's arguments; an equal split that becomes unequal changes its op too."""
     field, *path = constant.path
     setattr(node, str(field), edited(getattr(node, str(field)), path, constant.value))
-    if node.target is torch.ops.aten.split.Tensor and isinstance(constant.value, list):
-        node.target = torch.ops.aten.split_with_sizes.default
+    node.target = retargeted(node.target, constant.value)
 
 
 def edited(tree: Any, path: list[str | int], value: Any) -> Any:

@@ -205,7 +205,7 @@ def _split(site: Site, keep: Keep) -> tuple[Constant, ...]:
     parts = leaves(site.after)
     axis = int(site.call.get("dim", 0)) % parts[0].ndim
     sizes = [_sizes(part, keep)[axis] for part in parts]
-    if sizes == [part.shape[axis] for part in parts]:
+    if sizes == [part.shape[axis] for part in parts] or (site.call.name == "chunk" and len(set(sizes)) == 1):
         return ()
     if site.call.name == "tensor_split":
         sizes = np.cumsum(sizes[:-1]).tolist()

@@ -112,6 +112,9 @@ def functional(graph: fx.GraphModule) -> fx.GraphModule:
     for node in graph.graph.nodes:
         if node.op == "call_function":
             node.target = _OUT_OF_PLACE.get(node.target, node.target)
+            if "chunks" in node.kwargs:
+                rest = {name: value for name, value in node.kwargs.items() if name != "chunks"}
+                node.args, node.kwargs = (*node.args, node.kwargs["chunks"]), rest
             if node.kwargs.get("inplace"):
                 node.kwargs = {**node.kwargs, "inplace": False}
             if isinstance(node.target, torch._ops.OpOverload):  # noqa: SLF001 - the public name of ATen overloads

@@ -391,7 +391,7 @@ TABLE: tuple[Row, ...] = (
     Row(Kind.JOIN, ("cat", "concat", "concatenate"), ("Concat",)),
     Row(Kind.MOVE, ("getitem", "slice", "narrow"), ("Slice",), resize=Resize.SLICE),
     Row(Kind.MOVE, ("split", "split_with_sizes", "tensor_split"), ("Split",), resize=Resize.SPLIT),
-    Row(Kind.CHUNK, ("chunk",)),
+    Row(Kind.CHUNK, ("chunk",), resize=Resize.SPLIT),
     Row(Kind.DEAL, ("channelshuffle", "channel_shuffle")),
     Row(
         Kind.PAD,

@@ -307,12 +307,10 @@ def compact_to(side: Labels, like: Labels, axis: int) -> Labels:
 
 
 def chunk(state: Propagation, step: Step) -> Tree:
-    """Equal parts stay equal: the same slot of every part lives or dies together."""
+    """Equal parts stay equal: the same slot of every part lives or dies together. Unequal ones are cut by size."""
     parts = step.run(leaves(state.of(step.operands[0])))
     for part in parts[1:]:
-        if part.shape != parts[0].shape and set(varying(part)):
-            return refuse(state, step, f"{step.op} cuts unequal parts")
-        if part.shape == parts[0].shape:
+        if part.shape == parts[0].shape == parts[-1].shape:
             state.unify(parts[0], part, f"{step.op} cuts it level with fixed channels")
     return parts
 
