@@ -150,8 +150,10 @@ def _over_positions(state: Propagation, step: Step, weight: Param, labels: Label
     assert step.row is not None
     assert step.row.axes is not None
     shape, axis = _shape(step), step.row.axes.data % labels.ndim
+    mixes = len(weight.shape) > 2 and any(weight.shape[d] != 1 for d in varying(labels))  # its kernel spans channels
     if (
-        labels.ndim != len(shape)
+        mixes
+        or labels.ndim != len(shape)
         or shape[:axis] != labels.shape[:axis]
         or shape[axis + 1 :] != labels.shape[axis + 1 :]
     ):
