@@ -24,6 +24,7 @@ from subprune_fx.formats import arrays, atomic, write
 from subprune_fx.formats.lines import first_line
 from subprune_fx.formats.load import Loaded, load_model
 from subprune_fx.frontends.onnx_static import fixed_batch, settle
+from subprune_fx.passes.explain import explain
 from subprune_fx.report import Report
 
 SYNTHETIC_SAMPLES = 256
@@ -43,6 +44,8 @@ def run(request: Request) -> int:
             written.
     """
     torch.manual_seed(request.seed)
+    if request.explain:
+        return _explain(request)
     targets = _targets(request)
     loaded = load_model(request.model, arch=request.arch, trust=request.trust)
     if loaded.accepts and loaded.accepts[0] is not None:
@@ -94,6 +97,20 @@ def run(request: Request) -> int:
                 temporaries[request.json].write_text(_as_json(report), encoding="utf-8")
     if not request.quiet:
         _say(report, request.verbose)
+    return 0
+
+
+def _explain(request: Request) -> int:
+    """Print the dependency graph, and draw it where asked to."""
+    loaded = load_model(request.model, arch=request.arch, trust=request.trust)
+    example = _calibration(request, loaded)[0][:2]
+    module = settle(loaded.module, example)
+    _probe(module, example, str(request.model))
+    found = explain(module, example)
+    for path in request.output:
+        found.save(path)
+    if not request.quiet:
+        print(found)
     return 0
 
 

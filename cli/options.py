@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ class Request:
 
     model: Path
     ratio: float
+    explain: bool
     output: tuple[Path, ...]
     calib: Path | None
     evaluate: Path | None
@@ -72,8 +74,10 @@ class Request:
     verbose: bool
 
 
-def _ratio(context: click.Context, option: click.Parameter, value: float) -> float:
+def _ratio(context: click.Context, option: click.Parameter, value: float | None) -> float:
     del context, option
+    if value is None:
+        return math.nan
     if not math.isfinite(value) or value <= 1:
         raise click.BadParameter(f"{value:g} is not a number above 1 (8 keeps an eighth of the parameters).")
     return value
@@ -111,6 +115,12 @@ def _version(context: click.Context, option: click.Parameter, value: bool) -> No
     context.exit()
 
 
+_NEEDED: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "--ratio": lambda values: not math.isnan(values["ratio"]),
+    "-o": lambda values: bool(values["output"]),
+}
+
+
 @click.command(
     name=PROGRAM,
     epilog=EPILOG,
@@ -120,12 +130,11 @@ def _version(context: click.Context, option: click.Parameter, value: bool) -> No
 @click.option(
     "--ratio",
     type=float,
-    required=True,
     callback=_ratio,
     metavar="R",
     help="Size before over after, above 1; --target says of what.",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, multiple=True, metavar="FILE",
+@click.option("-o", "--output", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
               help="Where to write; .onnx, .pt2 or .pt. May be repeated.")  # fmt: skip
 @click.option("--calib", type=click.Path(path_type=Path), metavar="X.npz",
               help="Calibration inputs: x, float32, first axis = sample; a few hundred, no labels needed. If "
@@ -188,6 +197,11 @@ def _version(context: click.Context, option: click.Parameter, value: bool) -> No
     help="Sampled greedy: faster, error up to EPS worse.",
 )
 @click.option(
+    "--explain",
+    is_flag=True,
+    help="Prune nothing: print what could be, what not and why; -o draws it (.svg, .html or .dot).",
+)
+@click.option(
     "--arch",
     metavar="WHERE:NAME",
     help="The network of a state dict: FILE.py:NAME or package.module:NAME. It is run.",
@@ -209,6 +223,9 @@ def command(**values: Any) -> Request:
 
     MODEL is a .pt/.pth file (a network, or a state dict with --arch) or a .pt2 archive of torch.export.
     """
+    missing = [option for option, given in _NEEDED.items() if not given(values)]
+    if missing and not values["explain"]:
+        raise click.UsageError(f"Missing option {' and '.join(repr(option) for option in missing)}.")
     if values["quiet"] and values["verbose"]:
         raise click.UsageError("-q and -v exclude each other.")
     return Request(**values)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.graph.propagation import Consumer
 from subprune_fx.numerics.moments import Moments, accumulate
@@ -17,7 +18,7 @@ Tick = Callable[[int, int], None]
 
 
 def calibrate(
-    network: FxNetwork, batches: Sequence[Tensor], tick: Tick | None = None
+    network: FxNetwork, batches: Sequence[Inputs], tick: Tick | None = None
 ) -> tuple[dict[str, Moments], list[Any]]:
     """Moments of every consumer's input in the original network, and the network's outputs.
 
@@ -40,7 +41,7 @@ def calibrate(
     return recorder.moments, outputs
 
 
-def run(network: FxNetwork, batches: Sequence[Tensor], tick: Tick | None = None) -> list[Any]:
+def run(network: FxNetwork, batches: Sequence[Inputs], tick: Tick | None = None) -> list[Any]:
     """The network's outputs, one per batch; arguments as for `calibrate`."""
     outputs = []
     with torch.no_grad():

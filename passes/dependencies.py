@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
+from subprune_fx.bundle import Inputs
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.describe import FxNetwork, describe
 from subprune_fx.frontends.tracing import traces
 from subprune_fx.graph.channels import ChannelGraph, Frozen, Group
 
 
-def analyse(module: nn.Module, example: Tensor) -> FxNetwork:
+def analyse(module: nn.Module, example: Inputs) -> FxNetwork:
     """The traced network and its channel groups.
 
     Args:
@@ -25,7 +26,7 @@ def analyse(module: nn.Module, example: Tensor) -> FxNetwork:
     Raises:
         SubpruneError: If it cannot be traced, or has nothing to prune.
     """
-    network = _clearest(module, example)
+    network = clearest(module, example)
     if not network.channels.groups:
         reasons = dict.fromkeys(f"{item.name}: {item.reason}" for item in network.channels.frozen)
         raise SubpruneError(
@@ -72,8 +73,16 @@ def _with(channels: ChannelGraph, groups: tuple[Group, ...], frozen: tuple[Froze
     return dataclasses.replace(channels, groups=groups, frozen=(*channels.frozen, *frozen), prunable=prunable)
 
 
-def _clearest(module: nn.Module, example: Tensor) -> FxNetwork:
-    """The first graph in which every op is known, else the one with the fewest unknown ops."""
+def clearest(module: nn.Module, example: Inputs) -> FxNetwork:
+    """The first graph in which every op is known, else the one with the fewest unknown ops.
+
+    Args:
+        module: See `analyse`.
+        example: See `analyse`.
+
+    Raises:
+        SubpruneError: If it cannot be traced.
+    """
     best: FxNetwork | None = None
     for graph in traces(module, example):
         found = describe(graph, example)

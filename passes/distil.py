@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from subprune_fx.bundle import Inputs
 from subprune_fx.passes.calibrate import Tick
 from subprune_fx.plan import Plan
 
@@ -17,13 +18,13 @@ RATE = 1e-3
 
 
 def distil(
-    module: fx.GraphModule, teacher: nn.Module, inputs: Tensor, steps: int, seed: int, tick: Tick | None = None
+    module: fx.GraphModule, teacher: nn.Module, inputs: Inputs, steps: int, seed: int, tick: Tick | None = None
 ) -> None:
     """Train `module` in place to yield what `teacher` yields.
 
     The loss is the squared difference of the outputs relative to their spread. Inputs are mixed in pairs,
     x = a x_i + (1 - a) x_j, and the teacher answers for the mixture, so a few hundred inputs do not run out;
-    integer inputs are taken as they are. BatchNorm keeps its statistics.
+    integer and several inputs are taken as they are. BatchNorm keeps its statistics.
 
     Args:
         module: The pruned network, in eval mode.
@@ -70,11 +71,11 @@ def trained(plan: Plan, module: nn.Module, original: nn.Module) -> Plan:
     )
 
 
-def _mixed(inputs: Tensor, generator: torch.Generator) -> Tensor:
+def _mixed(inputs: Inputs, generator: torch.Generator) -> Inputs:
     first, second = (inputs[torch.randint(len(inputs), (BATCH,), generator=generator)] for _ in range(2))
-    if not inputs.is_floating_point():
+    if not (isinstance(first, Tensor) and isinstance(second, Tensor) and first.is_floating_point()):
         return first
-    share = torch.rand(BATCH, generator=generator, dtype=inputs.dtype).reshape(-1, *[1] * (inputs.ndim - 1))
+    share = torch.rand(BATCH, generator=generator, dtype=first.dtype).reshape(-1, *[1] * (first.ndim - 1))
     return share * first + (1 - share) * second
 
 

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
+from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.graph.channels import Group
 from subprune_fx.graph.step import leaves
@@ -37,9 +38,9 @@ class Gatherer:
         moments: Callable[[], Mapping[str, Moments]],
         settings: Settings,
         *,
-        batches: Sequence[Tensor],
+        batches: Sequence[Inputs],
         labels: Sequence[Tensor] | None,
-        training: tuple[Tensor, Tensor] | None,
+        training: tuple[Inputs, Tensor] | None,
         seed: int,
         epsilon: float | None,
     ) -> None:

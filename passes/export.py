@@ -9,24 +9,26 @@ from pathlib import Path
 
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.export import Dim, ExportedProgram
 
+from subprune_fx.bundle import Inputs, arguments, joined
 from subprune_fx.errors import SubpruneError
 from subprune_fx.formats.archive import quiet
 from subprune_fx.formats.lines import first_line
+from subprune_fx.frontends.fx_inputs import free_samples
 
 BATCH = "batch"
 PROTOBUF_LIMIT = 2**31 - 2**20  # a protobuf message holds less than 2 GiB; leave room for the graph
 
 
-def export(module: nn.Module, example: Tensor) -> tuple[ExportedProgram, bool]:
+def export(module: nn.Module, example: Inputs) -> tuple[ExportedProgram, bool]:
     """Capture a network with torch.export, with a free batch axis where that is possible.
 
     The example is doubled first: torch.export takes a batch of one for a constant.
 
     Args:
-        module: In eval mode, one tensor in.
+        module: In eval mode.
         example: An input with its batch axis first.
 
     Returns:
@@ -38,7 +40,7 @@ def export(module: nn.Module, example: Tensor) -> tuple[ExportedProgram, bool]:
     """
     # A network with a batch size built in violates the constraint, or raises anything at all on another size.
     with contextlib.suppress(Exception):
-        return _capture(module, torch.cat([example, example]), dynamic=True), True
+        return _capture(module, joined([example, example]), dynamic=True), True
     try:
         return _capture(module, example, dynamic=False), False
     except Exception as error:
@@ -48,7 +50,7 @@ def export(module: nn.Module, example: Tensor) -> tuple[ExportedProgram, bool]:
 
 def to_onnx(
     module: nn.Module | ExportedProgram,
-    example: Tensor,
+    example: Inputs,
     path: str | os.PathLike[str],
     *,
     opset: int | None = None,
@@ -92,7 +94,7 @@ def to_onnx(
     check_onnx(path)
 
 
-def to_pt2(module: nn.Module | ExportedProgram, example: Tensor, path: str | os.PathLike[str]) -> None:
+def to_pt2(module: nn.Module | ExportedProgram, example: Inputs, path: str | os.PathLike[str]) -> None:
     """Write a torch.export archive; `formats.load` reads it without `--trust`.
 
     Args:
@@ -129,10 +131,11 @@ def check_onnx(path: str | os.PathLike[str]) -> None:
         ) from error
 
 
-def _capture(module: nn.Module, example: Tensor, *, dynamic: bool) -> ExportedProgram:
-    shapes = ({0: Dim(BATCH)},) if dynamic else None
+def _capture(module: nn.Module, example: Inputs, *, dynamic: bool) -> ExportedProgram:
+    shapes = free_samples(example, Dim(BATCH)) if dynamic else None
+    positional, named = arguments(example)
     with quiet(), torch.no_grad():
-        return torch.export.export(module, (example,), dynamic_shapes=shapes, strict=False)
+        return torch.export.export(module, positional, named, dynamic_shapes=shapes, strict=False)
 
 
 def _output_names(program: ExportedProgram) -> list[str]:

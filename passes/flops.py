@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils.flop_counter import FlopCounterMode
 
+from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.onnx_flops import multiply_adds
 from subprune_fx.frontends.onnx_op import OnnxOp
 
@@ -15,7 +16,7 @@ Counts = dict[str, tuple[int, tuple[int, ...]]]
 """By node name: multiply-adds for one sample, and the shape of its value."""
 
 
-def flops(graph_module: fx.GraphModule, example: Tensor) -> Counts:
+def flops(graph_module: fx.GraphModule, example: Inputs) -> Counts:
     """Nodes that multiply and add, by PyTorch's own count (a multiply-add is two of its operations)."""
     counter = _Counter(graph_module, len(example))
     with torch.no_grad():

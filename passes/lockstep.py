@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from subprune_fx.bundle import Inputs
 from subprune_fx.passes.scratch import Live, Scratch
 
 Environment = dict[fx.Node, Any]
@@ -20,7 +21,7 @@ class Lockstep:
         outputs: The pruned network's outputs, one per batch, once the walk is over.
     """
 
-    def __init__(self, original: fx.GraphModule, scratch: Scratch, batches: Sequence[Tensor]) -> None:
+    def __init__(self, original: fx.GraphModule, scratch: Scratch, batches: Sequence[Inputs]) -> None:
         self._scratch = scratch
         self._batches = batches
         self._first = fx.Interpreter(original)
@@ -150,7 +151,7 @@ def _equal(left: Any, right: Any) -> bool:
     return isinstance(left, Tensor) and left.shape == right.shape and torch.equal(left, right)
 
 
-def _run(interpreter: fx.Interpreter, node: fx.Node, environment: Environment, batch: Tensor | None) -> Any:
+def _run(interpreter: fx.Interpreter, node: fx.Node, environment: Environment, batch: Inputs | None) -> Any:
     if node.op == "placeholder":
         return batch
     interpreter.env = environment

@@ -11,12 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
+from subprune_fx.bundle import Inputs
 from subprune_fx.numerics.readers import Reader
 from subprune_fx.passes.calibrate import parameter
 from subprune_fx.passes.outputs import loss
 from subprune_fx.passes.trials import finish, patched
 
-Draw = Callable[[torch.Generator], tuple[Tensor, Tensor]]
+Draw = Callable[[torch.Generator], tuple[Inputs, Tensor]]
 """A batch of inputs and their labels."""
 
 
@@ -79,20 +80,20 @@ class GroupLosses:
         return measured
 
 
-def among(batches: Sequence[Tensor], labels: Sequence[Tensor]) -> Draw:
+def among(batches: Sequence[Inputs], labels: Sequence[Tensor]) -> Draw:
     """One of the given batches."""
 
-    def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw(generator: torch.Generator) -> tuple[Inputs, Tensor]:
         chosen = int(torch.randint(len(batches), (1,), generator=generator))
         return batches[chosen], labels[chosen]
 
     return draw
 
 
-def within(inputs: Tensor, labels: Tensor, size: int) -> Draw:
+def within(inputs: Inputs, labels: Tensor, size: int) -> Draw:
     """`size` different samples of a whole set."""
 
-    def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw(generator: torch.Generator) -> tuple[Inputs, Tensor]:
         chosen = torch.randperm(len(inputs), generator=generator)[:size]
         return inputs[chosen], labels[chosen]
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import helper
 from torch import Tensor, fx, nn
 
+from subprune_fx.bundle import Inputs
 from subprune_fx.errors import SubpruneError
 from subprune_fx.formats.onnx_file import tensors
 from subprune_fx.frontends.onnx_graph import Source, as_imported, source_of
@@ -30,7 +31,7 @@ HALF = 2e-2
 """Tolerance for files in half precision, whose numbers are off by 5e-4 each: the graph is compared in single."""
 
 
-def write_back(module: fx.GraphModule, example: Tensor) -> onnx.ModelProto:
+def write_back(module: fx.GraphModule, example: Inputs) -> onnx.ModelProto:
     """The ONNX model of a pruned network.
 
     Args:
@@ -197,7 +198,7 @@ def _true(value: onnx.ValueInfoProto, shape: tuple[int, ...] | None) -> bool:
     )
 
 
-def save(module: nn.Module, example: Tensor, path: Path) -> None:
+def save(module: nn.Module, example: Inputs, path: Path) -> None:
     """Write a network that came from an ONNX file; the original as it was, a pruned one rewritten.
 
     Args:
@@ -219,7 +220,7 @@ def save(module: nn.Module, example: Tensor, path: Path) -> None:
     check_onnx(path)
 
 
-def check(module: nn.Module, path: Path, calibration: Tensor) -> float:
+def check(module: nn.Module, path: Path, calibration: Inputs) -> float:
     """Compare a written file with the graph it was made of; the largest absolute difference.
 
     Raises:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
+from subprune_fx.bundle import Bundle
 from subprune_fx.errors import SubpruneError
 
+Batch = TypeVar("Batch", Tensor, Bundle, Tensor | Bundle)
 
-def batches_of(tensor: Tensor, size: int, *, whole: bool = False) -> list[Tensor]:
-    """`tensor` in pieces of `size` samples; `whole` leaves out a smaller last one."""
+
+def batches_of(tensor: Batch, size: int, *, whole: bool = False) -> list[Batch]:
+    """`tensor`, or a bundle of them, in pieces of `size` samples; `whole` leaves out a smaller last one."""
     end = len(tensor) // size * size if whole else len(tensor)
     return [tensor[start : start + size] for start in range(0, end, size)]
 

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from subprune_fx.bundle import Inputs, joined
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.onnx_graph import source_of
 from subprune_fx.frontends.onnx_static import fixed_batch
@@ -105,11 +106,11 @@ class Compiler:
     def __init__(
         self,
         module: nn.Module,
-        calibration: Tensor,
+        calibration: Inputs,
         options: Options,
         labels: Tensor | None = None,
-        training: tuple[Tensor, Tensor] | None = None,
-        verification: tuple[Tensor, Tensor] | None = None,
+        training: tuple[Inputs, Tensor] | None = None,
+        verification: tuple[Inputs, Tensor] | None = None,
         progress: Progress | None = None,
     ) -> None:
         """Analyse, calibrate and select.
@@ -135,7 +136,7 @@ class Compiler:
         cut = functools.partial(batches_of, size=self._batch, whole=fixed is not None)
         self._batches = cut(calibration)
         self._labels = None if labels is None else cut(labels)
-        self._verification = None if verification is None else [cut(part) for part in verification]
+        self._verification = None if verification is None else (cut(verification[0]), cut(verification[1]))
         with self._clock("dependencies"):
             network = analyse(module, calibration[: fixed or 2])
             self.network = restrict(network, options.only, options.skip)
@@ -203,7 +204,7 @@ class Compiler:
 
     def _distil(self, plan: Plan, module: fx.GraphModule) -> tuple[Plan, list[Any]]:
         original = self.network.graph_module
-        inputs = torch.cat(self._batches)
+        inputs = joined(self._batches)
         distil(module, original, inputs, self.options.distil, self.options.seed, self._tick("distil"))
         with torch.no_grad():
             outputs = [module(batch) for batch in self._batches]
@@ -265,7 +266,7 @@ class Compiler:
         def errors(name: str) -> NDArray[np.float64]:
             return self._evidence.errors(groups[name], self._rankings[name], reweight=self.options.reweight)
 
-        def trial(metric: Metric, batches: Sequence[Tensor]) -> Trial:
+        def trial(metric: Metric, batches: Sequence[Inputs]) -> Trial:
             return functools.cache(
                 lambda sizes: trials(
                     self.network,

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.passes.calibrate import parameter
 
@@ -17,7 +18,7 @@ TINY = float(np.finfo(np.float32).eps)
 """A sum of contributions below this is nothing to have a share of."""
 
 
-def sensitivities(network: FxNetwork, batches: Sequence[Tensor]) -> dict[str, Tensor]:
+def sensitivities(network: FxNetwork, batches: Sequence[Inputs]) -> dict[str, Tensor]:
     """By consumer, per column of its design matrix, max over rows and outputs of |b w| / sum of |b w| of one sign.
 
     Positive and negative inputs, and positive and negative weights, are four separate sums, as in the paper.

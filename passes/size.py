@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
+from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.graph.labels import Labels, compact, varying, vector
 from subprune_fx.graph.step import leaves
@@ -120,7 +120,7 @@ class SizeModel:
 
 
 def parameters(
-    network: FxNetwork, orders: Mapping[str, NDArray[np.int64]], example: Tensor, *, intercepts: bool
+    network: FxNetwork, orders: Mapping[str, NDArray[np.int64]], example: Inputs, *, intercepts: bool
 ) -> SizeModel:
     """Elements of all parameters.
 
@@ -143,7 +143,7 @@ def parameters(
 
 
 def multiply_adds(
-    network: FxNetwork, orders: Mapping[str, NDArray[np.int64]], example: Tensor, *, intercepts: bool
+    network: FxNetwork, orders: Mapping[str, NDArray[np.int64]], example: Inputs, *, intercepts: bool
 ) -> SizeModel:
     """Multiply-adds of all contractions for one sample.
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import fx
 
+from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.graph.channels import Group
 from subprune_fx.graph.propagation import Consumer
@@ -70,7 +71,7 @@ class Sweep:
         self.scratch = Scratch(network)
         self.decisions: dict[str, Decision] = {}
 
-    def run(self, batches: Sequence[Tensor], tick: Tick | None = None) -> tuple[Plan, list[Any]]:
+    def run(self, batches: Sequence[Inputs], tick: Tick | None = None) -> tuple[Plan, list[Any]]:
         """Walk both networks over the calibration inputs.
 
         Returns:

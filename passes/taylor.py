@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.passes.outputs import loss
 
 
-def taylor(network: FxNetwork, batches: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
+def taylor(network: FxNetwork, batches: Sequence[Inputs], labels: Sequence[Tensor]) -> Tensor:
     """Per sample and unit, sum over consumers, channels and positions of activation x gradient of the sample's loss.
 
     The gradient at a consumer's input is the one through that consumer alone, so the sum over consumers is the

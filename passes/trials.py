@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
+from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.graph.channels import Group
 from subprune_fx.numerics.moments import Moments
@@ -31,7 +32,7 @@ def trials(
     patches: Callable[[Group, NDArray[np.bool_]], dict[str, Tensor]],
     orders: Mapping[str, NDArray[np.int64]],
     sizes: Mapping[str, Sequence[int]],
-    batches: Sequence[Tensor],
+    batches: Sequence[Inputs],
     metric: Metric,
     tick: Tick | None = None,
 ) -> dict[str, NDArray[np.float64]]:

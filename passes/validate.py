@@ -14,12 +14,14 @@ import numpy.typing as npt
 import onnxruntime
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
+from subprune_fx.bundle import Inputs, arguments, call, joined, parts
 from subprune_fx.errors import SubpruneError, ValidationError
 from subprune_fx.formats.lines import first_line
 
 Array = npt.NDArray[Any]
-Run = Callable[[Tensor], Sequence[Array]]
+Run = Callable[[Inputs], Sequence[Array]]
 
 FLOOR = 1e-4  # of the output's scale
 CEILING = 1e-2
@@ -33,7 +35,7 @@ INPUTS = {"tensor(float16)": np.float16, "tensor(double)": np.float64}
 """Types of a file's input that inputs are converted to."""
 
 
-def tolerance_of(module: nn.Module, inputs: Tensor) -> float:
+def tolerance_of(module: nn.Module, inputs: Inputs) -> float:
     """How far two correct float32 evaluations of a network may differ, as a fraction of its output's scale.
 
     Runtimes sum in different orders and fold BatchNorm. A sum of n terms is then off by about sqrt(n) *
@@ -63,7 +65,7 @@ def tolerance_of(module: nn.Module, inputs: Tensor) -> float:
 def validate_onnx(
     path: str | os.PathLike[str],
     module: nn.Module,
-    inputs: Tensor,
+    inputs: Inputs,
     *,
     tolerance: float | None = None,
     fixed_batch: int | None = None,
@@ -93,7 +95,7 @@ def validate_onnx(
 def validate(
     run: Run,
     module: nn.Module,
-    inputs: Tensor,
+    inputs: Inputs,
     *,
     where: str,
     tolerance: float | None = None,
@@ -120,7 +122,7 @@ def validate(
     worst = scale = 0.0
     for batch in _batches(inputs, fixed_batch):
         with torch.no_grad():
-            wanted = _outputs(module(batch))
+            wanted = _outputs(call(module, batch))
         if not all(np.isfinite(value).all() for value in wanted):
             what = "torch's own output of the pruned network is not finite"
             raise ValidationError(what, where=where, remedy="check the calibration inputs and the network")
@@ -158,17 +160,18 @@ def onnx_runner(path: str | os.PathLike[str], threads: int = 0) -> Run:
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads slow the next session
     session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
-    first = session.get_inputs()[0]
-    kind = INPUTS.get(first.type)
+    takes = {value.name: INPUTS.get(value.type) for value in session.get_inputs()}
 
-    def run(batch: Tensor) -> Sequence[Array]:
-        array = batch.numpy() if kind is None else batch.numpy().astype(kind, copy=False)
-        return [np.asarray(value) for value in session.run(None, {first.name: array})]
+    def run(batch: Inputs) -> Sequence[Array]:
+        given = arguments(batch)[1]
+        named = given if given.keys() == takes.keys() else dict(zip(takes, parts(batch), strict=True))
+        arrays = {name: tensor.numpy().astype(takes[name] or None, copy=False) for name, tensor in named.items()}
+        return [np.asarray(value) for value in session.run(None, arrays)]
 
     return run
 
 
-def latency_ms(path: str | os.PathLike[str], example: Tensor, *, seconds: float = 0.4) -> float:
+def latency_ms(path: str | os.PathLike[str], example: Inputs, *, seconds: float = 0.4) -> float:
     """Median time of one sample in onnxruntime on one thread.
 
     One thread, since small networks gain nothing from more and the wait for the others is what varies.
@@ -203,19 +206,19 @@ def torch_runner(module: nn.Module) -> Run:
         Inputs -> outputs.
     """
 
-    def run(batch: Tensor) -> Sequence[Array]:
+    def run(batch: Inputs) -> Sequence[Array]:
         with torch.no_grad():
-            return _outputs(module(batch))
+            return _outputs(call(module, batch))
 
     return run
 
 
-def _batches(inputs: Tensor, fixed: int | None) -> Iterator[Tensor]:
+def _batches(inputs: Inputs, fixed: int | None) -> Iterator[Inputs]:
     if len(inputs) == 0:
         raise SubpruneError("there are no inputs to compare on", where="validation")
     if fixed is not None:
         repeats = -(-fixed // len(inputs))
-        inputs = inputs.repeat(repeats, *[1] * (inputs.ndim - 1)) if repeats > 1 else inputs
+        inputs = joined([inputs] * repeats)
         count = max(1, min(len(inputs), sum(BATCH_SIZES)) // fixed)
         yield from (inputs[i * fixed : (i + 1) * fixed] for i in range(count))
         return
@@ -227,10 +230,7 @@ def _batches(inputs: Tensor, fixed: int | None) -> Iterator[Tensor]:
 
 
 def _outputs(value: Any) -> list[Array]:
-    if isinstance(value, Tensor):
-        return [value.numpy()]
-    values = list(value.values()) if isinstance(value, dict) else list(value)
-    return [array for item in values for array in _outputs(item)]
+    return [leaf.numpy() for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def _difference(a: Array, b: Array) -> float:

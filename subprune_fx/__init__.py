@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from subprune_fx.api import Pruned, prune, prune_each
     from subprune_fx.errors import SubpruneError, ValidationError
+    from subprune_fx.explanation import Explanation
     from subprune_fx.passes.diagnose import Diagnosis, diagnose
+    from subprune_fx.passes.explain import explain
     from subprune_fx.passes.rewrite import apply
     from subprune_fx.plan import Plan
     from subprune_fx.report import Report
 
 __all__ = [
     "Diagnosis",
+    "Explanation",
     "Plan",
     "Pruned",
     "Report",
@@ -22,12 +25,14 @@ __all__ = [
     "ValidationError",
     "apply",
     "diagnose",
+    "explain",
     "prune",
     "prune_each",
 ]
 
 _HOME = {
     "Diagnosis": "subprune_fx.passes.diagnose",
+    "Explanation": "subprune_fx.explanation",
     "Plan": "subprune_fx.plan",
     "Pruned": "subprune_fx.api",
     "Report": "subprune_fx.report",
@@ -35,6 +40,7 @@ _HOME = {
     "ValidationError": "subprune_fx.errors",
     "apply": "subprune_fx.passes.rewrite",
     "diagnose": "subprune_fx.passes.diagnose",
+    "explain": "subprune_fx.passes.explain",
     "prune": "subprune_fx.api",
     "prune_each": "subprune_fx.api",
 }

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from subprune_fx.arguments import Array, Choices, check_goals, inputs_of, labelled, labels_of, options_of
+from subprune_fx.arguments import Choices, Given, check_goals, inputs_of, labelled, labels_of, options_of
+from subprune_fx.bundle import Inputs
 from subprune_fx.errors import SubpruneError
+from subprune_fx.frontends.fx_inputs import spread
 from subprune_fx.frontends.onnx_graph import source_of
 from subprune_fx.frontends.onnx_static import fixed_batch, settle
 from subprune_fx.passes.flops import flops
@@ -40,7 +42,7 @@ class Pruned(NamedTuple):
 
 def prune(
     model: nn.Module,
-    calibration: Array,
+    calibration: Given,
     *,
     ratio: float | None = None,
     keep: float | None = None,
@@ -50,7 +52,8 @@ def prune(
 
     Args:
         model: The network; unchanged.
-        calibration: Inputs as the network takes them, float32, (samples, ...).
+        calibration: Inputs as the network takes them, float32, (samples, ...); of a network with several a tuple of
+            them, or a dict by the names of its arguments.
         ratio: Size before over size after, above 1; the result meets it. This or `keep`.
         keep: In place of a ratio: the fraction of its channels that every group keeps, in (0, 1); no budget is needed.
         choices: See `subprune_fx.arguments.Choices`.
@@ -71,7 +74,7 @@ def prune(
 
 def prune_each(
     model: nn.Module,
-    calibration: Array,
+    calibration: Given,
     *,
     ratios: Sequence[float] = (),
     keeps: Sequence[float] = (),
@@ -115,10 +118,10 @@ def prune_each(
         if held_out is not None:
             after = accuracy(compiled.module, *held_out)
             report = dataclasses.replace(report, accuracy_before=before, accuracy_after=after)
-        yield Pruned(compiled.module, compiled.plan, report)
+        yield Pruned(spread(compiled.module), compiled.plan, report)
 
 
-def accuracy(module: nn.Module, inputs: Tensor, labels: Tensor) -> float:
+def accuracy(module: nn.Module, inputs: Inputs, labels: Tensor) -> float:
     """Top-1 accuracy, 0 to 1.
 
     Args:
@@ -136,7 +139,7 @@ def accuracy(module: nn.Module, inputs: Tensor, labels: Tensor) -> float:
     return hits / seen
 
 
-def cost(module: nn.Module, example: Tensor) -> Cost:
+def cost(module: nn.Module, example: Inputs) -> Cost:
     """Parameters, and multiply-adds of one sample."""
     parameters = sum(p.numel() for p in module.parameters())
     if isinstance(module, fx.GraphModule) and source_of(module) is not None:
@@ -147,7 +150,7 @@ def cost(module: nn.Module, example: Tensor) -> Cost:
     return Cost(parameters, counter.get_total_flops() // 2 // len(example))
 
 
-def _report(compiler: Compiler, compiled: Compiled, inputs: Tensor) -> Report:
+def _report(compiler: Compiler, compiled: Compiled, inputs: Inputs) -> Report:
     smaller, network, options = compiled.module, compiler.network, compiler.options
     channels = network.channels
     decided = {decision.group: decision for decision in compiled.plan.decisions}

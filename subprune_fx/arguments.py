@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from subprune_fx.bundle import Bundle, Inputs
 from subprune_fx.errors import SubpruneError
 from subprune_fx.passes.budget import BUDGETS
 from subprune_fx.passes.pipeline import Options, Progress
@@ -20,6 +21,8 @@ from subprune_fx.passes.sweep import VARIANTS
 from subprune_fx.selectors import LABELLED, SELECTORS, Need
 
 Array = Tensor | NDArray[Any]
+Given = Array | Sequence[Array] | Mapping[str, Array]
+"""Inputs as users give them: of a network with one, of one with several by position, or by name."""
 
 
 class Choices(TypedDict, total=False):
@@ -65,9 +68,9 @@ class Choices(TypedDict, total=False):
     stochastic: float | None
     distil: int
     labels: Array | None
-    training: tuple[Array, Array] | None
-    verification: tuple[Array, Array] | None
-    evaluation: tuple[Array, Array] | None
+    training: tuple[Given, Array] | None
+    verification: tuple[Given, Array] | None
+    evaluation: tuple[Given, Array] | None
     seed: int
     progress: Progress | None
 
@@ -143,12 +146,31 @@ def check_goals(ratios: Sequence[float], keeps: Sequence[float]) -> None:
             raise SubpruneError(what, remedy="0.5 keeps half of the channels")
 
 
-def inputs_of(value: Array, where: str) -> Tensor:
-    """Calibration or evaluation inputs as a tensor.
+def inputs_of(value: Given, where: str) -> Inputs:
+    """Calibration or evaluation inputs as a tensor, or several as a bundle.
 
     Raises:
-        SubpruneError: They are float64 arrays, empty, or not finite.
+        SubpruneError: They are float64 arrays, empty, not finite, or not of one length.
     """
+    if isinstance(value, Mapping):
+        found = tuple(_tensor(item, f"{where} {name}") for name, item in value.items())
+        return _level(Bundle(found, tuple(value)), where)
+    if isinstance(value, (tuple, list)):
+        found = tuple(_tensor(item, f"{where} {place}") for place, item in enumerate(value))
+        return found[0] if len(found) == 1 else _level(Bundle(found), where)
+    assert isinstance(value, (Tensor, np.ndarray))
+    return _tensor(value, where)
+
+
+def _level(bundle: Bundle, where: str) -> Bundle:
+    lengths = {len(part) for part in bundle.parts}
+    if len(lengths) != 1:
+        counts = ", ".join(str(len(part)) for part in bundle.parts) or "no inputs"
+        raise SubpruneError(f"holds different numbers of samples ({counts})", where=where, remedy="pair them up")
+    return bundle
+
+
+def _tensor(value: Array, where: str) -> Tensor:
     tensor = torch.as_tensor(value).detach()
     if tensor.dtype is torch.float64 and isinstance(value, np.ndarray):
         raise SubpruneError("is float64, the network takes float32", where=where, remedy="use .astype('float32')")
@@ -172,7 +194,7 @@ def labels_of(value: Array, samples: int, where: str) -> Tensor:
     return tensor.long()
 
 
-def labelled(pair: tuple[Array, Array] | None, where: str) -> tuple[Tensor, Tensor] | None:
+def labelled(pair: tuple[Given, Array] | None, where: str) -> tuple[Inputs, Tensor] | None:
     """Inputs and their labels, checked as by `inputs_of` and `labels_of`; None stays None."""
     if pair is None:
         return None

@@ -121,13 +121,13 @@ def test_a_changed_weight_fails(fault: float, tmp_path: Path) -> None:
 
 
 def test_nan_and_wrong_shapes_fail() -> None:
-    def nan(batch: Tensor) -> Sequence[npt.NDArray[Any]]:
+    def nan(batch: Any) -> Sequence[npt.NDArray[Any]]:
         return [np.full((len(batch), 5), np.nan, np.float32)]
 
-    def short(batch: Tensor) -> Sequence[npt.NDArray[Any]]:
+    def short(batch: Any) -> Sequence[npt.NDArray[Any]]:
         return [np.zeros((1, 5), np.float32)]
 
-    def broken(batch: Tensor) -> Sequence[npt.NDArray[Any]]:
+    def broken(batch: Any) -> Sequence[npt.NDArray[Any]]:
         raise RuntimeError("no such axis\nand more")
 
     for run, says in ((nan, "differs"), (short, "shapes"), (broken, r"fails on a batch of 1 .no such axis.")):
@@ -175,7 +175,7 @@ def test_tolerance_follows_the_rounding_of_the_network() -> None:
 def test_every_batch_size_is_tried() -> None:
     seen: list[int] = []
 
-    def run(batch: Tensor) -> Sequence[npt.NDArray[Any]]:
+    def run(batch: Any) -> Sequence[npt.NDArray[Any]]:
         seen.append(len(batch))
         return [net(batch).detach().numpy()]
 

@@ -15,9 +15,10 @@ from pathlib import Path
 from types import MappingProxyType
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.export import ExportedProgram
 
+from subprune_fx.bundle import Inputs
 from subprune_fx.errors import SubpruneError
 from subprune_fx.formats.atomic import check_targets, staged
 from subprune_fx.formats.lines import first_line
@@ -37,7 +38,7 @@ class Job:
         example: One input, batch axis first.
     """
 
-    def __init__(self, module: nn.Module, example: Tensor) -> None:
+    def __init__(self, module: nn.Module, example: Inputs) -> None:
         self.module = module
         self.example = example
 
@@ -63,8 +64,8 @@ class Writer:
     """
 
     write: Callable[[Job, Path], None]
-    check: Callable[[Job, Path, Tensor], float]
-    time: Callable[[Path, Tensor], float] | None = None
+    check: Callable[[Job, Path, Inputs], float]
+    time: Callable[[Path, Inputs], float] | None = None
 
 
 def writer_of(path: str | os.PathLike[str], module: nn.Module | None = None) -> Writer:
@@ -95,8 +96,8 @@ def writer_of(path: str | os.PathLike[str], module: nn.Module | None = None) -> 
 def write_all(
     module: nn.Module,
     original: nn.Module | None,
-    example: Tensor,
-    calibration: Tensor,
+    example: Inputs,
+    calibration: Inputs,
     targets: Sequence[str | os.PathLike[str]],
     *,
     progress: Progress | None = None,
@@ -127,8 +128,8 @@ def write_all(
 def fill(
     module: nn.Module,
     original: nn.Module | None,
-    example: Tensor,
-    calibration: Tensor,
+    example: Inputs,
+    calibration: Inputs,
     temporaries: Mapping[Path, Path],
     *,
     progress: Progress | None = None,
@@ -172,7 +173,7 @@ def _write(
     writer: Writer,
     target: Path,
     temporary: Path,
-    calibration: Tensor,
+    calibration: Inputs,
     before: tuple[int | None, float | None],
 ) -> FileRow:
     try:
@@ -219,16 +220,16 @@ def _write_pt(job: Job, path: Path) -> None:
     torch.save(job.module, path)
 
 
-def _check_onnx(job: Job, path: Path, calibration: Tensor) -> float:
+def _check_onnx(job: Job, path: Path, calibration: Inputs) -> float:
     return validate.validate_onnx(path, job.module, calibration, fixed_batch=job.fixed_batch)
 
 
-def _check_pt2(job: Job, path: Path, calibration: Tensor) -> float:
+def _check_pt2(job: Job, path: Path, calibration: Inputs) -> float:
     run = validate.torch_runner(load_model(path).module)  # the vetted way in: what is written loads without trust
     return validate.validate(run, job.module, calibration, where=str(path), fixed_batch=job.fixed_batch)
 
 
-def _check_pt(job: Job, path: Path, calibration: Tensor) -> float:
+def _check_pt(job: Job, path: Path, calibration: Inputs) -> float:
     run = validate.torch_runner(load_model(path, trust=True).module)  # written a moment ago, by us
     return validate.validate(run, job.module, calibration, where=str(path))
 
@@ -237,7 +238,7 @@ def _write_onnx_back(job: Job, path: Path) -> None:
     onnx_rewrite.save(job.module, job.example, path)
 
 
-def _check_onnx_back(job: Job, path: Path, calibration: Tensor) -> float:
+def _check_onnx_back(job: Job, path: Path, calibration: Inputs) -> float:
     return onnx_rewrite.check(job.module, path, calibration)
 
 

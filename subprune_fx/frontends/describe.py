@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.calls import Call, bind, dims, is_tensor, pads
 from subprune_fx.frontends.fx_batch import batch_sizes
 from subprune_fx.frontends.fx_edit import edited, retargeted
@@ -69,7 +70,7 @@ class FxNetwork:
     tails: dict[str, Tail]
 
 
-def describe(graph_module: fx.GraphModule, example: Tensor) -> FxNetwork:
+def describe(graph_module: fx.GraphModule, example: Inputs) -> FxNetwork:
     """Analyse `graph_module` by running it once on `example` (first dimension = sample)."""
     walker = _Walker(graph_module, batch_sizes(graph_module, example))
     with torch.no_grad():

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
+
+from subprune_fx.bundle import Inputs, joined
 
 
-def batch_sizes(graph_module: fx.GraphModule, example: Tensor) -> frozenset[fx.Node]:
+def batch_sizes(graph_module: fx.GraphModule, example: Inputs) -> frozenset[fx.Node]:
     """Nodes whose value is a number that is another one for another number of samples.
 
     Args:
@@ -21,7 +23,7 @@ def batch_sizes(graph_module: fx.GraphModule, example: Tensor) -> frozenset[fx.N
     recorders = [_Numbers(graph_module) for _ in range(2)]
     try:
         with torch.no_grad():
-            for recorder, batch in zip(recorders, (example, torch.cat([example, example[:1]])), strict=True):
+            for recorder, batch in zip(recorders, (example, joined([example, example[:1]])), strict=True):
                 recorder.run(batch)
     except Exception:  # noqa: BLE001 - a fixed batch size may show in any way
         return frozenset()

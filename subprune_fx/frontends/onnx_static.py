@@ -16,6 +16,8 @@ import onnx
 import torch
 from torch import Tensor, fx, nn
 
+from subprune_fx.bundle import Bundle, Inputs
+from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.onnx_graph import META, source_of
 from subprune_fx.frontends.onnx_op import OnnxOp, item
 
@@ -68,7 +70,7 @@ def specialise(module: fx.GraphModule, example: Tensor) -> fx.GraphModule:
     return module
 
 
-def record(module: fx.GraphModule, example: Tensor) -> dict[fx.Node, Any]:
+def record(module: fx.GraphModule, example: Inputs) -> dict[fx.Node, Any]:
     """The value of every node for one input."""
     interpreter = fx.Interpreter(module, garbage_collect_values=False)
     with torch.no_grad():
@@ -187,7 +189,7 @@ def _spell_padding(node: fx.Node, values: Values) -> None:
 _DEFAULTS = {"Split": _spell_split, "Conv": _spell_padding, "ConvTranspose": _spell_padding}
 
 
-def settle(module: nn.Module, inputs: Tensor) -> nn.Module:
+def settle(module: nn.Module, inputs: Inputs) -> nn.Module:
     """Find out whether an imported ONNX graph runs on any number of samples, and note it in its `Source`.
 
     A file may leave the batch open and have it built in, or state one and run with any.
@@ -200,6 +202,8 @@ def settle(module: nn.Module, inputs: Tensor) -> nn.Module:
     if source is None or source.settled:
         return module
     assert isinstance(module, fx.GraphModule)
+    if isinstance(inputs, Bundle):
+        raise SubpruneError("takes several inputs, which ONNX files may not here", remedy="load the PyTorch network")
     batch = None if _is_free(module, inputs) else stated_batch(source.model) or 1
     twin = copy.copy(module)
     twin.meta = {**module.meta, META: dataclasses.replace(source, batch=batch, settled=True)}

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from subprune_fx.bundle import Bundle, Inputs, arguments, call, parts
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.calls import bind
+from subprune_fx.frontends.fx_inputs import free_samples, pack
 from subprune_fx.frontends.fx_order import shallow_first
 from subprune_fx.frontends.onnx_graph import source_of
 from subprune_fx.frontends.onnx_static import specialise
@@ -25,7 +27,7 @@ _OUT_OF_PLACE: dict[Any, Any] = {
 }
 
 
-def traces(module: nn.Module, example: Tensor) -> Iterator[fx.GraphModule]:
+def traces(module: nn.Module, example: Inputs) -> Iterator[fx.GraphModule]:
     """Graphs of `module`'s forward pass in eval mode, sharing nothing with it, the one nearest to its code first.
 
     Args:
@@ -43,24 +45,24 @@ def traces(module: nn.Module, example: Tensor) -> Iterator[fx.GraphModule]:
     original = copy.deepcopy(module).eval()
     with torch.no_grad():
         try:
-            expected = original(example.clone())
+            expected = call(original, example.clone())
         except Exception as error:
             raise SubpruneError(
-                f"the network does not run on an input of shape {tuple(example.shape)}: {error}",
+                f"the network does not run on {_shapes(example)}: {error}",
                 where=type(module).__name__,
                 remedy="give inputs of the shape it was trained on",
             ) from error
     failures = []
     for name, tracer in _TRACERS.items():
         try:
-            graph = functional(tracer(copy.deepcopy(original), example))
+            graph = functional(tracer(copy.deepcopy(original), example), example)
             with torch.no_grad():
-                same = _equal(graph(example.clone()), expected)
+                same = _equal(call(graph, example.clone()), expected)
         except Exception as error:  # noqa: BLE001 - a tracer may fail in any way; the next one is tried
             failures.append(f"{name}: {_first_line(error)}")
             continue
         if same:
-            yield graph
+            yield pack(graph, example) if isinstance(example, Bundle) else graph
         else:
             failures.append(f"{name}: the traced graph computes something else")
     if len(failures) == len(_TRACERS):
@@ -71,15 +73,15 @@ def traces(module: nn.Module, example: Tensor) -> Iterator[fx.GraphModule]:
         )
 
 
-def _symbolic(module: nn.Module, example: Tensor) -> fx.GraphModule:
-    if isinstance(module, fx.GraphModule) and source_of(module) is not None:
+def _symbolic(module: nn.Module, example: Inputs) -> fx.GraphModule:
+    if isinstance(module, fx.GraphModule) and source_of(module) is not None and isinstance(example, Tensor):
         return specialise(module, example)
     return module if isinstance(module, fx.GraphModule) else fx.symbolic_trace(module)
 
 
-def _exported(module: nn.Module, example: Tensor) -> fx.GraphModule:
-    shapes = ({0: torch.export.Dim.AUTO},)
-    program = torch.export.export(module, (example,), dynamic_shapes=shapes)
+def _exported(module: nn.Module, example: Inputs) -> fx.GraphModule:
+    positional, named = arguments(example)
+    program = torch.export.export(module, positional, named, dynamic_shapes=free_samples(example))
     if any(_writes_part(node) for node in program.graph.nodes):
         program = program.run_decompositions({})
     traced = program.module(check_guards=False)
@@ -97,15 +99,20 @@ def _is_view(target: Any) -> bool:
     return isinstance(target, torch._ops.OpOverload) and target.is_view  # noqa: SLF001
 
 
-_TRACERS: dict[str, Callable[[nn.Module, Tensor], fx.GraphModule]] = {
+_TRACERS: dict[str, Callable[[nn.Module, Inputs], fx.GraphModule]] = {
     "symbolic_trace": _symbolic,
     "torch.export": _exported,
 }
 
 
-def functional(graph: fx.GraphModule) -> fx.GraphModule:
-    """Replace in-place ops by their out-of-place forms and arguments left out by their defaults, in `graph` itself."""
-    _fix_defaults(graph.graph)
+def functional(graph: fx.GraphModule, example: Inputs | None = None) -> fx.GraphModule:
+    """Replace in-place ops by their out-of-place forms and arguments left out by their defaults, in `graph` itself.
+
+    Args:
+        graph: The graph.
+        example: What it is called with; None: with all that have no default.
+    """
+    _fix_defaults(graph.graph, example)
     for module in graph.modules():
         if getattr(module, "inplace", False) is True:
             module.inplace = False  # type: ignore[assignment]
@@ -144,12 +151,16 @@ def _broadcast(graph: fx.GraphModule) -> None:
             graph.graph.erase_node(node)
 
 
-def _fix_defaults(graph: fx.Graph) -> None:
-    """Arguments of the forward that have a default are not inputs of the network: it is analysed without them."""
-    for node in [node for node in graph.nodes if node.op == "placeholder" and node.args]:
-        (default,) = node.args
-        if isinstance(default, fx.Node):
+def _fix_defaults(graph: fx.Graph, example: Inputs | None) -> None:
+    """Arguments that are not given are not inputs of the network: it is analysed with their defaults."""
+    holders = [node for node in graph.nodes if node.op == "placeholder"]
+    given: set[str] = set()
+    if isinstance(example, Bundle):
+        given = set(example.names or (str(node.target) for node in holders[: len(example.parts)]))
+    for node in holders:
+        if not node.args or str(node.target) in given or isinstance(node.args[0], fx.Node):
             continue
+        (default,) = node.args
         for user in list(node.users):
             user.args, user.kwargs = _replaced((user.args, user.kwargs), node, default)
         graph.erase_node(node)
@@ -166,6 +177,11 @@ def _functional_overload(overload: Any) -> Any:
     if overload.namespace != "aten" or not name.endswith("_") or packet is None:
         return overload
     return getattr(packet, overload._overloadname, overload)  # noqa: SLF001
+
+
+def _shapes(example: Inputs) -> str:
+    shapes = " and ".join(str(tuple(part.shape)) for part in parts(example))
+    return f"inputs of shapes {shapes}" if isinstance(example, Bundle) else f"an input of shape {shapes}"
 
 
 def _equal(left: Any, right: Any) -> bool:

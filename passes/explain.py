@@ -1,0 +1,42 @@
+"""What could be pruned and what not: the dependency graph for the reader, without pruning anything."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from subprune_fx.arguments import Given, inputs_of
+from subprune_fx.explanation import Coupled, Explanation
+from subprune_fx.frontends.onnx_static import fixed_batch, settle
+from subprune_fx.passes.dependencies import clearest
+from subprune_fx.report import FrozenRow
+
+
+def explain(model: nn.Module, example: Given) -> Explanation:
+    """The groups of a network, and what stays and why.
+
+    Args:
+        model: The network; unchanged.
+        example: Inputs as the network takes them, as for `prune`; two samples are enough.
+
+    Returns:
+        A value that prints and draws itself: `print(explain(...))`, `explain(...).save("graph.svg")`.
+
+    Raises:
+        SubpruneError: The network does not run on the example or cannot be traced.
+    """
+    inputs = inputs_of(example, "example")
+    module = settle(model, inputs)
+    channels = clearest(module, inputs[: fixed_batch(module) or 2]).channels
+    layers = {name: consumer.module for name, consumer in channels.contractions.items()}
+    groups = tuple(
+        Coupled(
+            group.name,
+            group.units.size,
+            group.producers,
+            group.followers,
+            tuple(dict.fromkeys(layers[name] for name in group.consumers)),
+        )
+        for group in channels.groups
+    )
+    frozen = tuple(FrozenRow(item.name, item.channels, item.reason) for item in channels.frozen)
+    return Explanation(type(model).__name__, groups, frozen)

@@ -1,0 +1,75 @@
+"""What can be pruned and what not, as a frozen value that prints and draws itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+from subprune_fx.errors import SubpruneError
+from subprune_fx.report import FrozenRow
+
+
+@dataclasses.dataclass(frozen=True)
+class Coupled:
+    """Channels that live or die together, one decision for all layers named here.
+
+    Attributes:
+        name: The group's first producer.
+        channels: How many.
+        producers: Layers that make them.
+        followers: Layers and parameters that are cut along.
+        consumers: Layers that read them, and are refitted.
+    """
+
+    name: str
+    channels: int
+    producers: tuple[str, ...]
+    followers: tuple[str, ...]
+    consumers: tuple[str, ...]
+
+    def roles(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """What the layers do, with those that do it; what none does is left out."""
+        every = (("made by", self.producers), ("followed by", self.followers), ("read by", self.consumers))
+        return tuple((what, names) for what, names in every if names)
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """The dependency graph of a network, for the reader.
+
+    Attributes:
+        network: What it is called.
+        groups: What can be pruned, in the order of the network.
+        frozen: What stays, and why.
+    """
+
+    network: str
+    groups: tuple[Coupled, ...]
+    frozen: tuple[FrozenRow, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{self.network}: {len(self.groups)} groups of channels can be pruned"]
+        for group in self.groups:
+            lines += ["", f"{group.name}: {group.channels} channels"]
+            lines += [f"  {what:<12}{', '.join(names)}" for what, names in group.roles()]
+        if self.frozen:
+            lines += ["", f"{sum(row.channels for row in self.frozen)} channels stay"]
+            lines += [f"  {row.name}: {row.channels}, {row.reason}" for row in self.frozen]
+        return "\n".join(lines)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Draw it into a file: `.svg`, `.html` (with the drawing in it) or `.dot` (for Graphviz).
+
+        Raises:
+            SubpruneError: The suffix is another, or the file cannot be written.
+        """
+        from subprune_fx.formats.atomic import check_targets, staged  # noqa: PLC0415 - as Plan.save
+        from subprune_fx.formats.drawing import DRAWINGS  # noqa: PLC0415
+
+        suffix = Path(path).suffix.lower()
+        if suffix not in DRAWINGS:
+            raise SubpruneError(f"{suffix!r} is no drawing", where=str(path), remedy=f"end it in {', '.join(DRAWINGS)}")
+        (target,) = check_targets([path])
+        with staged([target]) as temporaries:
+            temporaries[target].write_text(DRAWINGS[suffix](self), encoding="utf-8")

@@ -1,0 +1,93 @@
+"""`--explain` and `subprune_fx.explain`: text and drawings of the dependency graph."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import subprune_fx
+from subprune_fx.cli.main import main
+from subprune_fx.errors import SubpruneError
+from subprune_fx.formats.drawing import DRAWINGS
+
+
+class Net(nn.Module):
+    """A residual stream, and an op that nobody knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.norm = nn.BatchNorm2d(6)
+        self.inner = nn.Conv2d(6, 4, 3, padding=1)
+        self.back = nn.Conv2d(4, 6, 3, padding=1)
+        self.odd = nn.Conv2d(6, 5, 1)
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.norm(self.stem(x)).relu()
+        x = x + self.back(self.inner(x).relu())
+        return self.head(self.odd(x).mean((2, 3)).sort(dim=1).values)
+
+
+TEXT = """\
+Net: 2 groups of channels can be pruned
+
+stem: 6 channels
+  made by     stem, back
+  followed by norm
+  read by     inner, odd
+
+inner: 4 channels
+  made by     inner
+  read by     back
+
+7 channels stay
+  odd: 5, Tensor.sort is not in the op table
+  head: 2, it is an output of the network"""
+
+
+def test_text() -> None:
+    assert str(subprune_fx.explain(Net(), torch.randn(2, 3, 8, 8))) == TEXT
+
+
+def test_nothing_to_prune_is_explained_too() -> None:
+    found = subprune_fx.explain(nn.Linear(4, 3), torch.randn(2, 4))
+    assert found.groups == ()
+    assert [row.reason for row in found.frozen] == ["it is an output of the network"]
+
+
+@pytest.mark.parametrize("suffix", DRAWINGS)
+def test_drawings_name_every_layer_and_need_nothing_else(suffix: str, tmp_path: Path) -> None:
+    found = subprune_fx.explain(Net(), torch.randn(2, 3, 8, 8))
+    found.save(tmp_path / f"graph{suffix}")
+    text = (tmp_path / f"graph{suffix}").read_text(encoding="utf-8")
+    assert all(name in text for name in ("stem", "norm", "inner", "back", "odd", "head", "not in the op table"))
+    assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_the_svg_is_one() -> None:
+    found = subprune_fx.explain(Net(), torch.randn(2, 3, 8, 8))
+    odd = subprune_fx.Explanation('<&"', found.groups, found.frozen)
+    root = ET.fromstring(DRAWINGS[".svg"](odd))
+    assert root.tag.endswith("svg")
+    assert sum(1 for box in root.iter() if box.tag.endswith("rect")) == 1 + 3 * len(found.groups) + 1
+
+
+def test_other_suffixes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SubpruneError, match=r"\.png"):
+        subprune_fx.explain(Net(), torch.randn(2, 3, 8, 8)).save(tmp_path / "graph.png")
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], repository: Path) -> None:
+    lenet = repository / "examples" / "lenet"
+    arguments = [str(lenet / "lenet_mnist.pt"), "--arch", f"{lenet / 'lenet.py'}:LeNet", "--input-shape", "1,1,28,28"]
+    assert main([*arguments, "--explain", "-o", str(tmp_path / "graph.html")]) == 0
+    assert "LeNet: 4 groups of channels can be pruned" in capsys.readouterr().out
+    assert "<svg" in (tmp_path / "graph.html").read_text(encoding="utf-8")
+    assert main(arguments) == 2
+    assert "--ratio" in capsys.readouterr().err
