@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -170,7 +171,7 @@ def _slice(site: Site, keep: Keep) -> tuple[Constant, ...]:
                 used = sum(1 for other in items[position + 1 :] if other is not None)
                 axis = before.ndim - used
                 continue
-            if isinstance(item, slice) and axis in varying(before):
+            if isinstance(item, slice) and not _is_whole(item) and axis in varying(before):
                 new = _range(vector(before, axis), item, keep)
                 path = ("args", 1, position) if isinstance(index, tuple) else ("args", 1)
                 found.append(Constant("node", site.node.name, path, new))
@@ -185,9 +186,16 @@ def _slice(site: Site, keep: Keep) -> tuple[Constant, ...]:
         new = _range(labels, slice(start, start + int(site.call.get("length"))), keep)
         fields = {"start": new["start"], "length": new["stop"] - new["start"]} if isinstance(new, dict) else {}
     else:
-        new = _range(labels, slice(start, site.call.get("end"), site.call.get("step")), keep)
+        part = slice(start, site.call.get("end"), site.call.get("step"))
+        new = None if _is_whole(part) else _range(labels, part, keep)
         fields = {"start": new["start"], "end": new["stop"]} if isinstance(new, dict) else {}
     return tuple(Constant("node", site.node.name, _path(site, name), value) for name, value in fields.items())
+
+
+def _is_whole(part: slice) -> bool:
+    """Whether a range takes a dimension as it is, whatever its size (exported graphs end it at the largest integer)."""
+    ends = part.stop is None or (isinstance(part.stop, int) and part.stop == sys.maxsize)
+    return part.start in (None, 0) and part.step in (None, 1) and ends
 
 
 def _range(labels: Labels, part: slice, keep: Keep) -> Any:
