@@ -165,10 +165,14 @@ def onnx_runner(path: str | os.PathLike[str], threads: int = 0) -> Run:
     def run(batch: Inputs) -> Sequence[Array]:
         given = arguments(batch)[1]
         named = given if given.keys() == takes.keys() else dict(zip(takes, parts(batch), strict=True))
-        arrays = {name: tensor.numpy().astype(takes[name] or None, copy=False) for name, tensor in named.items()}
+        arrays = {name: _as(tensor.numpy(), takes[name]) for name, tensor in named.items()}
         return [np.asarray(value) for value in session.run(None, arrays)]
 
     return run
+
+
+def _as(array: Array, kind: Any) -> Array:
+    return array if kind is None else array.astype(kind, copy=False)
 
 
 def latency_ms(path: str | os.PathLike[str], example: Inputs, *, seconds: float = 0.4) -> float:

@@ -40,10 +40,8 @@ def parameters(module: torch.nn.Module) -> int:
 
 
 def difference(left: Any, right: Any) -> float:
-    """Largest difference of two outputs as a fraction of the second's largest value; trees must be alike."""
-    first, spec = pytree.tree_flatten(left)
-    second, other = pytree.tree_flatten(right)
-    assert spec == other
+    """Largest difference of the tensors of two outputs as a fraction of the second's largest value."""
+    first, second = pytree.tree_leaves(left), pytree.tree_leaves(right)  # an interpreter makes fx's own lists of lists
     worst = 0.0
     for a, b in zip(first, second, strict=True):
         if not isinstance(b, Tensor):
