@@ -52,6 +52,11 @@ def run(network: FxNetwork, batches: Sequence[Inputs], tick: Tick | None = None)
     return outputs
 
 
+def operand(node: fx.Node, source: str) -> fx.Node:
+    """The input of `node` that is called `source`."""
+    return next(used for used in node.all_input_nodes if used.name == source)
+
+
 def empty_moments(network: FxNetwork, consumer: Consumer, weight: Tensor) -> Moments:
     """Moments of no rows for a consumer whose weight is now `weight`."""
     groups, columns, targets = network.readers[consumer.name].matrix(weight).shape
@@ -82,7 +87,5 @@ class _Recorder(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         if n.name in self.readers:
-            source = self.sources[n.name]
-            read = next(used for used in n.all_input_nodes if used.name == source)
-            accumulate(self.moments[n.name], self.readers[n.name], self.env[read])
+            accumulate(self.moments[n.name], self.readers[n.name], self.env[operand(n, self.sources[n.name])])
         return super().run_node(n)

@@ -17,7 +17,7 @@ from subprune_fx.numerics.greedy import greedy
 from subprune_fx.numerics.moments import ELEMENTS_AT_ONCE, Moments
 from subprune_fx.numerics.readers import Reader
 from subprune_fx.numerics.submodularity import error_bound, path_ratio, sampled_ratio
-from subprune_fx.passes.calibrate import empty_moments, parameter
+from subprune_fx.passes.calibrate import empty_moments, operand, parameter
 from subprune_fx.passes.dependencies import analyse, restrict
 from subprune_fx.passes.evidence import positions
 from subprune_fx.passes.outputs import batches_of
@@ -160,7 +160,8 @@ class _Recorder(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         if n.name in self.moments:
-            self._add(self.moments[n.name], self.network.readers[n.name], self.env[n.all_input_nodes[0]])
+            source = operand(n, self.network.channels.contractions[n.name].source)
+            self._add(self.moments[n.name], self.network.readers[n.name], self.env[source])
         return super().run_node(n)
 
     def _add(self, moments: Moments, reader: Reader, x: Tensor) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.describe import FxNetwork
-from subprune_fx.passes.calibrate import parameter
+from subprune_fx.passes.calibrate import operand, parameter
 
 ELEMENTS_AT_ONCE = 1 << 22
 TINY = float(np.finfo(np.float32).eps)
@@ -70,7 +70,7 @@ class _Recorder(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         if n.name in self.consumers:
-            self._record(n.name, self.env[n.all_input_nodes[0]])
+            self._record(n.name, self.env[operand(n, self.network.channels.contractions[n.name].source)])
         return super().run_node(n)
 
     def _record(self, name: str, x: Tensor) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.describe import FxNetwork
+from subprune_fx.passes.calibrate import operand
 from subprune_fx.passes.outputs import loss
 
 
@@ -42,7 +43,7 @@ def taylor(network: FxNetwork, batches: Sequence[Inputs], labels: Sequence[Tenso
         sums = torch.zeros(len(x), network.channels.prunable.size, dtype=torch.float64)
         for (name, value), gradient in zip(tracer.inputs.items(), gradients, strict=True):
             consumer = network.channels.contractions[name]
-            product = (value.detach() * gradient).movedim(consumer.axis % value.ndim, -1)
+            product = (value.detach() * gradient).movedim(consumer.data % value.ndim, -1)
             channels = product.reshape(len(x), -1, product.shape[-1]).double().sum(1)
             sums.index_add_(1, torch.from_numpy(network.channels.unit[consumer.labels].astype(np.int64)), channels)
         found.append(sums)
@@ -54,13 +55,13 @@ class _Tracer(fx.Interpreter):
 
     def __init__(self, network: FxNetwork) -> None:
         super().__init__(network.graph_module)
-        self.consumers = set(network.channels.consumers)
+        self.consumers = {name: network.channels.contractions[name].source for name in network.channels.consumers}
         self.inputs: dict[str, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         if n.name not in self.consumers:
             return super().run_node(n)
-        source = n.all_input_nodes[0]
+        source = operand(n, self.consumers[n.name])
         value = self.env[source]
         copy = value.clone() if value.requires_grad else value.detach().clone().requires_grad_()
         self.inputs[n.name] = self.env[source] = copy

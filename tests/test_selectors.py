@@ -389,3 +389,42 @@ def test_onnx_networks_have_every_kind_of_selector_but_those_with_gradients(
     arguments = [str(exported), "--ratio", "2", "-o", str(tmp_path / "small.onnx"), "--calib", str(xy), "-q"]
     assert main([*arguments, "--select", select]) == code
     assert ("needs gradients, and onnxruntime gives none" in capsys.readouterr().err) == bool(code)
+
+
+class Heads(nn.Module):
+    """Attention over the rows of an image, four heads of two, and a product with a weight as the second operand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(a, b) for a, b in ((5, 8), (5, 8), (5, 8), (8, 6)))
+        self.last = nn.Parameter(torch.randn(3, 6))
+
+    def mixed(self, x: Tensor) -> Tensor:
+        rows = x[:, 0]
+        q, k, v = (layer(rows).reshape(rows.shape[0], 5, 4, 2).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        attended = torch.softmax(q @ k.transpose(-1, -2), -1) @ v
+        return attended.transpose(1, 2).reshape(rows.shape[0], 5, 8)
+
+    def classify(self, mixed: Tensor) -> Tensor:
+        return (self.last @ torch.relu(self.out(mixed)).mean(1)[:, :, None])[:, :, 0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classify(self.mixed(x))
+
+
+@pytest.mark.parametrize("select", SELECTORS)
+def test_every_selector_prunes_attention_heads(select: str) -> None:
+    pruned = subprune_fx.prune(Heads().eval(), inputs(), ratio=1.5, select=select, **LABELS)
+    assert pruned.report.achieved >= 1.5
+    assert pruned.module(inputs(2)).shape == (2, 3)
+
+
+def test_a_heads_importance_is_the_derivative_of_the_loss_by_its_gate() -> None:
+    module = Heads().eval()
+    gate = torch.ones(32, 4, requires_grad=True)
+    mixed = module.mixed(inputs()).detach() * gate.repeat_interleave(2, 1)[:, None]
+    loss = nn.functional.cross_entropy(module.classify(mixed), LABELS["labels"], reduction="sum")
+    score = torch.autograd.grad(loss, gate)[0].abs().mean(0)
+    (kept,) = kept_by_layer(module, "layeractgrad", only=["v"], ratio=1.2).values()
+    assert kept == sorted(score.argsort(descending=True)[: len(kept)].tolist())
+    assert len(kept) < 4
