@@ -403,10 +403,12 @@ class Heads(nn.Module):
         rows = x[:, 0]
         q, k, v = (layer(rows).reshape(rows.shape[0], 5, 4, 2).transpose(1, 2) for layer in (self.q, self.k, self.v))
         attended = torch.softmax(q @ k.transpose(-1, -2), -1) @ v
-        return attended.transpose(1, 2).reshape(rows.shape[0], 5, 8)
+        heads: Tensor = attended.transpose(1, 2).reshape(rows.shape[0], 5, 8)
+        return heads
 
     def classify(self, mixed: Tensor) -> Tensor:
-        return (self.last @ torch.relu(self.out(mixed)).mean(1)[:, :, None])[:, :, 0]
+        scores: Tensor = (self.last @ torch.relu(self.out(mixed)).mean(1)[:, :, None])[:, :, 0]
+        return scores
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classify(self.mixed(x))
