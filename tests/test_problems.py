@@ -1,0 +1,159 @@
+"""A consumer's least-squares problem, from moments, is the ridge regression it stands for."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from subprune_fx.graph.channels import Group
+from subprune_fx.numerics.greedy import greedy
+from subprune_fx.numerics.moments import Moments
+from subprune_fx.passes.dependencies import analyse
+from subprune_fx.passes.problems import Settings, blocks, column_units, own_target, pose
+
+F64 = torch.float64
+ROUNDING = 1e-9
+
+Data = tuple[Tensor, Tensor, Tensor]
+
+
+def data(groups: int = 2, rows: int = 50, columns: int = 6, targets: int = 3, seed: int = 0) -> Data:
+    """Transposed design (groups, d, rows) and targets (groups, m, rows), neither centred; weights (groups, d, m)."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=F64)
+
+    mixed = draw(groups, columns, columns) @ draw(groups, columns, rows) + draw(groups, columns, 1)
+    return mixed, draw(groups, targets, rows) + mixed[:, :targets] + 2, draw(groups, columns, targets)
+
+
+def moments(b: Tensor, y: Tensor) -> Moments:
+    found = Moments.zeros(b.shape[0], b.shape[1], y.shape[1])
+    found.add(b, y)
+    return found
+
+
+UNITS = np.array([[0, 0, 1, 1, 2, 2], [0, 1, 2, 0, 1, 2]])
+
+
+def directly(b: Tensor, y: Tensor, weight: Tensor, settings: Settings) -> Tensor:
+    """min ||Y - B W||^2 + lambda ||W - W_0||^2 as one least-squares problem with extra rows; (groups, d, m)."""
+    if settings.intercept:
+        b, y = b - b.mean(2, keepdim=True), y - y.mean(2, keepdim=True)
+    size = b.square().sum(2).mean(1)
+    root = (settings.ridge * size).sqrt()[:, None, None]
+    eye = torch.eye(b.shape[1], dtype=F64).expand(b.shape[0], -1, -1)
+    design = torch.cat([b.mT, root * eye], 1)
+    target = torch.cat([y.mT, root * weight], 1)
+    return torch.linalg.lstsq(design, target).solution
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("ridge", [1e-12, 1e-3, 1.0])
+def test_reweighting_is_ridge_regression(intercept: bool, ridge: float) -> None:
+    b, y, weight = data()
+    settings = Settings(intercept=intercept, ridge=ridge)
+    posed = pose(moments(b, y), weight, UNITS, settings)
+    torch.testing.assert_close(posed.solution(), directly(b, y, weight, settings), rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("kept", [{0, 1}, {2}, {1}])
+def test_reweighting_on_some_units(intercept: bool, kept: set[int]) -> None:
+    """Dropped columns are gone from the regression; the pull is as strong as with all of them."""
+    b, y, weight = data()
+    settings = Settings(intercept=intercept, ridge=1e-2)
+    alive = np.isin(np.arange(3), list(kept))
+    new = pose(moments(b, y), weight, UNITS, settings).reweighted(alive)
+    for g in range(2):
+        mask = torch.from_numpy(alive[UNITS[g]])
+        centre = b - b.mean(2, keepdim=True) if intercept else b
+        size = centre.square().sum(2).mean(1)[g]
+        scaled = centre[g : g + 1, mask].square().sum(2).mean(1)
+        own = Settings(intercept=intercept, ridge=float(1e-2 * size / scaled))
+        expected = directly(b[g : g + 1, mask], y[g : g + 1], weight[g : g + 1, mask], own)
+        torch.testing.assert_close(new[g], expected[0], rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("dead", [0, 3])
+def test_all_channels_kept_keep_their_weights(intercept: bool, dead: int) -> None:
+    """Also where inputs never vary, and nothing but the pull decides."""
+    b, y, weight = data()
+    b[:, :dead] = 1.5 if intercept else 0.0
+    own = own_target(moments(b, y), weight)
+    posed = pose(own, weight, UNITS, Settings(intercept=intercept))
+    torch.testing.assert_close(posed.reweighted(np.ones(3, dtype=bool)), weight, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(own.intercept(weight), torch.zeros(2, 3, dtype=F64), rtol=0, atol=1e-9)
+
+
+def test_own_target_is_the_product_with_the_weights() -> None:
+    b, y, weight = data()
+    expected = moments(b, (b.mT @ weight).mT)
+    found = own_target(moments(b, y), weight)
+    for name in ("gram", "cross", "columns", "targets", "energy"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-9, atol=1e-9)
+
+
+class Two(nn.Module):
+    """A concat of two layers' channels and of the image's, read by one layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(3, 5)
+        self.last = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(torch.cat([self.a(x), x, self.b(x)], 1))
+        return out
+
+
+@pytest.mark.parametrize("others", ["settled", "open", "gone"])
+def test_one_group_of_several(others: str) -> None:
+    """What is sure to stay is refitted, what is still open keeps its weights, what is gone is not there."""
+    network = analyse(Two().double(), torch.randn(2, 3, dtype=F64))
+    channels = network.channels
+    group, other = channels.groups
+    assert isinstance(other, Group)
+    (consumer,) = (c for name, c in channels.contractions.items() if name in group.consumers)
+    unit = column_units(consumer, 1, channels.unit)
+    generator = torch.Generator().manual_seed(3)
+    b = torch.randn(1, 12, 12, generator=generator, dtype=F64) @ torch.randn(1, 12, 60, generator=generator, dtype=F64)
+    weight = torch.randn(1, 12, 3, generator=generator, dtype=F64)
+    y = torch.randn(1, 3, 60, generator=generator, dtype=F64) + (b.mT @ weight).mT
+    posed = pose(moments(b, y), weight, unit, Settings(intercept=False, ridge=1e-3))
+    alive, settled = np.ones(channels.prunable.size, dtype=bool), ~channels.prunable
+    if others == "settled":
+        settled[other.units] = True
+    elif others == "gone":
+        alive[other.units[1:]] = False
+        settled[other.units] = True
+    (block,) = blocks(group, posed, channels, settled, alive)
+    found = greedy([block], len(group.units))
+
+    def error(kept: tuple[int, ...]) -> float:
+        """Directly: columns that stay at their weights go to the target, the rest is least squares."""
+        free = np.isin(unit[0], [0, *group.units[list(kept)]])
+        held = np.isin(unit[0], other.units) if others == "open" else np.zeros(12, dtype=bool)
+        free |= np.isin(unit[0], other.units[alive[other.units]]) & ~held
+        target = (y - (b[:, torch.from_numpy(held)].mT @ weight[:, torch.from_numpy(held)]).mT)[0].mT
+        design = b[0].mT * torch.from_numpy(free)
+        pulled = weight[0] * torch.from_numpy(~held)[:, None]
+        rows = torch.from_numpy(free)
+        root = posed.ridge.sqrt()
+        wide = torch.cat([design[:, rows], root * torch.eye(12, dtype=F64)[:, rows]])
+        aim = torch.cat([target, root * pulled])
+        left = aim - wide @ torch.linalg.lstsq(wide, aim).solution
+        return float(left.square().sum())
+
+    total = float(posed.energy.sum())
+    for k in range(len(group.units) + 1):
+        prefix = tuple(found.order[:k].tolist())
+        assert float(found.error[k]) == pytest.approx(error(prefix) / total, abs=ROUNDING)
+    best = min(itertools.combinations(range(len(group.units)), 1), key=error)
+    assert best == (int(found.order[0]),)
