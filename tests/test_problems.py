@@ -50,7 +50,8 @@ def directly(b: Tensor, y: Tensor, weight: Tensor, settings: Settings) -> Tensor
     eye = torch.eye(b.shape[1], dtype=F64).expand(b.shape[0], -1, -1)
     design = torch.cat([b.mT, root * eye], 1)
     target = torch.cat([y.mT, root * weight], 1)
-    return torch.linalg.lstsq(design, target).solution
+    solution: Tensor = torch.linalg.lstsq(design, target).solution
+    return solution
 
 
 @pytest.mark.parametrize("intercept", [True, False])
