@@ -49,7 +49,7 @@ class Wild(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.norm(self.stem(x)) + self.position)
         y = self.depth(F.relu(self.grouped(x)))
-        a, b = torch.split(y, [10, 14], 1)  # type: ignore[no-untyped-call]
+        a, b = torch.split(y, [10, 14], 1)
         y = torch.cat([self.left(a), self.right(b)], 1)
         y = self.up(self.twice(F.relu(self.twice(y))))
         y = torch.cat([F.adaptive_avg_pool2d(y, 2), F.adaptive_avg_pool2d(x, 2)], 1).flatten(1)
