@@ -14,6 +14,7 @@ from subprune_fx.bundle import Bundle, Inputs, arguments, call, parts
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.calls import bind
 from subprune_fx.frontends.fx_inputs import free_samples, pack
+from subprune_fx.frontends.fx_modes import ExportedModule
 from subprune_fx.frontends.fx_order import shallow_first
 from subprune_fx.frontends.onnx_graph import source_of
 from subprune_fx.frontends.onnx_static import specialise
@@ -86,7 +87,7 @@ def _exported(module: nn.Module, example: Inputs) -> fx.GraphModule:
         program = program.run_decompositions({})
     traced = program.module(check_guards=False)
     assert isinstance(traced, fx.GraphModule)
-    return traced
+    return ExportedModule(traced, traced.graph)
 
 
 def _writes_part(node: fx.Node) -> bool:
@@ -114,6 +115,7 @@ def functional(graph: fx.GraphModule, example: Inputs | None = None) -> fx.Graph
     """
     _fix_defaults(graph.graph, example)
     for module in graph.modules():
+        module.training = False  # fx and torch.export make containers in training mode
         if getattr(module, "inplace", False) is True:
             module.inplace = False  # type: ignore[assignment]
     for node in graph.graph.nodes:
