@@ -129,3 +129,11 @@ def test_synthetic_inputs_are_reproducible_and_standard() -> None:
     # 19,200 draws: their mean is within 5 standard errors of 0, their deviation within 5 of 1.
     assert abs(float(x.mean())) < 5 / 19200**0.5
     assert abs(float(x.std()) - 1) < 5 / (2 * 19200) ** 0.5
+
+
+def test_tokens_are_integers(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.npz"
+    np.savez(path, x=np.arange(12, dtype=np.int32).reshape(3, 4))
+    found = arrays.load_calibration(path)
+    assert found.dtype == np.int64
+    np.testing.assert_array_equal(found, np.arange(12).reshape(3, 4))

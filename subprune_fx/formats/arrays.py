@@ -16,16 +16,24 @@ from subprune_fx.errors import SubpruneError
 
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
+Inputs = Floats | Labels
+
+# What x may be, and as what it is fed: tokens are integers, an image in bytes has not been normalised.
+DTYPES: dict[np.dtype[Any], type[np.generic]] = {
+    np.dtype(np.float32): np.float32,
+    np.dtype(np.int32): np.int64,
+    np.dtype(np.int64): np.int64,
+}
 Shape = Sequence[int | None]
 
 HOW_TO_SAVE = 'save it with numpy.savez(path, x=inputs.astype("float32"))'
 
 
-def load_calibration(path: str | os.PathLike[str], input_shape: Shape | None = None) -> Floats:
+def load_calibration(path: str | os.PathLike[str], input_shape: Shape | None = None) -> Inputs:
     """The unlabelled inputs that a compilation is calibrated on.
 
     Args:
-        path: An `.npz` file with `x`: float32, first axis = sample, otherwise the network's own input.
+        path: An `.npz` file with `x`: float32 (tokens: int64), first axis = sample, else the network's own input.
         input_shape: The network's input shape with its batch axis first; the batch axis and axes that are
             None are not compared. None: nothing is compared.
 
@@ -58,7 +66,7 @@ def load_labels(path: str | os.PathLike[str]) -> Labels | None:
         return _labels(archive, path, len(_array(archive, "x", path)))
 
 
-def load_evaluation(path: str | os.PathLike[str], input_shape: Shape | None = None) -> tuple[Floats, Labels]:
+def load_evaluation(path: str | os.PathLike[str], input_shape: Shape | None = None) -> tuple[Inputs, Labels]:
     """The labelled inputs on which accuracy is measured.
 
     Args:
@@ -130,17 +138,18 @@ def _array(archive: np.lib.npyio.NpzFile, key: str, path: str | os.PathLike[str]
     return array
 
 
-def _inputs(archive: np.lib.npyio.NpzFile, path: str | os.PathLike[str], input_shape: Shape | None) -> Floats:
+def _inputs(archive: np.lib.npyio.NpzFile, path: str | os.PathLike[str], input_shape: Shape | None) -> Inputs:
     where = f"{path}: x"
     array = _array(archive, "x", path)
-    if array.dtype.newbyteorder("=") != np.float32:
+    wanted = DTYPES.get(array.dtype.newbyteorder("="))
+    if wanted is None:
         raise SubpruneError(f"is {array.dtype}, not float32", where=where, remedy='convert it with x.astype("float32")')
     if array.ndim == 0 or len(array) == 0 or array.size == 0:
         what = f"holds no samples (shape {_say(array.shape)})"
         raise SubpruneError(what, where=where, remedy="the first axis counts the samples; give a few hundred")
     _check_shape(array.shape, input_shape, where)
     _check_finite(array, where)
-    return np.ascontiguousarray(array, dtype=np.float32)  # also native byte order
+    return np.ascontiguousarray(array, dtype=wanted)  # also native byte order
 
 
 def _check_shape(shape: tuple[int, ...], expected: Shape | None, where: str) -> None:

@@ -24,7 +24,7 @@ from subprune_fx.frontends.fx_tails import Tail, tail
 from subprune_fx.frontends.onnx_op import item
 from subprune_fx.graph.channels import ChannelGraph, close
 from subprune_fx.graph.labels import Labels, constant, tighten
-from subprune_fx.graph.optable import MOVING, Kind
+from subprune_fx.graph.optable import MOVING, Kind, Resize
 from subprune_fx.graph.propagation import Consumer, Propagation
 from subprune_fx.graph.rules import propagate
 from subprune_fx.graph.step import Param, Step, Tree, leaves
@@ -299,6 +299,8 @@ class _Walker(fx.Interpreter):
         """The node's own op on labels: those of its first tensor argument replaced, everything else as it was."""
         where, key = _first_tensors(node, self.trees)
         values = {n: self.env[n] for n in node.all_input_nodes}
+        row = self.calls[node.name].row
+        like = row is not None and row.resize is Resize.LIKE and not node.kwargs
         argument = None if where is None else getattr(node, where)[key]
 
         def run(
@@ -308,7 +310,9 @@ class _Walker(fx.Interpreter):
             numbers = {} if keep is None else {n: self._number(n, keep) for n in values if self._is_number(n)}
             now = {**values, **numbers}
             call = {part: fx.node.map_arg(getattr(node, part), lambda n: now[n]) for part in ("args", "kwargs")}
-            if where is not None:
+            if like:
+                call["args"] = fx.node.map_arg(node.args, lambda n: _refill(self.trees[n], queue))
+            elif where is not None:
                 first = fx.node.map_arg(argument, lambda n: _refill(self.trees[n], queue))
                 call[where] = edited(call[where], [key], first)
             for change in constants:

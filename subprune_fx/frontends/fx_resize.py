@@ -135,6 +135,12 @@ def _shape(site: Site, keep: Keep) -> tuple[Constant, ...]:
     if site.call.name == "unflatten":
         offset = int(site.node.args[1]) % site.before.ndim  # type: ignore[arg-type]
     found = []
+    spelled = site.node.args[1:]
+    if len(spelled) == 1 and isinstance(spelled[0], fx.Node):
+        whole = site.number(spelled[0], keep)
+        if isinstance(whole, (tuple, list)):  # x.shape: a batch size is left for torch to infer
+            new_shape = [-1, *sizes[1:]] if spelled[0] in site.varying else sizes
+            return () if list(whole) == sizes else (Constant("node", site.node.name, ("args", 1), new_shape),)
     for path, position, value in _written(site):
         new = sizes[offset + position]
         now = site.number(value, keep) if isinstance(value, fx.Node) else old[offset + position]
@@ -161,6 +167,7 @@ def _written(site: Site) -> list[tuple[tuple[str | int, ...], int, Any]]:
 def _slice(site: Site, keep: Keep) -> tuple[Constant, ...]:
     """Ranges: the survivors before them say where they start and stop; scattered ones become index lists."""
     before = site.before
+    alive = _alive(before, keep)
     if site.call.name == "getitem":
         index = site.rest[0]
         items = index if isinstance(index, tuple) else (index,)
@@ -171,23 +178,24 @@ def _slice(site: Site, keep: Keep) -> tuple[Constant, ...]:
                 used = sum(1 for other in items[position + 1 :] if other is not None)
                 axis = before.ndim - used
                 continue
-            if isinstance(item, slice) and not _is_whole(item) and axis in varying(before):
-                new = _range(vector(before, axis), item, keep)
+            left = alive[axis] if axis < before.ndim else None
+            if isinstance(item, slice) and not _is_whole(item) and left is not None:
+                new = _range(left, item)
                 path = ("args", 1, position) if isinstance(index, tuple) else ("args", 1)
                 found.append(Constant("node", site.node.name, path, new))
             axis += item is not None
         return tuple(found)
     axis = int(site.call.get("dim", 0)) % before.ndim
-    labels = vector(before, axis)
-    if axis not in varying(before) or keep[labels].all():
+    kept = alive[axis]
+    if kept is None:
         return ()
     start = int(site.call.get("start", 0) or 0)
     if site.call.name == "narrow":
-        new = _range(labels, slice(start, start + int(site.call.get("length"))), keep)
+        new = _range(kept, slice(start, start + int(site.call.get("length"))))
         fields = {"start": new["start"], "length": new["stop"] - new["start"]} if isinstance(new, dict) else {}
     else:
         part = slice(start, site.call.get("end"), site.call.get("step"))
-        new = None if _is_whole(part) else _range(labels, part, keep)
+        new = None if _is_whole(part) else _range(kept, part)
         fields = {"start": new["start"], "end": new["stop"]} if isinstance(new, dict) else {}
     return tuple(Constant("node", site.node.name, _path(site, name), value) for name, value in fields.items())
 
@@ -198,11 +206,19 @@ def _is_whole(part: slice) -> bool:
     return part.start in (None, 0) and part.step in (None, 1) and ends
 
 
-def _range(labels: Labels, part: slice, keep: Keep) -> Any:
+def _alive(labels: Labels, keep: Keep) -> list[Keep | None]:
+    """By dimension, which of its indices survive; None where all do."""
+    picked = survivors(labels, keep)
+    return [
+        None if index is None else np.isin(np.arange(size), index)
+        for size, index in zip(labels.shape, picked, strict=True)
+    ]
+
+
+def _range(alive: Keep, part: slice) -> Any:
     """What `part` of a dimension becomes: positions among the survivors."""
-    alive = keep[labels]
     new = np.cumsum(alive) - 1
-    chosen = np.arange(labels.size)[part]
+    chosen = np.arange(alive.size)[part]
     positions = new[chosen[alive[chosen]]]
     if positions.size and np.array_equal(positions, np.arange(positions[0], positions[-1] + 1)):
         return {"start": int(positions[0]), "stop": int(positions[-1]) + 1, "step": None}
