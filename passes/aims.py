@@ -13,7 +13,8 @@ from torch import Tensor, fx
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.frontends.fx_tails import Tail, affine
 from subprune_fx.graph.propagation import Consumer
-from subprune_fx.numerics.moments import Moments, parts
+from subprune_fx.numerics.collect import add_outputs, parts
+from subprune_fx.numerics.moments import Moments
 from subprune_fx.numerics.readers import Reader
 from subprune_fx.numerics.saturation import admissible
 from subprune_fx.passes.calibrate import parameter
@@ -56,10 +57,6 @@ class Aim:
     def along(self, vector: Tensor, like: Tensor) -> Tensor:
         """`vector`, one entry per output channel, in a shape that broadcasts with an output."""
         return vector.reshape([-1 if d == self.axis % like.ndim else 1 for d in range(like.ndim)])
-
-    def per_row(self, vector: Tensor) -> Tensor:
-        """`vector`, one entry per output channel, in a shape that broadcasts with `reader.targets`."""
-        return vector.reshape(self.reader.groups, -1, 1)
 
     def live(self, value: Tensor) -> Tensor:
         """The output channels of a value of the original network that are still there."""
@@ -148,22 +145,24 @@ def saturated(aim: Aim, posed: Problem, moments: Moments, settings: Settings) ->
     Returns:
         The problem with the last targets, and their moments.
     """
-    scale, shift = (aim.per_row(part) for part in affine(aim.tail.norm, aim.scratch.module, aim.bias))
-    divisor, bias = steering(scale), aim.per_row(aim.bias)
+    scale, shift = affine(aim.tail.norm, aim.scratch.module, aim.bias)
+    divisor = steering(scale)
     for _ in range(settings.rounds):
         weights = posed.solution()
-        offset = moments.intercept(weights) if settings.intercept else torch.zeros_like(moments.targets)
-        ours = weights.to(scale.dtype).transpose(1, 2)
-        constant = offset.to(scale.dtype)[:, :, None] + bias
+        ours, constant = weights.to(scale.dtype), aim.bias
+        if settings.intercept:
+            constant = constant + moments.intercept(weights).reshape(-1).to(scale.dtype)
         moments = moments.untargeted()
         others = aim.others()
         for x, y in zip(aim.walk.inputs(aim.node, aim.source), aim.targets, strict=True):
+            by_channel = [aim.along(vector, y) for vector in (scale, shift, divisor, aim.bias, constant)]
             other = None if others is None else next(others)[1]
             for part in parts(aim.reader, x):
-                columns, target = aim.reader.columns(x[part]), aim.reader.targets(y[part])
-                added = shift if other is None else shift + aim.reader.targets(other[part])
-                wanted = scale * (target + bias) + added
-                got = scale * (ours @ columns + constant) + added
-                moments.add_targets(columns, target + (admissible(wanted, got, aim.tail.flat) - wanted) / divisor)
+                z, added, over, bias, offset = by_channel
+                added = added if other is None else added + other[part]
+                wanted = z * (y[part] + bias) + added
+                got = z * (aim.reader.output(x[part], ours) + offset) + added
+                target = y[part] + (admissible(wanted, got, aim.tail.flat) - wanted) / over
+                add_outputs(moments, aim.reader, x[part], target)
         posed = posed.aimed(moments, settings)
     return posed, moments

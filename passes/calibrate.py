@@ -11,7 +11,8 @@ from torch import Tensor, fx
 from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.graph.propagation import Consumer
-from subprune_fx.numerics.moments import Moments, accumulate
+from subprune_fx.numerics.collect import Collector
+from subprune_fx.numerics.moments import Moments
 from subprune_fx.numerics.readers import Reader
 
 Tick = Callable[[int, int], None]
@@ -38,7 +39,7 @@ def calibrate(
             outputs.append(recorder.run(batch))
             if tick is not None:
                 tick(done, len(batches))
-    return recorder.moments, outputs
+    return recorder.moments(), outputs
 
 
 def run(network: FxNetwork, batches: Sequence[Inputs], tick: Tick | None = None) -> list[Any]:
@@ -72,20 +73,29 @@ def parameter(module: torch.nn.Module, name: str) -> Tensor:
 
 
 class _Recorder(fx.Interpreter):
+    """Collects what every consumer reads; consumers that read the same in the same way share it."""
+
     def __init__(self, network: FxNetwork) -> None:
         super().__init__(network.graph_module)
-        self.readers: dict[str, Reader] = {name: network.readers[name] for name in network.channels.consumers}
-        self.sources = {name: network.channels.contractions[name].source for name in self.readers}
-        self.moments = {
-            name: empty_moments(
-                network,
-                network.channels.contractions[name],
-                parameter(network.graph_module, network.channels.contractions[name].weight),
-            )
-            for name in self.readers
+        self.network = network
+        self.reads: dict[str, tuple[str, Reader]] = {
+            name: (network.channels.contractions[name].source, network.readers[name])
+            for name in network.channels.consumers
         }
+        first = {read: name for name, read in reversed(self.reads.items())}
+        self.collectors = {name: Collector(reader) for (_, reader), name in first.items()}
+        self.shared = {name: first[read] for name, read in self.reads.items()}
 
     def run_node(self, n: fx.Node) -> Any:
-        if n.name in self.readers:
-            accumulate(self.moments[n.name], self.readers[n.name], self.env[operand(n, self.sources[n.name])])
+        if n.name in self.collectors:
+            self.collectors[n.name].add(self.env[operand(n, self.reads[n.name][0])])
         return super().run_node(n)
+
+    def moments(self) -> dict[str, Moments]:
+        """By consumer."""
+        inputs = {name: collector.moments() for name, collector in self.collectors.items()}
+        found = {}
+        for name, (_, reader) in self.reads.items():
+            weight = parameter(self.network.graph_module, self.network.channels.contractions[name].weight)
+            found[name] = inputs[self.shared[name]].untargeted(reader.matrix(weight).shape[2])
+        return found

@@ -13,8 +13,9 @@ from torch import Tensor, fx, nn
 
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.graph.channels import Group
+from subprune_fx.numerics.grams import ELEMENTS_AT_ONCE
 from subprune_fx.numerics.greedy import greedy
-from subprune_fx.numerics.moments import ELEMENTS_AT_ONCE, Moments
+from subprune_fx.numerics.moments import Moments
 from subprune_fx.numerics.readers import Reader
 from subprune_fx.numerics.submodularity import error_bound, path_ratio, sampled_ratio
 from subprune_fx.passes.calibrate import empty_moments, operand, parameter

@@ -7,19 +7,21 @@ are cut, the consumer is reweighted, and the walk goes on: two forward passes wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.graph.channels import Group
 from subprune_fx.graph.propagation import Consumer
+from subprune_fx.numerics.collect import Collector, add_outputs
 from subprune_fx.numerics.greedy import Block
-from subprune_fx.numerics.moments import Moments, accumulate
+from subprune_fx.numerics.moments import Moments
+from subprune_fx.numerics.readers import Reader
 from subprune_fx.passes.aims import Aim, aim, saturated
 from subprune_fx.passes.calibrate import Tick, parameter
 from subprune_fx.passes.lockstep import Lockstep
@@ -70,6 +72,7 @@ class Sweep:
         self.choose = None if variant == "layer" else choose
         self.scratch = Scratch(network)
         self.decisions: dict[str, Decision] = {}
+        self._last: tuple[tuple[str, Reader], Moments] | None = None
 
     def run(self, batches: Sequence[Inputs], tick: Tick | None = None) -> tuple[Plan, list[Any]]:
         """Walk both networks over the calibration inputs.
@@ -134,16 +137,31 @@ class Sweep:
             outputs = alive[self.network.channels.unit[consumer.outputs]].reshape(consumer.groups, -1)[0]
             whole = reader.matrix(parameter(self.network.graph_module, consumer.weight))
             matrix = whole[:, :, torch.from_numpy(outputs)]
-            inputs = walk.original_inputs(node, consumer.source)
         else:
             units = live_units(units, alive)
-            matrix, inputs = reader.matrix(self.scratch.get(consumer.weight)), walk.inputs(node, consumer.source)
-        moments = Moments.zeros(*matrix.shape)
-        for i, x in enumerate(inputs):
-            accumulate(moments, reader, x, None if aimed is None else aimed.targets[i])
+            matrix = reader.matrix(self.scratch.get(consumer.weight))
+        moments = self._collected(node, consumer, walk).untargeted(matrix.shape[2])
         if aimed is None:
             moments = own_target(moments, matrix)
+        else:
+            for x, y in zip(self._inputs(node, consumer, walk), aimed.targets, strict=True):
+                add_outputs(moments, reader, x, y)
         return aimed, moments, pose(moments, matrix, units, self.settings.of(node.name in self.network.intercepts))
+
+    def _inputs(self, node: fx.Node, consumer: Consumer, walk: Lockstep) -> Iterator[Tensor]:
+        """What the variant fits the consumer on, batch by batch."""
+        read = walk.original_inputs if self.variant == "layer" else walk.inputs
+        return read(node, consumer.source)
+
+    def _collected(self, node: fx.Node, consumer: Consumer, walk: Lockstep) -> Moments:
+        """Moments of the consumer's input, which the next consumer may read in the same way."""
+        key = consumer.source, self.network.readers[node.name]
+        if self._last is None or self._last[0] != key:
+            collector = Collector(self.network.readers[node.name])
+            for x in self._inputs(node, consumer, walk):
+                collector.add(x)
+            self._last = key, collector.moments()
+        return self._last[1]
 
     def _decide(self, group: Group, ranking: Ranking, walk: Lockstep | None = None) -> None:
         count = self.keep[group.name]
@@ -157,6 +175,7 @@ class Sweep:
         alive = self.scratch.alive.copy()
         alive[group.units] = False
         alive[group.units[kept]] = True
+        self._last = None
         self.scratch.shrink(alive, () if walk is None else walk.live())
 
     def _scale(self, group: Group, ranking: Ranking) -> None:

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 from subprune_fx.frontends.describe import describe
-from subprune_fx.numerics import moments as module
-from subprune_fx.numerics.moments import Moments, accumulate
+from subprune_fx.numerics import collect, dense, grams, shifts
+from subprune_fx.numerics.collect import Collector, add_outputs
+from subprune_fx.numerics.moments import Moments
 from subprune_fx.numerics.readers import ConvReader, LinearReader, Reader, same_padding
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -40,9 +41,40 @@ def check(layer: nn.Module, x: Tensor) -> None:
     assert matrix.shape[:2] == columns.shape[:2]
     assert (columns.shape[1] * reader.groups) % reader.taps == 0
     torch.testing.assert_close(columns.transpose(1, 2) @ matrix, targets.transpose(1, 2), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(reader.output(x, matrix), y - bias.reshape(shape), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(reader.cross(x, y), columns @ reader.targets(y).mT, rtol=1e-10, atol=1e-10)
+    check_moments(reader, x)
     again = reader.weight(matrix, weight)
     assert again.is_contiguous()
     assert torch.equal(again, weight)
+
+
+def check_moments(reader: Reader, x: Tensor) -> None:
+    """The Gram matrix that the design matrix gives, in each way that there is; rows and sums likewise."""
+    columns = reader.columns(x)
+    expected = columns @ columns.mT
+    plain, convolution = reader.plain(x)
+    if convolution is not None:
+        assert torch.equal(convolution.columns(plain), columns)
+    if convolution is not None and reader.taps <= 12:  # larger kernels take seconds in three dimensions
+        for way in (shifts.Shifts, dense.Dense):
+            known = way(convolution.geometry(plain))
+            known.add(plain[:1])
+            known.add(plain[1:])
+            total = known.total()
+            torch.testing.assert_close(total, expected, rtol=1e-10, atol=1e-10)
+            assert torch.equal(total, total.mT)
+    y = torch.randn_like(reader.output(x, columns.new_ones(*columns.shape[:2], 2))) + 3
+    batches = [(x, y), (x + 5, 2 * y)]
+    collector, wanted = Collector(reader), Moments.zeros(columns.shape[0], columns.shape[1], 2)
+    for inputs, outputs in batches:
+        collector.add(inputs)
+        wanted.add(reader.columns(inputs), reader.targets(outputs))
+    found = collector.moments().untargeted(2)
+    for inputs, outputs in batches:
+        add_outputs(found, reader, inputs, outputs)
+    for field in dataclasses.fields(Moments):
+        torch.testing.assert_close(getattr(found, field.name), getattr(wanted, field.name), rtol=1e-9, atol=1e-9)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,16 +175,39 @@ def test_same_padding_keeps_the_size(kernel: int) -> None:
         assert after - before in (0, 1)
 
 
-def test_accumulating_a_few_samples_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_collecting_a_few_samples_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """The design matrix is built for as many samples as fit; the sums do not depend on how many."""
     reader = ConvReader((3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), groups=2)
     x, y = torch.randn(7, 4, 5, 5, dtype=torch.float64), torch.randn(7, 6, 5, 5, dtype=torch.float64)
     sums = []
     for limit in (1, 2000, 1 << 24):
-        monkeypatch.setattr(module, "ELEMENTS_AT_ONCE", limit)
-        found = Moments.zeros(2, 18, 3)
-        accumulate(found, reader, x, y)
+        for module in (collect, grams, shifts):
+            monkeypatch.setattr(module, "ROWS_AT_ONCE", limit)
+        monkeypatch.setattr(grams, "ELEMENTS_AT_ONCE", limit)
+        collector = Collector(reader)
+        collector.add(x)
+        found = collector.moments().untargeted(3)
+        add_outputs(found, reader, x, y)
         sums.append(found)
     for other in sums[1:]:
         for field in dataclasses.fields(Moments):
             torch.testing.assert_close(getattr(other, field.name), getattr(sums[0], field.name))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_what_varies_little_about_a_large_mean_is_not_lost(groups: int) -> None:
+    """Squares of what is near 4,096 do not fit into float32, yet the centred moments are those of the deviations."""
+    reader = ConvReader((3, 3), (1, 1), ((0, 0), (0, 0)), (1, 1), groups=groups)
+    near = torch.randn(20, 4, 6, 6), torch.randn(20, 2, 4, 4)
+    far = tuple((part + 2**12).float() for part in near)
+    exact = tuple(part.double() - 2**12 for part in far)
+    found = []
+    for x, y in (far, exact):
+        collector = Collector(reader)
+        collector.add(x)
+        moments = collector.moments().untargeted(2 // groups)
+        add_outputs(moments, reader, x, y)
+        found.append(moments.centred())
+    for name in ("gram", "cross", "energy"):
+        size = float(getattr(found[1], name).abs().max())
+        torch.testing.assert_close(getattr(found[0], name), getattr(found[1], name), rtol=0, atol=3e-5 * size)

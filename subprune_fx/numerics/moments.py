@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-
-from subprune_fx.numerics.readers import Reader
-
-ELEMENTS_AT_ONCE = 1 << 24
-"""Elements of the design matrix that are in memory at a time (64 MiB of float32)."""
 
 
 @dataclasses.dataclass
@@ -74,13 +68,15 @@ class Moments:
             columns=self.columns[rows, kept],
         )
 
-    def untargeted(self) -> Moments:
-        """The same input; targets are yet to be added."""
+    def untargeted(self, targets: int | None = None) -> Moments:
+        """The same input; targets, as many as before or `targets` a group, are yet to be added."""
+        groups, columns, before = self.cross.shape
+        m = before if targets is None else targets
         return dataclasses.replace(
             self,
-            cross=torch.zeros_like(self.cross),
-            targets=torch.zeros_like(self.targets),
-            energy=torch.zeros_like(self.energy),
+            cross=self.gram.new_zeros(groups, columns, m),
+            targets=self.gram.new_zeros(groups, m),
+            energy=self.gram.new_zeros(groups),
         )
 
     def add_targets(self, columns: Tensor, targets: Tensor) -> None:
@@ -149,22 +145,3 @@ class _Centred:
         """The sum of the squares, (groups,)."""
         about = self.off.square().sum(2, keepdim=True).double()
         return (about + self.mean * (2 * self.rest + self.off.shape[2] * self.mean)).sum((1, 2))
-
-
-def accumulate(moments: Moments, reader: Reader, x: Tensor, y: Tensor | None = None) -> None:
-    """Add a batch, a few samples at a time so that the design matrix stays small.
-
-    Args:
-        moments: To add to.
-        reader: The consumer's geometry.
-        x: Its input, (samples, ...).
-        y: Its target, (samples, ...); None where only the input's moments are wanted.
-    """
-    for part in parts(reader, x):
-        moments.add(reader.columns(x[part]), None if y is None else reader.targets(y[part]))
-
-
-def parts(reader: Reader, x: Tensor) -> Iterator[slice]:
-    """Samples of an input whose design matrix fits into memory at a time."""
-    step = max(1, ELEMENTS_AT_ONCE // max(1, reader.taps * x[0].numel()))
-    return (slice(start, start + step) for start in range(0, x.shape[0], step))

@@ -11,8 +11,12 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import torch
 import torch.nn.functional as F  # noqa: N812 - everyone calls it F
 from torch import Tensor
+
+from subprune_fx.numerics.geometry import Geometry, Line, region
+from subprune_fx.numerics.shifts import weight_gradient
 
 
 class Reader(Protocol):
@@ -28,6 +32,15 @@ class Reader(Protocol):
 
     def columns(self, x: Tensor) -> Tensor:
         """Design matrix of an activation, transposed: (groups, inputs / groups * taps, rows)."""
+
+    def plain(self, x: Tensor) -> tuple[Tensor, ConvReader | None]:
+        """The same contraction as a convolution that pads with zeros, if it is one, and what that reads."""
+
+    def cross(self, x: Tensor, y: Tensor) -> Tensor:
+        """B'Y for an input and an output activation, (groups, inputs / groups * taps, outputs / groups)."""
+
+    def output(self, x: Tensor, matrix: Tensor) -> Tensor:
+        """B W as an output activation, for an input and a `matrix`."""
 
     def targets(self, y: Tensor) -> Tensor:
         """Output activation, rows as in `columns`: (groups, outputs / groups, rows)."""
@@ -60,6 +73,18 @@ class LinearReader:
     def columns(self, x: Tensor) -> Tensor:
         """See `Reader`."""
         return _last(x, self.axis)
+
+    def plain(self, x: Tensor) -> tuple[Tensor, ConvReader | None]:
+        """See `Reader`."""
+        return x, None
+
+    def cross(self, x: Tensor, y: Tensor) -> Tensor:
+        """See `Reader`."""
+        return self.columns(x) @ self.targets(y).mT
+
+    def output(self, x: Tensor, matrix: Tensor) -> Tensor:
+        """See `Reader`."""
+        return (x.movedim(self.axis, -1) @ matrix[0]).movedim(-1, self.made)
 
     def targets(self, y: Tensor) -> Tensor:
         """See `Reader`."""
@@ -102,9 +127,37 @@ class ConvReader:
 
     def columns(self, x: Tensor) -> Tensor:
         """See `Reader`."""
+        return _patches(self._padded(x), self.kernel, self.stride, self.dilation, self.groups)
+
+    def plain(self, x: Tensor) -> tuple[Tensor, ConvReader | None]:
+        """See `Reader`."""
+        if self.mode == "constant" and min(amount for pair in self.padding for amount in pair) >= 0:
+            return x, self
+        nothing = ((0, 0),) * len(self.kernel)
+        return self._padded(x), dataclasses.replace(self, padding=nothing, mode="constant")
+
+    def cross(self, x: Tensor, y: Tensor) -> Tensor:
+        """See `Reader`."""
+        reads = [gap * (taps - 1) + 1 for gap, taps in zip(self.dilation, self.kernel, strict=True)]
+        spans = [(size - 1) * step + read for size, step, read in zip(y.shape[2:], self.stride, reads, strict=True)]
+        used = region(self._padded(x), (slice(span) for span in spans))
+        return self.matrix(weight_gradient(y, used, self.kernel, self.stride, self.dilation, self.groups))
+
+    def output(self, x: Tensor, matrix: Tensor) -> Tensor:
+        """See `Reader`."""
+        flat = matrix.transpose(1, 2).reshape(-1, matrix.shape[1])
+        weight, zeros = flat.reshape(len(flat), -1, *self.kernel), [0] * len(self.kernel)
+        padded = self._padded(x)
+        return torch.convolution(padded, weight, None, self.stride, zeros, self.dilation, False, zeros, self.groups)
+
+    def _padded(self, x: Tensor) -> Tensor:
         flat = [amount for pair in reversed(self.padding) for amount in pair]
-        padded = F.pad(x, flat, mode=self.mode) if any(flat) else x
-        return _patches(padded, self.kernel, self.stride, self.dilation, self.groups)
+        return F.pad(x, flat, mode=self.mode) if any(flat) else x
+
+    def geometry(self, x: Tensor) -> Geometry:
+        """Of a `plain` convolution and its input."""
+        sizes = zip(x.shape[2:], self.kernel, self.stride, self.dilation, self.padding, strict=True)
+        return Geometry(x.shape[1], self.groups, tuple(Line(*values) for values in sizes))
 
     def targets(self, y: Tensor) -> Tensor:
         """See `Reader`."""
@@ -147,6 +200,11 @@ class TransposedConvReader:
 
     def columns(self, x: Tensor) -> Tensor:
         """See `Reader`."""
+        ones = (1,) * len(self.kernel)
+        return _patches(self._stuffed(x), self.kernel, ones, self.dilation, self.groups)
+
+    def _stuffed(self, x: Tensor) -> Tensor:
+        """What the convolution reads: zeros between the input's positions and around them."""
         sizes = [(size - 1) * step + 1 for size, step in zip(x.shape[2:], self.stride, strict=True)]
         stuffed = x.new_zeros(*x.shape[:2], *sizes)
         every: tuple[Any, ...] = tuple(slice(None, None, step) for step in self.stride)
@@ -157,8 +215,24 @@ class TransposedConvReader:
         ):
             edge = gap * (kernel - 1)
             flat += [edge - cut[0], edge - cut[1] + extra]
-        ones = (1,) * len(self.kernel)
-        return _patches(F.pad(stuffed, flat), self.kernel, ones, self.dilation, self.groups)
+        return F.pad(stuffed, flat)
+
+    def plain(self, x: Tensor) -> tuple[Tensor, ConvReader | None]:
+        """See `Reader`."""
+        nothing, ones = ((0, 0),) * len(self.kernel), (1,) * len(self.kernel)
+        return self._stuffed(x), ConvReader(self.kernel, ones, nothing, self.dilation, self.groups)
+
+    def cross(self, x: Tensor, y: Tensor) -> Tensor:
+        """See `Reader`."""
+        stuffed, plain = self.plain(x)
+        assert plain is not None
+        return plain.cross(stuffed, y)
+
+    def output(self, x: Tensor, matrix: Tensor) -> Tensor:
+        """See `Reader`."""
+        stuffed, plain = self.plain(x)
+        assert plain is not None
+        return plain.output(stuffed, matrix)
 
     def targets(self, y: Tensor) -> Tensor:
         """See `Reader`."""

@@ -1,0 +1,153 @@
+"""Moments from activations, by library kernels that need no design matrix where there are any.
+
+Products are taken about the means of channels, which would else swamp what varies in float32. For a convolution that
+pads with zeros the design matrix is then B = B' + mu (x) U: B' reads the deviations, mu holds the means, and U (taps
+x positions) is 1 where a tap does not read padding. So what has to be added back are products of sums over samples,
+which are small and taken in float64:
+    B B' = B' B'' + E + E' + n mu mu' (x) U U',  E = sum(B') U' (x) mu'.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from subprune_fx.numerics.geometry import ROWS_AT_ONCE, slices
+from subprune_fx.numerics.grams import ELEMENTS_AT_ONCE, Gram, gram
+from subprune_fx.numerics.moments import Moments
+from subprune_fx.numerics.readers import ConvReader, Reader
+
+
+class Collector:
+    """Moments of one contraction's input, batch by batch."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._sums: dict[tuple[int, ...], _Sums] = {}
+        self._plain: Moments | None = None
+
+    def add(self, x: Tensor) -> None:
+        """Add a batch (samples, ...); all samples of a batch have the same size."""
+        plain, convolution = self._reader.plain(x)
+        if convolution is None:
+            self._add_rows(self._reader.columns(x))
+            return
+        size = tuple(plain.shape[1:])
+        if size not in self._sums:
+            self._sums[size] = _Sums.of(convolution, plain)
+        self._sums[size].add(plain)
+
+    def _add_rows(self, columns: Tensor) -> None:
+        if self._plain is None:
+            self._plain = Moments.zeros(columns.shape[0], columns.shape[1], 0)
+        for part in slices(columns.shape[2], min(ROWS_AT_ONCE, ELEMENTS_AT_ONCE // max(1, columns.shape[1]))):
+            self._plain.add(columns[:, :, part])
+
+    def moments(self) -> Moments:
+        """The input's moments; targets are yet to be added."""
+        found = [known.moments() for known in self._sums.values()]
+        if self._plain is not None:
+            return self._plain
+        for other in found[1:]:
+            found[0].gram += other.gram
+            found[0].columns += other.columns
+            found[0].rows += other.rows
+        return found[0]
+
+
+@dataclasses.dataclass
+class _Sums:
+    """Of a convolution's inputs of one size.
+
+    Attributes:
+        reader: The convolution, which pads with zeros.
+        mean: By channel, (1, channels, 1, ...), as the inputs are.
+        gram: Of the deviations from it.
+        total: The deviations summed over samples, (1, channels, ...), float64.
+        samples: How many.
+    """
+
+    reader: ConvReader
+    mean: Tensor
+    gram: Gram
+    total: Tensor
+    samples: int = 0
+
+    @staticmethod
+    def of(reader: ConvReader, x: Tensor) -> _Sums:
+        """None yet; as those of a first batch will be."""
+        empty = torch.zeros_like(x[:1], dtype=torch.float64)
+        return _Sums(reader, _mean(x), gram(reader.geometry(x), reader.columns, len(x)), empty)
+
+    def add(self, x: Tensor) -> None:
+        """Add a batch."""
+        off = x - self.mean
+        self.gram.add(off)
+        self.total += off.sum(0, keepdim=True, dtype=torch.float64)
+        self.samples += len(x)
+
+    def moments(self) -> Moments:
+        """Of the inputs themselves."""
+        groups, n = self.reader.groups, self.samples
+        inside, mean = _inside(self.reader, self.total), self.mean.double().reshape(groups, -1)
+        sums, level = self.reader.columns(self.total), _level(mean, inside)
+        ends = (sums + n / 2 * level) @ inside.mT
+        ends = (ends[:, :, None, :] * mean[:, None, :, None]).reshape(groups, level.shape[1], -1)
+        found = self.gram.total()
+        found += ends
+        found += ends.mT
+        columns = (sums + n * level).sum(2)
+        empty = Moments.zeros(groups, 0, 0)
+        return dataclasses.replace(
+            empty, gram=found, cross=columns.new_zeros(*columns.shape, 0), columns=columns, rows=n * sums.shape[2]
+        )
+
+
+def add_outputs(moments: Moments, reader: Reader, x: Tensor, y: Tensor) -> None:
+    """Add targets (samples, ...) for inputs (samples, ...) that are already counted, a few samples at a time."""
+    for part in parts(reader, x):
+        plain, convolution = reader.plain(x[part])
+        if convolution is None:
+            moments.add_targets(reader.columns(x[part]), reader.targets(y[part]))
+        else:
+            _add_outputs(moments, convolution, plain, y[part])
+
+
+def _add_outputs(moments: Moments, reader: ConvReader, x: Tensor, y: Tensor) -> None:
+    groups, n = reader.groups, len(x)
+    centres = _mean(x), _mean(y)
+    x, y = x - centres[0], y - centres[1]
+    mean, shift = (centre.double().reshape(groups, -1) for centre in centres)
+    total, inside = x.sum(0, keepdim=True, dtype=torch.float64), _inside(reader, x)
+    sums, targets = reader.columns(total), reader.targets(y.sum(0, keepdim=True, dtype=torch.float64))
+    columns = (sums + n * _level(mean, inside)).sum(2)
+    held = (mean[:, :, None, None] * (inside @ targets.mT)[:, None]).reshape(*columns.shape, -1)
+    moments.cross += reader.cross(x, y).double() + held + columns[:, :, None] * shift[:, None, :]
+    rows, squares = n * targets.shape[2], y.square().transpose(0, 1).reshape(groups, -1).sum(1, dtype=torch.float64)
+    off = targets.sum(2)
+    moments.targets += off + rows * shift
+    moments.energy += squares + (shift * (2 * off + rows * shift)).sum(1)
+
+
+def parts(reader: Reader, x: Tensor) -> Iterator[slice]:
+    """Samples of an input whose sums may be taken in its own precision."""
+    return slices(len(x), ROWS_AT_ONCE // max(1, reader.columns(x[:1]).shape[2]))
+
+
+def _mean(x: Tensor) -> Tensor:
+    """By channel, (1, channels, 1, ...)."""
+    return x.mean((0, *range(2, x.ndim)), keepdim=True)
+
+
+def _inside(reader: ConvReader, x: Tensor) -> Tensor:
+    """U, (taps, positions), float64."""
+    one = x.new_ones(1, 1, *x.shape[2:], dtype=torch.float64)
+    return dataclasses.replace(reader, groups=1).columns(one)[0]
+
+
+def _level(mean: Tensor, inside: Tensor) -> Tensor:
+    """What the means (groups, channels) add to the design matrix of a sample, (groups, d, positions)."""
+    return (mean[:, :, None, None] * inside).reshape(len(mean), -1, inside.shape[1])
