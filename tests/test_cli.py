@@ -323,6 +323,7 @@ def prune(model, calibration, **options):
     return Pruned
 
 api.prune = prune
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
 export.to_onnx = lambda *arguments: os.kill(os.getpid(), signal.{name})
 sys.exit(main(["net.pt", "--ratio", "2", "--calib", "x.npz", "-o", "a.onnx"]))
 """

@@ -20,7 +20,6 @@ MAPPED = ("cli", "passes")
 
 INDIRECT = {
     "onnxscript",  # torch.onnx.export(dynamo=True) imports it
-    "onnx_graphsurgeon",  # the graph of the ONNX front end, which is still to come
 }
 OPTIONAL = {"torchvision"}  # an extra: its classes are allowed in pickles where it is installed
 

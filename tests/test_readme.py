@@ -84,7 +84,7 @@ def test_options_table_is_the_commands(text: str) -> None:
         for option in (*parameter.opts, *parameter.secondary_opts)
         if option.startswith("-")
     }
-    defaults = {"--reweight", "--intercept"}  # on unless their --no- form is given
+    defaults = {"--reweight", "--intercept", "--feedback"}  # on unless their --no- form is given
     assert documented == (real | {"-h", "--help"}) - defaults
 
 
