@@ -115,12 +115,13 @@ class Plan:
             raise SubpruneError("not a subprune_fx plan", where=str(path), remedy="use Plan.save")
         try:
             return _from_tree(json.loads(metadata["plan"]), values)
-        except (KeyError, TypeError, ValueError) as error:
-            raise SubpruneError(f"damaged plan ({error})", where=str(path), remedy="write it again") from error
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError) as error:
+            what = f"damaged plan ({type(error).__name__}: {error})"
+            raise SubpruneError(what, where=str(path), remedy="write it again") from error
 
 
 def _from_tree(tree: dict[str, Any], values: dict[str, Tensor]) -> Plan:
-    return Plan(
+    plan = Plan(
         shapes={name: None if shape is None else tuple(shape) for name, shape in tree["shapes"].items()},
         slices=tuple(Slice(name, axis, tuple(index)) for name, axis, index in tree["slices"]),
         values=values,
@@ -129,6 +130,41 @@ def _from_tree(tree: dict[str, Any], values: dict[str, Tensor]) -> Plan:
             Decision(group, channels, tuple(kept), error) for group, channels, kept, error in tree["decisions"]
         ),
     )
+    _check(plan)
+    return plan
+
+
+def _check(plan: Any) -> None:
+    """That the parts fit each other.
+
+    Raises:
+        ValueError: If they do not (or another error of a look-up that fails).
+    """
+    for name, shape in plan.shapes.items():
+        _expect(shape is None or all(isinstance(size, int) and size >= 0 for size in shape), f"shape of {name}")
+    for item in plan.slices:
+        shape = plan.shapes[item.parameter]
+        _expect(shape is not None and 0 <= item.axis < len(shape), f"axis of {item.parameter}")
+        _expect(_ascending(item.index, shape[item.axis]), f"indices of {item.parameter}")
+    for name in plan.values:
+        _expect(name in plan.shapes, f"value of {name}")
+    for constant in plan.constants:
+        known = constant.owner in ("module", "node") and isinstance(constant.name, str)
+        path = bool(constant.path) and all(isinstance(step, (str, int)) for step in constant.path)
+        _expect(known and path, f"size in {constant.name}")
+    for made in plan.decisions:
+        _expect(isinstance(made.error, (int, float)) and _ascending(made.kept, made.channels), f"group {made.group}")
+
+
+def _ascending(index: tuple[Any, ...], size: Any) -> bool:
+    """Whether `index` holds some positions below `size`, each once and in order."""
+    whole = bool(index) and all(isinstance(i, int) for i in index)
+    return whole and list(index) == sorted(set(index)) and index[0] >= 0 and index[-1] < size
+
+
+def _expect(fine: bool, what: str) -> None:
+    if not fine:
+        raise ValueError(what)
 
 
 def same(left: Plan, right: Plan) -> bool:

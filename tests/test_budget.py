@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support import parameters
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -80,10 +81,6 @@ def written(network: FxNetwork, orders: Mapping[str, NDArray[np.int64]], keep: K
 def keeps(network: FxNetwork, seed: int) -> Keep:
     rng = np.random.default_rng(seed)
     return {group.name: int(rng.integers(1, len(group.units) + 1)) for group in network.channels.groups}
-
-
-def parameters(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
 
 
 @given(seed=st.integers(0, 2**16))

@@ -16,17 +16,24 @@ def set_constant(module: nn.Module, constant: Constant) -> None:
     """Write one changed size into a module, or into a node of its graph.
 
     Raises:
-        SubpruneError: If there is no such node.
+        SubpruneError: If there is no such size.
     """
-    if constant.owner == "module":
-        value = tuple(constant.value) if isinstance(constant.value, list) else constant.value
-        setattr(module.get_submodule(constant.name), str(constant.path[0]), value)
-        return
-    assert isinstance(module, fx.GraphModule)
-    node = next((node for node in module.graph.nodes if node.name == constant.name), None)
-    if node is None:
-        raise SubpruneError(f"the graph has no node {constant.name}", remedy="apply the plan to its own network")
-    edit_node(node, constant)
+    try:
+        if constant.owner == "module":
+            value = tuple(constant.value) if isinstance(constant.value, list) else constant.value
+            owner = module.get_submodule(constant.name)
+            getattr(owner, str(constant.path[0]))
+            setattr(owner, str(constant.path[0]), value)
+            return
+        assert isinstance(module, fx.GraphModule)
+        edit_node(next(node for node in module.graph.nodes if node.name == constant.name), constant)
+    except (AttributeError, IndexError, KeyError, StopIteration, TypeError, ValueError) as error:
+        path = ".".join(str(step) for step in constant.path)
+        raise SubpruneError(
+            f"there is no size {path} in {constant.owner} {constant.name}",
+            where=type(module).__name__,
+            remedy="apply the plan to its own network",
+        ) from error
 
 
 def edited_over(module: fx.GraphModule, copy: fx.GraphModule, constant: Constant) -> Constant:
