@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from subprune_fx.bundle import Bundle, Inputs, arguments, call, parts
 from subprune_fx.errors import SubpruneError
+from subprune_fx.frontends.blame import culprit
 from subprune_fx.frontends.calls import bind
 from subprune_fx.frontends.fx_inputs import free_samples, pack
 from subprune_fx.frontends.fx_modes import ExportedModule
@@ -60,7 +61,8 @@ def traces(module: nn.Module, example: Inputs) -> Iterator[fx.GraphModule]:
             with torch.no_grad():
                 same = _equal(call(graph, example.clone()), expected)
         except Exception as error:  # noqa: BLE001 - a tracer may fail in any way; the next one is tried
-            failures.append(f"{name}: {_first_line(error)}")
+            place = culprit(error)
+            failures.append(f"{name}: {_first_line(error)}" + (f" at {place}" if place else ""))
             continue
         if same:
             yield pack(graph, example) if isinstance(example, Bundle) else graph

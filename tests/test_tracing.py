@@ -1,0 +1,114 @@
+"""Both tracers give the same groups; what neither follows is refused with the line that stopped them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from support import against_masked, halved
+from torch import Tensor, nn
+
+import subprune_fx
+from subprune_fx.errors import SubpruneError
+from subprune_fx.frontends.describe import FxNetwork, describe
+from subprune_fx.frontends.tracing import traces
+
+
+class Branching(nn.Module):
+    """Does something else for bright images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 4, 3)
+        self.b = nn.Conv2d(4, 2, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.a(x)
+        if x.sum() > 0:
+            x = x.relu()
+        return self.b(x)
+
+
+def test_control_flow_on_data_is_refused_with_its_line() -> None:
+    lines, start = inspect.getsourcelines(Branching.forward)
+    line = start + next(i for i, text in enumerate(lines) if "x.sum()" in text)
+    with pytest.raises(SubpruneError) as caught:
+        subprune_fx.prune(Branching(), torch.randn(4, 3, 8, 8), keep=0.5)
+    assert f"test_tracing.py:{line}: if x.sum() > 0:" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_network_that_fails_names_the_shape() -> None:
+    with pytest.raises(SubpruneError, match=r"does not run on an input of shape \(2, 4\)"):
+        subprune_fx.prune(nn.Linear(3, 2), torch.randn(2, 4), keep=0.5)
+
+
+def grouped() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 12, 3, padding=1, groups=4),
+        nn.ChannelShuffle(4),
+        nn.Conv2d(12, 12, 3, padding=1, groups=12, bias=False),
+        nn.BatchNorm2d(12),
+        nn.Hardswish(),
+        nn.Conv2d(12, 4, 1),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16, 5),
+    )
+
+
+def decoder() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1),
+        nn.PReLU(8),
+        nn.Conv2d(8, 16, 3, padding=1),
+        nn.PixelShuffle(2),
+        nn.ConvTranspose2d(4, 6, 3, 2, 1, output_padding=1),
+        nn.InstanceNorm2d(6, affine=True),
+        nn.GELU(),
+        nn.PixelUnshuffle(2),
+        nn.Conv2d(24, 2, 1),
+    )
+
+
+def one_dimension() -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(2),
+        nn.Conv1d(3, 8, 5, padding=2),
+        nn.GLU(1),
+        nn.GroupNorm(2, 4),
+        nn.ConstantPad1d(1, 0.0),
+        nn.Conv1d(4, 6, 3),
+        nn.MaxPool1d(2),
+        nn.Conv1d(6, 2, 1),
+    )
+
+
+NETWORKS = {make.__name__: make for make in (grouped, decoder, one_dimension)}
+
+
+def summary(network: FxNetwork) -> list[Any]:
+    """Groups by their sizes and numbers of producers and consumers, whatever nodes are called."""
+    channels = network.channels
+    return sorted((g.units.size, len(g.producers), len(g.consumers)) for g in channels.groups)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_both_tracers_end_in_equivalent_groups(name: str) -> None:
+    make: Callable[[], nn.Module] = NETWORKS[name]
+    model, x = make().eval(), torch.randn(2, 3, 8, 8)
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.normal_(part.bias)
+            nn.init.uniform_(part.weight, 0.5, 1.5)
+    symbolic, exported = [describe(graph, x) for graph in traces(model, x)]
+    assert summary(symbolic) == summary(exported)
+    for network in (symbolic, exported):
+        assert len(network.channels.groups) >= 2
+        assert {item.reason for item in network.channels.frozen} == {"it is an output of the network"}
+        assert against_masked(network, *halved(network), x) < 1e-5
