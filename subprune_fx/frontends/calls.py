@@ -112,6 +112,8 @@ def _call(name: str, label: str, module: nn.Module | None, path: str, arguments:
     row = BY_TORCH.get(name)
     if module is not None and not _is_stock(module):
         row = None
+    if module is not None and (module._forward_hooks or module._forward_pre_hooks):  # noqa: SLF001 - no public name
+        row, label = None, f"{label} with hooks"
     if name == "pad" and arguments.get("mode", "constant") != "constant":
         row = BY_TORCH["reflectionpad2d"]
     return Call(name, label, row, module, path, arguments)

@@ -307,7 +307,7 @@ class _Walker(fx.Interpreter):
             labels: Sequence[Labels], constants: Sequence[Constant] = (), keep: NDArray[np.bool_] | None = None
         ) -> Tree:
             queue = [torch.from_numpy(array) for array in labels]
-            numbers = {} if keep is None else {n: self._number(n, keep) for n in values if self._is_number(n)}
+            numbers = {} if keep is None else {n: self._number(n, keep) for n in values if like or self._is_number(n)}
             now = {**values, **numbers}
             call = {part: fx.node.map_arg(getattr(node, part), lambda n: now[n]) for part in ("args", "kwargs")}
             if like:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 
 from subprune_fx.bundle import Bundle, Inputs, arguments, call, parts
 from subprune_fx.errors import SubpruneError
@@ -44,7 +45,7 @@ def traces(module: nn.Module, example: Inputs) -> Iterator[fx.GraphModule]:
     Raises:
         SubpruneError: If the module does not run on `example`, or neither tracer can follow it.
     """
-    original = copy.deepcopy(module).eval()
+    original = _plain(module).eval()
     with torch.no_grad():
         try:
             expected = call(original, example.clone())
@@ -74,6 +75,39 @@ def traces(module: nn.Module, example: Inputs) -> Iterator[fx.GraphModule]:
             where=type(module).__name__,
             remedy="remove control flow that depends on data from its forward",
         )
+
+
+def _plain(module: nn.Module) -> nn.Module:
+    """A copy with computed parameters (weight_norm, spectral_norm and the like) as they come out in eval mode.
+
+    Raises:
+        SubpruneError: It cannot be copied.
+    """
+    try:
+        twin = copy.deepcopy(module)
+    except Exception as error:
+        raise SubpruneError(
+            f"cannot be copied ({_first_line(error)})",
+            where=type(module).__name__,
+            remedy="detach its weights; of torch.nn.utils.weight_norm, use the one in torch.nn.utils.parametrizations",
+        ) from error
+    twin.eval()
+    for part in list(twin.modules()):
+        if parametrize.is_parametrized(part):
+            _compute(part)
+    return twin
+
+
+def _compute(part: nn.Module) -> None:
+    """Parameters that are computed, once and for all.
+
+    `remove_parametrizations` would change the class, which the user's own module shares.
+    """
+    values = {name: getattr(part, name).detach().clone() for name in part._modules["parametrizations"]._modules}  # type: ignore[union-attr] # noqa: SLF001
+    part.__class__ = type(part).__bases__[0]
+    del part._modules["parametrizations"]  # noqa: SLF001
+    for name, value in values.items():
+        part.register_parameter(name, nn.Parameter(value))
 
 
 def _symbolic(module: nn.Module, example: Inputs) -> fx.GraphModule:

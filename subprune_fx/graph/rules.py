@@ -317,6 +317,17 @@ def chunk(state: Propagation, step: Step) -> Tree:
     return parts
 
 
+def gate(state: Propagation, step: Step) -> Tree:
+    """A gated linear unit: the same slot of both halves lives or dies together."""
+    labels, shape = state.of(step.operands[0]), _shape(step)
+    axis = int((step.attrs.get("dims") or (-1,))[0]) % labels.ndim
+    if labels.strides[axis] == 0:
+        return expand(labels.take([0], axis), shape)
+    first, second = np.split(labels, 2, axis)
+    state.unify(first, second, f"{step.op} gates it with fixed channels")
+    return expand(first, shape)
+
+
 def deal(state: Propagation, step: Step) -> Tree:
     """A channel shuffle: parts stay equal, as in `chunk`."""
     labels, count = state.of(step.operands[0]), int(step.attrs["groups"])
@@ -360,6 +371,7 @@ RULES: dict[Kind, Callable[[Propagation, Step], Tree]] = {
     Kind.ATTENTION: attention,
     Kind.PAD: pad,
     Kind.CHUNK: chunk,
+    Kind.GATE: gate,
     Kind.DEAL: deal,
     Kind.LOOKUP: lookup,
     Kind.SCATTER: scatter,

@@ -1,0 +1,168 @@
+"""One small network for each op that users bring: pruned is masked, by both tracers, and only what must stays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - everyone calls it F
+from support import against_masked, halved, parameters
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+import subprune_fx
+from subprune_fx.errors import SubpruneError
+from subprune_fx.frontends.describe import describe
+from subprune_fx.frontends.tracing import traces
+from subprune_fx.passes.dependencies import analyse
+
+OUTPUT = "it is an output of the network"
+BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
+    "roll": lambda _, x: torch.roll(x, (1, 2), (2, 3)),
+    "stack and sum": lambda _, x: torch.stack([x, x * 2], 1).sum(1),
+    "stack and unbind": lambda _, x: torch.stack([x, x.flip(2)], 1).unbind(1)[1],
+    "split into parts": lambda _, x: torch.cat([p * i for i, p in enumerate(torch.split(x, [3, 5, 4], 1), 1)], 1),
+    "chunk": lambda _, x: torch.cat(tuple(reversed(x.chunk(3, 1))), 1),
+    "chunk unevenly": lambda _, x: torch.cat(x.chunk(5, dim=1)[::-1], 1),
+    "glu": lambda _, x: torch.cat([F.glu(x, 1), F.glu(x.flip(2), dim=1)], 1),
+    "swiglu": lambda _, x: torch.cat([F.silu(x[:, :6]) * x[:, 6:], x[:, 3:9]], 1),
+    "cat of itself": lambda _, x: torch.cat([x, x], 1)[:, 4:16],
+    "tile": lambda _, x: x.repeat(1, 2, 1, 1)[:, :12],
+    "interleave": lambda _, x: x.repeat_interleave(2, 1)[:, ::2],
+    "expand": lambda _, x: x * x.mean((2, 3), keepdim=True).expand(-1, -1, 8, 8),
+    "pad channels": lambda _, x: F.pad(x, (0, 0, 0, 0, 2, 2))[:, 1:13],
+    "pad positions": lambda _, x: F.pad(x, (1, 1, 0, 2), value=0.5)[:, :, :8, :8],
+    "circular pad": lambda _, x: F.pad(x, (1, 1, 1, 1), mode="circular")[:, :, 1:9, 1:9],
+    "pixel shuffle": lambda _, x: F.pixel_unshuffle(F.pixel_shuffle(x, 2), 2),
+    "channel shuffle": lambda _, x: x.view(x.shape[0], 3, 4, 8, 8).transpose(1, 2).reshape(-1, 12, 8, 8),
+    "baked reshape": lambda _, x: x.reshape(-1, 12, 64).permute(0, 2, 1).reshape(-1, 8, 8, 12).permute(0, 3, 1, 2),
+    "reductions": lambda _, x: x - x.mean((2, 3), keepdim=True) + x.amax(2, keepdim=True) * x.std(3, keepdim=True),
+    "softmax over positions": lambda _, x: x * x.flatten(2).softmax(-1).view_as(x),
+    "where": lambda _, x: torch.where(x > 0, x, x.exp() - 1),
+    "interpolate": lambda _, x: F.interpolate(x, scale_factor=2, mode="bilinear")[:, :, ::2, ::2],
+    "buffer along channels": lambda m, x: x * m.scale[None, :, None, None],
+    "mask over positions": lambda m, x: x.masked_fill(m.mask, 0.0),
+    "layer scale": lambda m, x: x + m.gamma * m.inner(x),
+    "group norm": lambda m, x: m.groups(x),
+    "instance norm": lambda m, x: m.instance(x),
+    "prelu": lambda m, x: m.prelu(x),
+    "shared layer": lambda m, x: m.inner(m.inner(x).relu()),
+    "grouped layer": lambda m, x: m.grouped(m.grouped(x).relu()),
+    "transposed": lambda m, x: m.transposed(x)[:, :, :8, :8],
+    "transposed in groups": lambda m, x: m.grouped_transposed(x)[:, :, :8, :8],
+    "volumes": lambda m, x: m.volume(x[:, :, None].expand(-1, -1, 3, -1, -1)).mean(2),
+    "rows": lambda m, x: m.row(x.flatten(2)).unflatten(2, (8, 8)),
+    "linear over channels": lambda m, x: m.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
+    "linear over positions": lambda m, x: m.across(x),
+    "squeeze and excitation": lambda m, x: x * m.up(m.down(x.mean((2, 3))).relu()).sigmoid()[:, :, None, None],
+    "weight norm": lambda m, x: m.weight_normed(x),
+    "spectral norm": lambda m, x: m.spectral_normed(x),
+    "sum of branches": lambda m, x: sum((m.inner(x), m.grouped(x)), x),
+}
+
+
+UNTRACEABLE = ("split into parts", "chunk")  # symbolic_trace cannot count the parts
+
+
+class Net(nn.Module):
+    """stem -> body -> tail, with layers that the bodies use."""
+
+    def __init__(self, body: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__()
+        self.body = body
+        self.stem = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU())
+        self.tail = nn.Conv2d(12, 3, 3)
+        self.inner = nn.Conv2d(12, 12, 3, padding=1)
+        self.grouped = nn.Conv2d(12, 12, 3, padding=1, groups=3)
+        self.transposed = nn.ConvTranspose2d(12, 12, 3, 2, 1, output_padding=1)
+        self.grouped_transposed = nn.ConvTranspose2d(12, 12, 3, 2, 1, groups=3)
+        self.volume = nn.Conv3d(12, 12, 3, padding=1)
+        self.row = nn.Conv1d(12, 12, 5, padding=2)
+        self.linear = nn.Linear(12, 12)
+        self.across = nn.Linear(8, 8)
+        self.down = nn.Linear(12, 4)
+        self.up = nn.Linear(4, 12)
+        self.weight_normed = parametrizations.weight_norm(nn.Conv2d(12, 12, 3, padding=1))
+        self.spectral_normed = parametrizations.spectral_norm(nn.Conv2d(12, 12, 1))
+        self.groups = nn.GroupNorm(3, 12)
+        self.instance = nn.InstanceNorm2d(12, affine=True)
+        self.prelu = nn.PReLU(12)
+        self.gamma = nn.Parameter(torch.rand(12, 1, 1))
+        self.register_buffer("scale", torch.rand(12))
+        self.register_buffer("mask", torch.rand(8, 8) > 0.7)
+        for part in self.modules():
+            if isinstance(part, (nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d, nn.PReLU)):
+                for parameter in part.parameters():
+                    nn.init.uniform_(parameter, 0.3, 1.3)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.tail(self.body(self, self.stem(x)))
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_pruned_is_masked(name: str) -> None:
+    x = torch.randn(3, 3, 8, 8)
+    graphs = list(traces(Net(BODIES[name]), x))
+    assert len(graphs) == 2 or name in UNTRACEABLE
+    for graph in graphs:
+        network = describe(graph, x)
+        assert network.channels.groups
+        assert {item.reason for item in network.channels.frozen} <= {OUTPUT, "it is a single channel"}
+        plan, small = halved(network)
+        assert parameters(small) < parameters(graph)
+        assert against_masked(network, plan, small, x) < 1e-5
+        with torch.no_grad():
+            assert small(torch.randn(5, 3, 8, 8)).shape[0] == 5
+
+
+STAYS: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
+    "lstm": (lambda m, x: m.lstm(x.flatten(2).transpose(1, 2))[0].transpose(1, 2).unflatten(2, (8, 8)), "lstm"),
+    "sort": (lambda _, x: x.sort(1).values, "sort"),
+    "softmax over channels": (lambda _, x: x * x.softmax(1), "softmax mixes channels"),
+    "convolution along channels": (
+        lambda m, x: m.along(x.mean((2, 3))[:, None]).transpose(1, 2)[..., None] * x,
+        "acts on a dimension that carries channels",
+    ),
+    "sum over channels": (lambda _, x: x - x.sum(1, keepdim=True), "reduces over channels"),
+}
+
+
+@pytest.mark.parametrize("name", STAYS)
+def test_what_cannot_be_pruned_stays_with_a_reason(name: str) -> None:
+    body, says = STAYS[name]
+    model = Net(body)
+    model.lstm = nn.LSTM(12, 12, batch_first=True)
+    model.along = nn.Conv1d(1, 1, 3, padding=1)
+    model.before, model.between, model.after = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 3, 1), nn.Conv2d(3, 3, 1)
+    model.stem = nn.Sequential(model.before, nn.ReLU(), model.between, model.stem)
+    x = torch.randn(3, 3, 8, 8)
+    found = subprune_fx.explain(model, x)
+    assert "before" in {producer for group in found.groups for producer in group.producers} or found.groups
+    assert any(says in row.reason.lower() for row in found.frozen), found
+    pruned = subprune_fx.prune(model, torch.randn(24, 3, 8, 8), keep=0.5)
+    with torch.no_grad():
+        assert pruned.module(x).shape == model.eval()(x).shape
+
+
+def test_what_hooks_do_is_seen() -> None:
+    model, x = Net(lambda m, x: m.inner(x)), torch.randn(3, 3, 8, 8)
+    model.inner.register_forward_hook(lambda _module, _x, y: y.flip(1))
+    network = analyse(model, x)
+    assert len(network.channels.groups) == 2
+    assert against_masked(network, *halved(network), x) < 1e-5
+
+
+def test_plans_of_parametrised_networks_say_what_they_need() -> None:
+    model = Net(BODIES["weight norm"])
+    pruned = subprune_fx.prune(model, torch.randn(24, 3, 8, 8), keep=0.5)
+    with pytest.raises(SubpruneError, match=r"weight_normed\.weight"):
+        subprune_fx.apply(pruned.plan, model)
+
+
+def test_old_weight_norm_is_refused_in_one_line() -> None:
+    with pytest.warns(FutureWarning):
+        normed = torch.nn.utils.weight_norm(nn.Linear(4, 6))
+    with pytest.raises(SubpruneError, match="parametrizations"):
+        subprune_fx.prune(nn.Sequential(normed, nn.ReLU(), nn.Linear(6, 2)), torch.randn(24, 4), keep=0.5)
