@@ -170,3 +170,51 @@ def test_equals_the_masked_original(net: Callable[[], nn.Module], dynamo: bool) 
     for count in (1, 3, 24):
         (got,) = run(model, x[:count])
         np.testing.assert_allclose(got, want[:count], atol=1e-4 * np.abs(want).max())
+
+
+class Block(nn.Module):
+    """Attention with heads on a dimension of their own, and a two-layer perceptron, each after a LayerNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.LayerNorm(32), nn.LayerNorm(32)
+        self.qkv, self.out = nn.Linear(32, 96), nn.Linear(32, 32)
+        self.wide, self.narrow = nn.Linear(32, 64), nn.Linear(64, 32)
+
+    def forward(self, x: Tensor) -> Any:
+        b, n, c = x.shape
+        q, k, v = self.qkv(self.first(x)).reshape(b, n, 3, 4, c // 4).permute(2, 0, 3, 1, 4).unbind(0)
+        weights = ((q @ k.transpose(-2, -1)) * (c // 4) ** -0.5).softmax(-1)
+        x = x + self.out((weights @ v).transpose(1, 2).reshape(b, n, c))
+        return x + self.narrow(F.gelu(self.wide(self.second(x))))
+
+
+class Transformer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.block = nn.Conv2d(3, 32, 4, 4), Block()
+        self.token, self.position = nn.Parameter(torch.randn(1, 1, 32)), nn.Parameter(torch.randn(1, 5, 32))
+        self.norm, self.head = nn.LayerNorm(32), nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.position
+        return self.head(self.norm(self.block(x))[:, 0])
+
+
+@pytest.mark.parametrize(("opset", "dynamo"), [(13, False), (17, False), (18, True)])
+def test_a_transformer_by_both_roads(opset: int, dynamo: bool) -> None:
+    """Opset 13 spells LayerNorm out, 17 has it as one operator."""
+    torch.manual_seed(0)
+    net, x = Transformer(), torch.randn(48, 3, 8, 8)
+    plain = subprune_fx.prune(net, x, ratio=1.5, budget="uniform")
+    module = load_onnx(exported(net, x[:2], opset=opset, dynamo=dynamo), "net.onnx").module
+    found = subprune_fx.prune(module, x, ratio=1.5, budget="uniform")
+    assert [d.kept for d in found.plan.decisions] == [d.kept for d in plain.plan.decisions]
+    model = write_back(found.module, x[:2])
+    onnx.checker.check_model(model, full_check=True)
+    with torch.no_grad():
+        want = plain.module(x).numpy()
+    for count in (1, 3, 48):
+        (got,) = run(model, x[:count])
+        np.testing.assert_allclose(got, want[:count], atol=1e-3 * np.abs(want).max())

@@ -63,7 +63,7 @@ def _random(rng: np.random.Generator, shape: tuple[int, ...], op: str, position:
     return (rng.standard_normal(shape, dtype=np.float32) * np.float32((2 / fan) ** 0.5)).astype(np.float32)
 
 
-def run(path: Path, samples: int) -> dict[str, Any]:
+def run(path: Path, samples: int, *, plain: bool) -> dict[str, Any]:
     """Half the channels of every group: the ratio that this is, then the command."""
     model = filled(path)
     constants = {tensor.name for tensor in model.graph.initializer}
@@ -83,16 +83,17 @@ def run(path: Path, samples: int) -> dict[str, Any]:
             consumer.labels.size * network.readers[name].taps
             for name, consumer in network.channels.contractions.items()
         )
-        plain = ["--select", "weightnorm", "--no-reweight"] if widest > MOMENTS_FIT else []
+        sliced = plain or widest > MOMENTS_FIT
+        rest = ["--select", "weightnorm", "--no-reweight"] if sliced else []
         words = [str(big), "--ratio", f"{ratio - 1e-3:.4f}", "--calib", str(calib), "--budget", "uniform", "-q"]
         start = time.perf_counter()
-        code = compile_main([*words, "-o", str(small), "--json", str(report), *plain])
+        code = compile_main([*words, "-o", str(small), "--json", str(report), *rest])
         row: dict[str, Any] = {"network": path.stem, "exit": code, "seconds": round(time.perf_counter() - start)}
         if code == 0:
             found = json.loads(report.read_text())
             file = found["files"][0]
             kept = sum(row["kept"] for row in found["groups"]) / sum(row["channels"] for row in found["groups"])
-            row |= {"ratio": round(found["achieved"], 2), "kept": round(kept, 3), "reweighted": not plain}
+            row |= {"ratio": round(found["achieved"], 2), "kept": round(kept, 3), "reweighted": not sliced}
             row |= {
                 key: file[key] for key in ("bytes_before", "bytes", "latency_before_ms", "latency_ms", "max_difference")
             }
@@ -104,10 +105,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", help="parts of names")
     parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--plain", action="store_true", help="select by weight norm and leave weights as they are")
     words = parser.parse_args()
     for path in sorted(FOLDER.glob("light_*.onnx")):
         if not words.only or any(part in path.stem for part in words.only):
-            print(run(path, words.samples), flush=True)
+            print(run(path, words.samples, plain=words.plain), flush=True)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from subprune_fx.formats import arch as architectures
 from subprune_fx.formats import archive, pickles
 from subprune_fx.formats.onnx_file import load_onnx
 from subprune_fx.formats.vetting import RESAVE
+from subprune_fx.frontends.onnx_graph import source_of
 
 SUPPORTED = "give a .pt/.pth (network or state dict), a .pt2 (torch.export) or an .onnx file"
 
@@ -233,12 +234,16 @@ def _settle(module: nn.Module, where: str) -> nn.Module:
     except Exception as error:
         what = f"holds a damaged network ({type(error).__name__}: {error})"
         raise SubpruneError(what, where=where, remedy="save it again") from error
-    bad = [name for name, tensor in tensors if isinstance(tensor, torch.Tensor) and not _finite(tensor)]
+    infinite = source_of(module) is not None  # attention masks are constants there, not code
+    bad = [
+        name for name, tensor in tensors if isinstance(tensor, torch.Tensor) and not _finite(tensor, infinite=infinite)
+    ]
     if bad:
         what = f"holds NaN or infinite weights ({', '.join(bad[:3])}{', ...' if len(bad) > 3 else ''})"
         raise SubpruneError(what, where=where, remedy="train or save it again")
     return module
 
 
-def _finite(tensor: torch.Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+def _finite(tensor: torch.Tensor, *, infinite: bool) -> bool:
+    bad = torch.isnan(tensor) if infinite else ~torch.isfinite(tensor)
+    return not tensor.is_floating_point() or not bool(bad.any())

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import fx
 
-from subprune_fx.graph.labels import Labels, survivors, varying, vector
+from subprune_fx.graph.labels import Labels, survivors, varying
 from subprune_fx.graph.step import leaves
 from subprune_fx.plan import Constant
 
@@ -37,6 +37,12 @@ Changes = list[tuple[Path, Any]]
 def _sizes(labels: Labels, keep: Keep) -> list[int]:
     picked = survivors(labels, keep)
     return [size if index is None else len(index) for size, index in zip(labels.shape, picked, strict=True)]
+
+
+def _alive(labels: Labels, axis: int, keep: Keep) -> Keep:
+    """Which indices of one dimension survive."""
+    index = survivors(labels, keep)[axis]
+    return np.isin(np.arange(labels.shape[axis]), np.arange(labels.shape[axis]) if index is None else index)
 
 
 def _spelled(node: fx.Node, position: int, name: str) -> tuple[Path, Any]:
@@ -105,15 +111,14 @@ def _slice(site: Any, keep: Keep) -> Changes:
         if axis not in varying(before) or step < 1:
             continue
         chosen = np.arange(before.shape[axis])[slice(first[k], last[k], step)]
-        positions = _positions(vector(before, axis), chosen, keep)
+        positions = _positions(_alive(before, axis, keep), chosen)
         if positions:
             found += [((*starts, k), positions[0]), ((*ends, k), positions[-1] + 1)]
     return found
 
 
-def _positions(labels: Labels, chosen: Sequence[int] | NDArray[np.int64], keep: Keep) -> list[int]:
+def _positions(alive: Keep, chosen: Sequence[int] | NDArray[np.int64]) -> list[int]:
     """Where the survivors among `chosen` are among all survivors."""
-    alive = keep[labels]
     new = np.cumsum(alive) - 1
     return [int(new[index]) for index in np.asarray(chosen) if alive[index]]
 
@@ -124,7 +129,7 @@ def _split(site: Any, keep: Keep) -> Changes:
         return []
     before = site.before
     axis = int(site.node.kwargs.get("axis", 0)) % before.ndim
-    alive = keep[vector(before, axis)]
+    alive = _alive(before, axis, keep)
     ends = np.cumsum([0, *values])
     sizes = [int(alive[a:b].sum()) for a, b in itertools.pairwise(ends)]
     return [((*path, k), new) for k, (old, new) in enumerate(zip(values, sizes, strict=True)) if old != new]
@@ -140,7 +145,7 @@ def _pad(site: Any, keep: Keep) -> Changes:
         if axis not in varying(before) and axis not in varying(after):
             continue
         front, back = values[k], values[k + len(values) // 2]
-        alive = keep[vector(after, axis)]
+        alive = _alive(after, axis, keep)
         counts = (
             int(alive[:front].sum()) if front > 0 else front,
             int(alive[alive.size - back :].sum()) if back > 0 else back,
@@ -155,9 +160,8 @@ def _gather(site: Any, keep: Keep) -> Changes:
     axis = int(site.node.kwargs.get("axis", 0)) % site.before.ndim
     if isinstance(indices, fx.Node) or axis not in varying(site.before):
         return []
-    labels = vector(site.before, axis)
-    chosen = np.atleast_1d(np.asarray(indices)) % labels.size
-    positions = _positions(labels, chosen, keep)
+    chosen = np.atleast_1d(np.asarray(indices)) % site.before.shape[axis]
+    positions = _positions(_alive(site.before, axis, keep), chosen)
     if isinstance(indices, int):
         return [(("args", 1), positions[0])] if positions else []
     return [(("args", 1), positions)]
@@ -168,7 +172,7 @@ def _group(site: Any, keep: Keep) -> Changes:
     groups, before = site.node.kwargs.get("group", 1), site.before
     if groups == 1 or before.ndim < 2 or groups != before.shape[1]:
         return []
-    count = int(keep[vector(before, 1)].sum())
+    count = int(_alive(before, 1, keep).sum())
     return [] if count == groups else [(("kwargs", "group"), count)]
 
 
