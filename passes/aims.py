@@ -116,7 +116,7 @@ def _feed_back(found: Aim) -> None:
     others = found.others()
     if others is None:
         return
-    scale = steering(affine(found.tail.norm, found.scratch.module, found.bias)[0])
+    scale = steering(affine(found.tail, found.scratch.module, found.bias)[0])
     for i, (before, after) in enumerate(others):
         if before is not after:
             y = found.targets[i]
@@ -145,7 +145,7 @@ def saturated(aim: Aim, posed: Problem, moments: Moments, settings: Settings) ->
     Returns:
         The problem with the last targets, and their moments.
     """
-    scale, shift = affine(aim.tail.norm, aim.scratch.module, aim.bias)
+    scale, shift = affine(aim.tail, aim.scratch.module, aim.bias)
     divisor = steering(scale)
     for _ in range(settings.rounds):
         weights = posed.solution()

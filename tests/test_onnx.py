@@ -184,7 +184,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Any:
         b, n, c = x.shape
         q, k, v = self.qkv(self.first(x)).reshape(b, n, 3, 4, c // 4).permute(2, 0, 3, 1, 4).unbind(0)
-        weights = ((q @ k.transpose(-2, -1)) * (c // 4) ** -0.5).softmax(-1)
+        weights = ((q @ k.transpose(-2, -1)) * 8**-0.5).softmax(-1)
         x = x + self.out((weights @ v).transpose(1, 2).reshape(b, n, c))
         return x + self.narrow(F.gelu(self.wide(self.second(x))))
 

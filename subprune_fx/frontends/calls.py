@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from subprune_fx.frontends.onnx_calls import describe_call
+from subprune_fx.frontends.onnx_calls import NAMES, describe_call
 from subprune_fx.frontends.onnx_op import OnnxOp
 from subprune_fx.graph.optable import BY_TORCH, Kind, Row
 
@@ -92,7 +92,8 @@ def bind(node: fx.Node, root: fx.GraphModule) -> Call:
         return _call(name, f"Tensor.{node.target}", None, node.name, _named(node, names))
     if isinstance(node.target, OnnxOp):
         row, arguments = describe_call(node, node.target, root)
-        return Call(node.target.op_type.lower(), node.target.op_type, row, None, node.name, arguments)
+        name = NAMES.get(node.target.op_type, node.target.op_type.lower())
+        return Call(name, node.target.op_type, row, None, node.name, arguments)
     return _function(node)
 
 

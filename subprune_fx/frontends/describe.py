@@ -84,7 +84,10 @@ def describe(graph_module: fx.GraphModule, example: Inputs) -> FxNetwork:
         if (found := _intercept(nodes[name], walker.calls[name], walker, channels)) is not None
     }
     shapes = {node: getattr(channels.values.get(node.name), "shape", None) for node in graph_module.graph.nodes}
-    tails = {name: tail(nodes[name], walker.calls, walker.roles, shapes) for name in channels.contractions}
+    tails = {
+        name: tail(nodes[name], walker.calls, walker.roles, shapes, _added(consumer, intercepts.get(name)))
+        for name, consumer in channels.contractions.items()
+    }
     return FxNetwork(graph_module, channels, readers, intercepts, tuple(walker.sites), tails)
 
 
@@ -408,6 +411,12 @@ def _intercept(node: fx.Node, call: Call, walker: _Walker, channels: ChannelGrap
         if vector is not None:
             return Intercept(vector, 1)
     return Intercept(f"{call.path}.bias", 1, new=True) if call.module is not None else None
+
+
+def _added(consumer: Consumer, found: Intercept | None) -> str | None:
+    """The parameter that the reader of a consumer adds, where it takes the intercept."""
+    bias = found is None or found.new or found.sign < 0 or found.name == consumer.bias
+    return None if found is None or bias else found.name
 
 
 def _own_vector(node: fx.Node, walker: _Walker, consumer: Consumer) -> str | None:

@@ -1,4 +1,4 @@
-"""What happens to a contraction's output before others read it: BatchNorm, an addition, an activation."""
+"""What happens to a contraction's output before others read it: BatchNorm or a constant, an addition, an activation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from subprune_fx.frontends.calls import Call
 from subprune_fx.graph.step import Param
 
 _ADDITIONS = ("add", "iadd")
-_NORMS = ("batchnorm1d", "batchnorm2d", "batchnorm3d", "batch_norm", "syncbatchnorm")
+_NORMS = ("batchnorm1d", "batchnorm2d", "batchnorm3d", "batch_norm", "syncbatchnorm", "batchnormalization")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +33,13 @@ class Tail:
 
     Attributes:
         norm: The BatchNorm, if there is one.
+        constant: The parameter that is added as a bias would be, if there is one.
         other: What is then added, if anything.
         flat: Where the activation after that is constant: below the first number and above the second.
     """
 
     norm: Norm | None = None
+    constant: str | None = None
     other: fx.Node | None = None
     flat: tuple[float, float] = (-math.inf, math.inf)
 
@@ -52,6 +54,7 @@ def tail(
     calls: Mapping[str, Call],
     roles: Mapping[str, Mapping[str, Param]],
     shapes: Mapping[fx.Node, tuple[int, ...] | None],
+    constant: str | None,
 ) -> Tail:
     """The tail of contraction `node`.
 
@@ -60,8 +63,11 @@ def tail(
         calls: All calls of the graph, by node name.
         roles: Parameters of each call by role, by node name.
         shapes: Shape of every node's value.
+        constant: The parameter that its only reader adds as a bias would be, if it does.
     """
     found, current = Tail(), node
+    if constant is not None:
+        found, current = Tail(constant=constant), next(iter(node.users))
     while len(current.users) == 1:
         reader = next(iter(current.users))
         call = calls.get(reader.name)
@@ -99,10 +105,12 @@ def _other(
     return others[0] if shape is not None and shapes.get(others[0]) == shape else None
 
 
-def affine(norm: Norm | None, module: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and shift of a norm, z = scale y + shift, shape (channels,) as `like`; 1 and 0 without one."""
+def affine(found: Tail, module: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and shift of a tail, z = scale y + shift, shape (channels,) as `like`; 1 and 0 where nothing does."""
+    norm = found.norm
     if norm is None:
-        return torch.ones_like(like), torch.zeros_like(like)
+        shift = torch.zeros_like(like) if found.constant is None else _get(module, found.constant).reshape(-1)
+        return torch.ones_like(like), shift
     mean, variance = _get(module, norm.mean), _get(module, norm.variance)
     weight = torch.ones_like(mean) if norm.weight is None else _get(module, norm.weight)
     bias = torch.zeros_like(mean) if norm.bias is None else _get(module, norm.bias)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +13,9 @@ from subprune_fx.frontends.onnx_op import OnnxOp
 from subprune_fx.graph.optable import BY_ONNX, BY_TORCH, Axes, Row
 
 Arguments = dict[str, Any]
+
+NAMES = {"Sum": "add"}
+"""ONNX op type -> torch's name of it, where that is not the same in lower case."""
 
 _WEIGHTED = ("input", "weight", "bias")
 _INPUTS: Mapping[str, tuple[str, ...]] = {
@@ -33,7 +37,7 @@ _ATTRIBUTES: Mapping[str, str] = {
     "keepdims": "keepdim",
     "num_groups": "num_groups",
     "mode": "mode",
-    "training_mode": "training",
+    "epsilon": "eps",
 }
 """ONNX attribute -> torch argument."""
 
@@ -164,6 +168,26 @@ def _elementwise(_node: fx.Node, _root: Any, _arguments: Arguments, _row: Row | 
     return BY_TORCH["mul"]
 
 
+def _norm(node: fx.Node, _root: Any, arguments: Arguments, row: Row | None) -> Row | None:
+    """In training mode it takes its statistics from the batch."""
+    arguments["training"] = bool(node.kwargs.get("training_mode"))
+    return row
+
+
+def _clip(node: fx.Node, root: Any, _arguments: Arguments, row: Row | None) -> Row | None:
+    """Constant outside two numbers."""
+    bounds = [-math.inf, math.inf]
+    for k, name in enumerate(("min", "max")):
+        spelled = node.args[k + 1] if len(node.args) > k + 1 else node.kwargs.get(name)
+        value = constant_of(spelled, root)
+        if value is not None and value.numel() == 1:
+            spelled = float(value)
+        if isinstance(spelled, fx.Node):
+            return row
+        bounds[k] = bounds[k] if spelled is None else float(spelled)  # type: ignore[arg-type]
+    return None if row is None else dataclasses.replace(row, flat=(bounds[0], bounds[1]))
+
+
 def _conv(node: fx.Node, _root: Any, arguments: Arguments, row: Row | None) -> Row | None:
     """Padding before and after each dimension."""
     pads = list(_attribute(node, "pads", ()))
@@ -186,6 +210,8 @@ _SPECIAL: Mapping[str, Rule] = {
     "Softmax": _softmax,
     "LogSoftmax": _softmax,
     "Pad": _pad,
+    "BatchNormalization": _norm,
+    "Clip": _clip,
     "PRelu": _elementwise,
     **dict.fromkeys(
         ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL2", "ReduceSumSquare", "CumSum"),

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from onnx import helper
 from torch import Tensor
 
+from subprune_fx.frontends.onnx_native import NATIVE
+
 Array = NDArray[Any]
 Value = Tensor | tuple[Tensor, ...]
 
@@ -61,6 +63,10 @@ class OnnxOp:
             A tensor, or a tuple where the node has several outputs that are read.
         """
         given = operands[0] if self.op_type in VARIADIC else operands
+        native = NATIVE.get(self.op_type)
+        value = None if native is None or self.domain else native(given, attributes)
+        if value is not None:
+            return value
         arrays = [None if value is None else as_array(value) for value in given]
         try:
             return self._value(self._run(arrays, attributes))
