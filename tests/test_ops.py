@@ -41,6 +41,8 @@ BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
     "reductions": lambda _, x: x - x.mean((2, 3), keepdim=True) + x.amax(2, keepdim=True) * x.std(3, keepdim=True),
     "softmax over positions": lambda _, x: x * x.flatten(2).softmax(-1).view_as(x),
     "where": lambda _, x: torch.where(x > 0, x, x.exp() - 1),
+    "scale by a size": lambda _, x: x * (x.shape[1] // 4) ** -0.5,
+    "size as an operand": lambda _, x: torch.add(x, x.shape[1], alpha=x.size(1)) / x.shape[1],
     "interpolate": lambda _, x: F.interpolate(x, scale_factor=2, mode="bilinear")[:, :, ::2, ::2],
     "buffer along channels": lambda m, x: x * m.scale[None, :, None, None],
     "mask over positions": lambda m, x: x.masked_fill(m.mask, 0.0),

@@ -180,9 +180,8 @@ class _Walker(fx.Interpreter):
         out = propagate(self.state, step)
         inputs = self._site_inputs(call, operands)
         if inputs:
-            self.sites.append(
-                Site(node, call, inputs, out, self._value(node.args[1:]), step.run, self.varying, self._number)
-            )
+            rest, numbers = self._value(node.args[1:]), frozenset(filter(self._is_number, node.all_input_nodes))
+            self.sites.append(Site(node, call, inputs, out, rest, step.run, numbers, self.varying, self._number))
         return out
 
     def _site_inputs(self, call: Call, operands: Sequence[Tree | Param]) -> tuple[Labels, ...]:

@@ -34,6 +34,7 @@ class Site:
         after: Labels of its value.
         rest: Its arguments after the first, sizes evaluated.
         run: The op on labels, with constants changed.
+        numbers: Inputs of the node that are no tensors.
         varying: Nodes whose value depends on the number of samples.
         number: What a node that is no tensor computes when only some labels survive.
     """
@@ -44,6 +45,7 @@ class Site:
     after: Tree
     rest: tuple[Any, ...]
     run: Callable[..., Tree]
+    numbers: frozenset[fx.Node]
     varying: frozenset[fx.Node]
     number: Callable[[fx.Node, Keep], Any]
 
@@ -101,6 +103,30 @@ def _cut(labels: Labels, keep: Keep) -> Labels:
 
 def _none(_site: Site, _keep: Keep) -> tuple[Constant, ...]:
     return ()
+
+
+def _held(site: Site, keep: Keep) -> tuple[Constant, ...]:
+    """Numbers that enter the arithmetic, such as a scale of `x.shape[1] ** -0.5`, stay what they were.
+
+    They were computed from a size that shrinks, but the weights were trained with the original number. One that
+    also depends on the number of samples has no fixed value and is left to the graph.
+    """
+    numbers = site.numbers - site.varying
+    if site.call.row is None or site.call.row.kind in MOVING or not numbers:
+        return ()
+    everything = np.ones_like(keep)
+    places: list[tuple[tuple[str | int, ...], Any]] = [
+        *((("args", position), argument) for position, argument in enumerate(site.node.args)),
+        *((("kwargs", name), argument) for name, argument in site.node.kwargs.items()),
+    ]
+    found = []
+    for path, argument in places:
+        if not isinstance(argument, fx.Node) or argument not in numbers:
+            continue
+        old = site.number(argument, everything)
+        if isinstance(old, int | float) and site.number(argument, keep) != old:
+            found.append(Constant("node", site.node.name, path, old))
+    return tuple(found)
 
 
 def _groups(site: Site, keep: Keep) -> tuple[Constant, ...]:
@@ -312,7 +338,7 @@ def survivor_shapes(tree: Tree, keep: Keep) -> list[list[int]]:
 
 
 _RULES: dict[Resize, Callable[[Site, Keep], tuple[Constant, ...]]] = {
-    Resize.NONE: _none,
+    Resize.NONE: _held,
     Resize.SHAPE: _shape,
     Resize.SLICE: _slice,
     Resize.SPLIT: _split,
