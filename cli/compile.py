@@ -82,6 +82,7 @@ def run(request: Request) -> int:
             ridge=request.ridge,
             distil=request.distil,
             stochastic=request.stochastic,
+            memory=request.memory,
             labels=labels,
             training=training,
             verification=verification,

@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from subprune_fx.sizes import size_of
+
 PROGRAM = "subprune-compile"
 SELECTORS = (
     "inchange",
@@ -65,6 +67,7 @@ class Request:
     ridge: float
     distil: int
     stochastic: float | None
+    memory: int | None
     arch: str | None
     trust: bool
     input_shape: tuple[int, ...] | None
@@ -88,6 +91,14 @@ def _fraction(context: click.Context, option: click.Parameter, value: float | No
     if value is not None and not 0 < value < 1:
         raise click.BadParameter(f"{value:g} is not between 0 and 1.")
     return value
+
+
+def _memory(context: click.Context, option: click.Parameter, value: str | None) -> int | None:
+    del context, option
+    try:
+        return None if value is None else size_of(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}.") from error
 
 
 def _shape(context: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -195,6 +206,12 @@ _NEEDED: dict[str, Callable[[dict[str, Any]], bool]] = {
     callback=_fraction,
     metavar="EPS",
     help="Sampled greedy: faster, error up to EPS worse.",
+)
+@click.option(
+    "--memory",
+    callback=_memory,
+    metavar="4GiB",
+    help="Most activations to keep in memory; the rest goes to temporary files.",
 )
 @click.option(
     "--explain",

@@ -107,6 +107,7 @@ def aim(
     wanted = walk.completed(node, consumer.source, consumer.data, inputs) if completed else walk.originals(node)
     for y, own in zip(wanted, biases, strict=False):
         found.targets.append(found.live(y if own is None else y - found.along(own, y)))
+        found.targets[:] = walk.hold(found.targets)
     if variant == "asym" and feedback:
         _feed_back(found)
     return found
@@ -121,6 +122,7 @@ def _feed_back(found: Aim) -> None:
         if before is not after:
             y = found.targets[i]
             found.targets[i] = y + (before - after) / found.along(scale, y)
+            found.targets[:] = found.walk.hold(found.targets)
 
 
 def steering(scale: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from subprune_fx.bundle import Inputs
+from subprune_fx.bundle import Inputs, parts
+from subprune_fx.passes.memory import Store
 from subprune_fx.passes.scratch import Live, Scratch
 
 Environment = dict[fx.Node, Any]
@@ -21,8 +22,11 @@ class Lockstep:
         outputs: The pruned network's outputs, one per batch, once the walk is over.
     """
 
-    def __init__(self, original: fx.GraphModule, scratch: Scratch, batches: Sequence[Inputs]) -> None:
+    def __init__(
+        self, original: fx.GraphModule, scratch: Scratch, batches: Sequence[Inputs], store: Store | None = None
+    ) -> None:
         self._scratch = scratch
+        self._store = store or Store()
         self._batches = batches
         self._first = fx.Interpreter(original)
         self._second = fx.Interpreter(scratch.module)
@@ -30,12 +34,24 @@ class Lockstep:
         self._constant = _constants(original.graph, scratch.network.channels.contractions)
         self._originals: list[Environment] = [{} for _ in batches]
         self._pruned: list[Environment] = [{} for _ in batches]
+        self._held: dict[Any, Any] = {}
+        self._store.exempt(part for batch in batches for part in parts(batch))
         self.outputs: list[Any] = []
 
     def original(self, node: fx.Node) -> None:
         """Run a node of the original network on every batch."""
         for batch, environment in zip(self._batches, self._originals, strict=True):
             environment[node] = _run(self._first, node, environment, batch)
+            self._trim()
+
+    def hold(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The same, kept until the next call or node, in files as far as they do not fit into memory."""
+        self._held = dict(enumerate(tensors))
+        self._trim()
+        return list(self._held.values())
+
+    def _trim(self) -> None:
+        self._store.trim(*self._originals, *self._pruned, self._held)
 
     def pruned(self, node: fx.Node) -> None:
         """Run its twin, or take over the original's value where nothing differs; free what nobody reads again.
@@ -52,8 +68,10 @@ class Lockstep:
             if apart:
                 after.update(parameters)
             after[twin] = _run(self._second, twin, after, batch) if apart else before[node]
+            self._trim()
         if node.op == "output":
             self.outputs = [environment[twin] for environment in self._pruned]
+        self._held = {}
         for used in self._first.user_to_last_uses.get(node, []):
             for before, after in zip(self._originals, self._pruned, strict=True):
                 before.pop(used, None)

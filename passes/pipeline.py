@@ -26,6 +26,7 @@ from subprune_fx.passes.calibrate import Tick, calibrate, run
 from subprune_fx.passes.dependencies import analyse, restrict
 from subprune_fx.passes.distil import distil, trained
 from subprune_fx.passes.evidence import Errors, Gatherer
+from subprune_fx.passes.memory import Store, batch_within
 from subprune_fx.passes.outputs import agreement, batches_of, output_change
 from subprune_fx.passes.patches import keeping
 from subprune_fx.passes.problems import Settings
@@ -57,7 +58,8 @@ class Options:
         distil: Steps of label-free distillation after pruning (training); 0: none.
         seed: Of everything random.
         trial_samples: Most inputs used to measure one group pruned alone.
-        batch: Samples a forward pass.
+        batch: Most samples a forward pass.
+        memory: Most bytes of activations that are kept in memory, see `passes.memory`; None: no limit.
     """
 
     select: str = DEFAULT_SELECTOR
@@ -73,6 +75,7 @@ class Options:
     seed: int = 0
     trial_samples: int = 256
     batch: int = 128
+    memory: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,14 +135,15 @@ class Compiler:
         self._report = progress or (lambda _stage, _done, _total: None)
         self._clock = _Clock()
         fixed = fixed_batch(module)
-        self._batch = fixed or options.batch
+        with self._clock("dependencies"):
+            network = analyse(module, calibration[: fixed or 2])
+            self.network = restrict(network, options.only, options.skip)
+        self._store = Store(options.memory)
+        self._batch = fixed or batch_within(options.memory, options.batch, network.graph_module, calibration[:1])
         cut = functools.partial(batches_of, size=self._batch, whole=fixed is not None)
         self._batches = cut(calibration)
         self._labels = None if labels is None else cut(labels)
         self._verification = None if verification is None else (cut(verification[0]), cut(verification[1]))
-        with self._clock("dependencies"):
-            network = analyse(module, calibration[: fixed or 2])
-            self.network = restrict(network, options.only, options.skip)
         if options.distil and source_of(self.network.graph_module) is not None:
             what = "distillation needs gradients, and onnxruntime gives none"
             raise SubpruneError(what, remedy="leave distil out, or start from the PyTorch network")
@@ -193,6 +197,7 @@ class Compiler:
                 settings=self.options.settings,
                 reweight=self.options.reweight,
                 choose=self._choose if self._decides_late() else None,
+                store=self._store,
             )
             plan, outputs = sweep.run(self._batches, self._tick("sweep"))
         with self._clock("rewrite"):
@@ -276,6 +281,7 @@ class Compiler:
                     batches,
                     metric,
                     self._tick("budget"),
+                    self._store,
                 )
             )
 

@@ -25,6 +25,7 @@ from subprune_fx.numerics.readers import Reader
 from subprune_fx.passes.aims import Aim, aim, saturated
 from subprune_fx.passes.calibrate import Tick, parameter
 from subprune_fx.passes.lockstep import Lockstep
+from subprune_fx.passes.memory import Store
 from subprune_fx.passes.patches import unit_factors
 from subprune_fx.passes.problems import Problem, Settings, blocks, column_units, live_units, own_target, pose
 from subprune_fx.passes.scratch import Scratch
@@ -50,6 +51,7 @@ class Sweep:
         settings: Settings,
         reweight: bool,
         choose: Choose | None = None,
+        store: Store | None = None,
     ) -> None:
         """Set up.
 
@@ -62,6 +64,7 @@ class Sweep:
             settings: How least squares are posed.
             reweight: False leaves the consumers' weights as they are, but for the ranking's factors.
             choose: Ranks a group again when its consumer is reached; None where the nested order decides.
+            store: What keeps activations below a limit; None: no limit.
         """
         self.network = network
         self.keep = keep
@@ -70,6 +73,7 @@ class Sweep:
         self.settings = settings
         self.reweight = reweight
         self.choose = None if variant == "layer" else choose
+        self.store = store
         self.scratch = Scratch(network)
         self.decisions: dict[str, Decision] = {}
         self._last: tuple[tuple[str, Reader], Moments] | None = None
@@ -83,7 +87,7 @@ class Sweep:
         for group in self.network.channels.groups:
             if self.choose is None or len(group.consumers) > 1 or group.normalised:
                 self._decide(group, self.nested[group.name])
-        walk = Lockstep(self.network.graph_module, self.scratch, batches)
+        walk = Lockstep(self.network.graph_module, self.scratch, batches, self.store)
         nodes = list(self.network.graph_module.graph.nodes)
         with torch.no_grad():
             for done, node in enumerate(nodes, 1):

@@ -16,11 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from subprune_fx.bundle import Inputs
+from subprune_fx.bundle import Inputs, parts
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.graph.channels import Group
 from subprune_fx.numerics.moments import Moments
 from subprune_fx.passes.calibrate import Tick, parameter
+from subprune_fx.passes.memory import Store
 from subprune_fx.passes.problems import Problem, Settings, column_units, own_target, pose
 
 Metric = Callable[[Sequence[Any]], float]
@@ -35,6 +36,7 @@ def trials(
     batches: Sequence[Inputs],
     metric: Metric,
     tick: Tick | None = None,
+    store: Store | None = None,
 ) -> dict[str, NDArray[np.float64]]:
     """Measure `metric` for every group at every one of its `sizes`.
 
@@ -46,7 +48,10 @@ def trials(
         batches: Inputs to measure on.
         metric: From outputs to a number.
         tick: Told (trials done, trials).
+        store: What keeps activations below a limit; None: no limit.
     """
+    store = store or Store()
+    store.exempt(part for batch in batches for part in parts(batch))
     interpreter = fx.Interpreter(network.graph_module)
     nodes = list(network.graph_module.graph.nodes)
     starts: dict[str, list[Group]] = {}
@@ -77,6 +82,7 @@ def trials(
                 environment[node] = interpreter.run_node(node)
                 for used in interpreter.user_to_last_uses.get(node, []):
                     environment.pop(used, None)
+                store.trim(*environments)
     return results
 
 

@@ -19,6 +19,7 @@ from subprune_fx.passes.problems import Settings
 from subprune_fx.passes.size import TARGETS
 from subprune_fx.passes.sweep import VARIANTS
 from subprune_fx.selectors import LABELLED, SELECTORS, Need
+from subprune_fx.sizes import size_of
 
 Array = Tensor | NDArray[Any]
 Given = Array | Sequence[Array] | Mapping[str, Array]
@@ -45,6 +46,8 @@ class Choices(TypedDict, total=False):
         stochastic: Epsilon of stochastic greedy (paper App. B.3), in (0, 1); None for exact greedy.
         distil: Steps of label-free distillation towards the original network on the calibration inputs, after
             pruning. This is training; 0: none.
+        memory: Most activations that are kept in memory, in bytes or as `4GiB`: more are kept in temporary files, and
+            fewer inputs are run at a time. Moments and the network itself come on top. None: no limit.
         labels: Class of each calibration input, (samples,); the `accuracy` budget uses them, and some selectors
             cannot do without.
         training: More labelled inputs, which only the selector `layergreedyfs-fd` reads.
@@ -67,6 +70,7 @@ class Choices(TypedDict, total=False):
     ridge: float
     stochastic: float | None
     distil: int
+    memory: int | str | None
     labels: Array | None
     training: tuple[Given, Array] | None
     verification: tuple[Given, Array] | None
@@ -76,7 +80,7 @@ class Choices(TypedDict, total=False):
 
 
 _POSED = ("intercept", "feedback", "rounds", "ridge")
-_PLAIN = ("select", "variant", "budget", "target", "reweight", "stochastic", "distil", "seed")
+_PLAIN = ("select", "variant", "budget", "target", "reweight", "stochastic", "distil", "memory", "seed")
 
 
 def options_of(choices: Choices) -> Options:
@@ -97,11 +101,20 @@ def options_of(choices: Choices) -> Options:
     for name, (noun, table) in _TABLES.items():
         if given.get(name) is not None and given[name] not in table:
             raise SubpruneError(f"no {noun} {given[name]!r}", remedy=f"use one of {', '.join(table)}")
+    if isinstance(given.get("memory"), str):
+        given["memory"] = _size(given["memory"])
     settings = Settings(**{name: given[name] for name in _POSED if name in given})
     plain = {name: given[name] for name in _PLAIN if name in given}
     options = Options(**plain, settings=settings, only=tuple(given.get("only", ())), skip=tuple(given.get("skip", ())))
     _check_labels(options.select, choices)
     return options
+
+
+def _size(text: str) -> int:
+    try:
+        return size_of(text)
+    except ValueError as error:
+        raise SubpruneError(str(error), where="memory") from error
 
 
 Check = tuple[Callable[[Any], bool], str]
@@ -111,6 +124,7 @@ _CHECKS: dict[str, Check] = {
     "stochastic": (lambda value: value is None or 0 < value < 1, "between 0 and 1"),
     "rounds": (lambda value: isinstance(value, int) and value >= 0, "a whole number of at least 0"),
     "distil": (lambda value: isinstance(value, int) and value >= 0, "a whole number of at least 0"),
+    "memory": (lambda value: not isinstance(value, int) or value > 0, "a number of bytes above 0"),
 }
 _TABLES: dict[str, tuple[str, Sequence[str]]] = {
     "variant": ("variant", VARIANTS),
