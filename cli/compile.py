@@ -26,12 +26,13 @@ from subprune_fx.formats.load import Loaded, load_model
 from subprune_fx.frontends.onnx_static import fixed_batch, settle
 from subprune_fx.passes.explain import explain
 from subprune_fx.report import Report
+from subprune_fx.team import Team, team_of_environment
 
 SYNTHETIC_SAMPLES = 256
 
 
 def run(request: Request) -> int:
-    """Compile, write and report.
+    """Compile, write and report; with other processes where `torchrun` has started several.
 
     Args:
         request: The parsed command line.
@@ -43,9 +44,16 @@ def run(request: Request) -> int:
         SubpruneError: Something is wrong with the input, or the result (`ValidationError`); nothing was
             written.
     """
-    torch.manual_seed(request.seed)
-    if request.explain:
-        return _explain(request)
+    with team_of_environment() as team:
+        if team.rank > 0:  # the first writes and speaks
+            request = dataclasses.replace(request, output=(), json=None, quiet=True)
+        torch.manual_seed(request.seed)
+        if request.explain:
+            return _explain(request)
+        return _compile(request, team)
+
+
+def _compile(request: Request, team: Team) -> int:
     targets = _targets(request)
     loaded = load_model(request.model, arch=request.arch, trust=request.trust)
     if loaded.accepts and loaded.accepts[0] is not None:
@@ -89,6 +97,7 @@ def run(request: Request) -> int:
             evaluation=evaluation,
             seed=request.seed,
             progress=progress,
+            team=team,
         )
         with atomic.staged(targets) as temporaries:
             networks = {path: temporaries[path] for path in request.output}
@@ -96,6 +105,7 @@ def run(request: Request) -> int:
             report = dataclasses.replace(pruned.report, files=rows, notes=(*notes, *pruned.report.notes))
             if request.json is not None:
                 temporaries[request.json].write_text(_as_json(report), encoding="utf-8")
+            team.wait()  # nothing is in place before all have come to the end
     if not request.quiet:
         _say(report, request.verbose)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import traceback
@@ -69,7 +70,9 @@ def _fail(error: BaseException, *, verbose: bool) -> int:
     # Names in it come from files that may be damaged or hostile: no escape sequences to the terminal.
     line = " ".join(outcome.say(error).split())
     line = "".join(letter if letter.isprintable() else "?" for letter in line)
-    print(f"{PROGRAM}: error: {line}", file=sys.stderr)
+    rank = os.environ.get("RANK", "0")  # of several processes, see `subprune_fx.team`
+    who = PROGRAM if rank == "0" else f"{PROGRAM} (process {rank})"
+    print(f"{who}: error: {line}", file=sys.stderr)
     return int(getattr(error, "exit_code", 2)) if outcome.kind is SubpruneError else outcome.code
 
 

@@ -166,5 +166,6 @@ def saturated(aim: Aim, posed: Problem, moments: Moments, settings: Settings) ->
                 got = z * (aim.reader.output(x[part], ours) + offset) + added
                 target = y[part] + (admissible(wanted, got, aim.tail.flat) - wanted) / over
                 add_outputs(moments, aim.reader, x[part], target)
+        moments = aim.walk.team.targets(moments)
         posed = posed.aimed(moments, settings)
     return posed, moments

@@ -14,12 +14,13 @@ from subprune_fx.graph.propagation import Consumer
 from subprune_fx.numerics.collect import Collector
 from subprune_fx.numerics.moments import Moments
 from subprune_fx.numerics.readers import Reader
+from subprune_fx.team import ALONE, Team
 
 Tick = Callable[[int, int], None]
 
 
 def calibrate(
-    network: FxNetwork, batches: Sequence[Inputs], tick: Tick | None = None
+    network: FxNetwork, batches: Sequence[Inputs], tick: Tick | None = None, team: Team = ALONE
 ) -> tuple[dict[str, Moments], list[Any]]:
     """Moments of every consumer's input in the original network, and the network's outputs.
 
@@ -27,10 +28,11 @@ def calibrate(
         network: The analysed network.
         batches: Calibration inputs.
         tick: Told (batches done, batches) after each one.
+        team: Who has the other batches.
 
     Returns:
-        Moments by consumer name (their target parts are zero: a target that is linear in the input follows from
-        them), and one output per batch.
+        Moments by consumer name, of all batches (their target parts are zero: a target that is linear in the input
+        follows from them), and one output per own batch.
     """
     recorder = _Recorder(network)
     outputs = []
@@ -39,7 +41,7 @@ def calibrate(
             outputs.append(recorder.run(batch))
             if tick is not None:
                 tick(done, len(batches))
-    return recorder.moments(), outputs
+    return recorder.moments(team), outputs
 
 
 def run(network: FxNetwork, batches: Sequence[Inputs], tick: Tick | None = None) -> list[Any]:
@@ -91,9 +93,9 @@ class _Recorder(fx.Interpreter):
             self.collectors[n.name].add(self.env[operand(n, self.reads[n.name][0])])
         return super().run_node(n)
 
-    def moments(self) -> dict[str, Moments]:
+    def moments(self, team: Team) -> dict[str, Moments]:
         """By consumer."""
-        inputs = {name: collector.moments() for name, collector in self.collectors.items()}
+        inputs = {name: team.inputs(collector.moments()) for name, collector in self.collectors.items()}
         found = {}
         for name, (_, reader) in self.reads.items():
             weight = parameter(self.network.graph_module, self.network.channels.contractions[name].weight)

@@ -27,6 +27,7 @@ from subprune_fx.passes.sensitivities import sensitivities
 from subprune_fx.passes.taylor import taylor
 from subprune_fx.passes.trials import Reweighter
 from subprune_fx.selectors import Evidence, Need, Ranking, Readout, Sensitivity
+from subprune_fx.team import ALONE, Team
 
 
 class Gatherer:
@@ -43,6 +44,7 @@ class Gatherer:
         training: tuple[Inputs, Tensor] | None,
         seed: int,
         epsilon: float | None,
+        team: Team = ALONE,
     ) -> None:
         """Set up; computes nothing yet.
 
@@ -55,6 +57,7 @@ class Gatherer:
             training: More labelled inputs.
             seed: Of everything random.
             epsilon: Of stochastic greedy; None for exact.
+            team: Who has the other batches.
         """
         self.network = network
         self._moments = moments
@@ -62,6 +65,7 @@ class Gatherer:
         self._batches, self._labels, self._training = batches, labels, training
         self._seed = seed
         self._epsilon = epsilon
+        self._team = team
 
     @functools.cached_property
     def reweighter(self) -> Reweighter:
@@ -75,7 +79,7 @@ class Gatherer:
 
     @functools.cached_property
     def _sensitivities(self) -> dict[str, Tensor]:
-        return sensitivities(self.network, self._batches)
+        return sensitivities(self.network, self._batches, self._team)
 
     def of(self, group: Group, needs: frozenset[Need]) -> Evidence:
         """What is needed to rank one group."""

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from subprune_fx.bundle import Inputs, parts
 from subprune_fx.passes.memory import Store
 from subprune_fx.passes.scratch import Live, Scratch
+from subprune_fx.team import ALONE, Team
 
 Environment = dict[fx.Node, Any]
 
@@ -20,11 +21,18 @@ class Lockstep:
 
     Attributes:
         outputs: The pruned network's outputs, one per batch, once the walk is over.
+        team: Who walks with other batches.
     """
 
     def __init__(
-        self, original: fx.GraphModule, scratch: Scratch, batches: Sequence[Inputs], store: Store | None = None
+        self,
+        original: fx.GraphModule,
+        scratch: Scratch,
+        batches: Sequence[Inputs],
+        store: Store | None = None,
+        team: Team = ALONE,
     ) -> None:
+        self.team = team
         self._scratch = scratch
         self._store = store or Store()
         self._batches = batches

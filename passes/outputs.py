@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from subprune_fx.bundle import Bundle
 from subprune_fx.errors import SubpruneError
+from subprune_fx.team import ALONE, Team
 
 Batch = TypeVar("Batch", Tensor, Bundle, Tensor | Bundle)
 
@@ -22,30 +23,44 @@ def batches_of(tensor: Batch, size: int, *, whole: bool = False) -> list[Batch]:
     return [tensor[start : start + size] for start in range(0, end, size)]
 
 
-def agreement(outputs: Sequence[Any], labels: Sequence[Tensor] | None) -> Callable[[Sequence[Any]], float]:
-    """Top-1 accuracy against `labels`, or agreement with the arg-max of `outputs`."""
+def head(batches: Iterable[Batch], samples: int) -> list[Batch]:
+    """The first samples of some batches."""
+    found = []
+    for batch in batches:
+        if samples <= 0:
+            break
+        found.append(batch[:samples])
+        samples -= len(batch)
+    return found
+
+
+def agreement(
+    outputs: Sequence[Any], labels: Sequence[Tensor] | None, team: Team = ALONE
+) -> Callable[[Sequence[Any]], float]:
+    """Top-1 accuracy against `labels`, or agreement with the arg-max of `outputs`, over the batches of all `team`."""
     wanted = labels or [first_tensor(output).argmax(-1) for output in outputs]
 
     def metric(found: Sequence[Any]) -> float:
-        hits = [
+        hits = sum(
             (first_tensor(output).argmax(-1) == want).double().mean().item() * len(want)
             for output, want in zip(found, wanted, strict=False)
-        ]
-        return sum(hits) / sum(len(want) for want in wanted[: len(hits)])
+        )
+        hits, count = team.numbers(hits, sum(len(want) for want in wanted[: len(found)]))
+        return hits / count
 
     return metric
 
 
-def output_change(outputs: Sequence[Any]) -> Callable[[Sequence[Any]], float]:
-    """||f'(x) - f(x)||^2 / ||f(x) - mean f||^2 over all outputs."""
-    reference = [_flat(output) for output in outputs]
+def output_change(outputs: Sequence[Any], samples: int, team: Team = ALONE) -> Callable[[Sequence[Any]], float]:
+    """||f'(x) - f(x)||^2 / ||f(x) - mean f||^2 over the first `samples` outputs of all `team`."""
+    reference = head((_flat(output) for output in outputs), samples)
+    (count,) = team.numbers(sum(len(one) for one in reference))
+    mean = team.sum(torch.cat(reference).sum(0)) / count
+    (spread,) = team.numbers(sum(float((one - mean).square().sum()) for one in reference))
 
     def metric(found: Sequence[Any]) -> float:
-        used = reference[: len(found)]
-        mean = torch.cat(used).mean(0)
-        change = sum(float((_flat(f) - r).square().sum()) for f, r in zip(found, used, strict=True))
-        spread = sum(float((r - mean).square().sum()) for r in used)
-        return change / max(spread, 1e-30)
+        change = sum(float((_flat(f) - r).square().sum()) for f, r in zip(found, reference, strict=True))
+        return team.numbers(change)[0] / max(spread, 1e-30)
 
     return metric
 

@@ -27,7 +27,7 @@ from subprune_fx.passes.dependencies import analyse, restrict
 from subprune_fx.passes.distil import distil, trained
 from subprune_fx.passes.evidence import Errors, Gatherer
 from subprune_fx.passes.memory import Store, batch_within
-from subprune_fx.passes.outputs import agreement, batches_of, output_change
+from subprune_fx.passes.outputs import agreement, batches_of, head, output_change
 from subprune_fx.passes.patches import keeping
 from subprune_fx.passes.problems import Settings
 from subprune_fx.passes.rewrite import apply
@@ -36,7 +36,8 @@ from subprune_fx.passes.size import TARGETS
 from subprune_fx.passes.sweep import Sweep
 from subprune_fx.passes.trials import Metric, trials
 from subprune_fx.plan import Plan
-from subprune_fx.selectors import DEFAULT_SELECTOR, SELECTORS, Need, Ranking
+from subprune_fx.selectors import DEFAULT_SELECTOR, LABELLED, SELECTORS, Need, Ranking
+from subprune_fx.team import ALONE, Team
 
 Progress = Callable[[str, int, int], None]
 
@@ -103,7 +104,8 @@ class Compiler:
     Attributes:
         network: The analysed network.
         options: The user's choices.
-        outputs: The original network's outputs on the calibration inputs, by batch.
+        outputs: The original network's outputs on this process's calibration inputs, by batch.
+        team: Who runs the others.
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class Compiler:
         training: tuple[Inputs, Tensor] | None = None,
         verification: tuple[Inputs, Tensor] | None = None,
         progress: Progress | None = None,
+        team: Team = ALONE,
     ) -> None:
         """Analyse, calibrate and select.
 
@@ -127,11 +130,13 @@ class Compiler:
             training: More labelled inputs, for a selector that needs them.
             verification: Labelled inputs for the accuracy budget; None: the calibration inputs.
             progress: Told (stage, done, total).
+            team: Processes that do the same with the same arguments: each runs its share of the inputs.
 
         Raises:
             SubpruneError: If the network cannot be traced or has nothing to prune.
         """
         self.options = options
+        self.team = team
         self._report = progress or (lambda _stage, _done, _total: None)
         self._clock = _Clock()
         fixed = fixed_batch(module)
@@ -139,11 +144,15 @@ class Compiler:
             network = analyse(module, calibration[: fixed or 2])
             self.network = restrict(network, options.only, options.skip)
         self._store = Store(options.memory)
+        self._step = fixed or 1
         self._batch = fixed or batch_within(options.memory, options.batch, network.graph_module, calibration[:1])
         cut = functools.partial(batches_of, size=self._batch, whole=fixed is not None)
-        self._batches = cut(calibration)
-        self._labels = None if labels is None else cut(labels)
-        self._verification = None if verification is None else (cut(verification[0]), cut(verification[1]))
+        _check_shares(options, team, len(calibration) // (fixed or 1))
+        self._batches = cut(team.share(calibration))
+        self._labels = None if labels is None else cut(team.share(labels))
+        self._verification = None
+        if verification is not None:
+            self._verification = cut(team.share(verification[0])), cut(team.share(verification[1]))
         if options.distil and source_of(self.network.graph_module) is not None:
             what = "distillation needs gradients, and onnxruntime gives none"
             raise SubpruneError(what, remedy="leave distil out, or start from the PyTorch network")
@@ -160,6 +169,7 @@ class Compiler:
             training=training,
             seed=options.seed,
             epsilon=options.stochastic,
+            team=team,
         )
         with self._clock("calibrate"):
             self._calibrated: dict[str, Moments] | None = None
@@ -178,7 +188,7 @@ class Compiler:
             SubpruneError: If the ratio is out of reach.
         """
         with self._clock("budget"):
-            keep = allot(self._rule(), self._budget, ratio)
+            keep = self.team.agreed(allot(self._rule(), self._budget, ratio))
         return self._compiled(ratio, keep)
 
     def compile_fraction(self, alpha: float) -> Compiled:
@@ -198,6 +208,7 @@ class Compiler:
                 reweight=self.options.reweight,
                 choose=self._choose if self._decides_late() else None,
                 store=self._store,
+                team=self.team,
             )
             plan, outputs = sweep.run(self._batches, self._tick("sweep"))
         with self._clock("rewrite"):
@@ -221,16 +232,18 @@ class Compiler:
     def _moments(self) -> dict[str, Moments]:
         """Of the original network, on first demand."""
         if self._calibrated is None:
-            self._calibrated, self.outputs = calibrate(self.network, self._batches, self._tick("calibrate"))
+            self._calibrated, self.outputs = calibrate(self.network, self._batches, self._tick("calibrate"), self.team)
         return self._calibrated
 
     def _rank(self) -> dict[str, Ranking]:
-        """Nested order of every group by the original network."""
+        """Nested order of every group by the original network; each process ranks some."""
         groups, found = self.network.channels.groups, {}
         for done, group in enumerate(groups, 1):
-            found[group.name] = self._row.rank(self._evidence.of(group, self._row.needs), None)
+            if done % self.team.size == self.team.rank:
+                found[group.name] = self._row.rank(self._evidence.of(group, self._row.needs), None)
             self._report("select", done, len(groups))
-        return found
+        everyone = {name: ranking for some in self.team.gathered(found) for name, ranking in some.items()}
+        return {group.name: everyone[group.name] for group in groups}
 
     def _decides_late(self) -> bool:
         """Whether groups wait for the sweep: seq aims at what all of a layer's channels give there, dropped or not."""
@@ -240,7 +253,7 @@ class Compiler:
         """Rank a group again on the pruned-so-far network, if the selector does that."""
         if not self._row.live:
             return self._rankings[group.name]
-        return self._row.rank(self._evidence.live(group, self._row.needs, parts, scratch), keep)
+        return self.team.agreed(self._row.rank(self._evidence.live(group, self._row.needs, parts, scratch), keep))
 
     @property
     def rule(self) -> str:
@@ -258,7 +271,8 @@ class Compiler:
         """What budget rules may ask: sizes, error curves, and trials of one group at a time."""
         intercepts = self.options.settings.intercept and self.options.reweight
         batches, labels = self._verification or (self._batches, self._labels)
-        some = max(1, self.options.trial_samples // self._batch)
+        few = -(-(self.options.trial_samples - self.team.rank) // self.team.size)
+        some = head(self._batches, self._step * max(1, -(-few // self._step)))
 
         orders = {name: ranking.order.numpy() for name, ranking in self._rankings.items()}
         groups = {group.name: group for group in self.network.channels.groups}
@@ -288,9 +302,25 @@ class Compiler:
         return Budget(
             size=TARGETS[self.options.target](self.network, orders, self._batches[0], intercepts=intercepts),
             error=Errors(tuple(groups), errors),
-            accuracy=trial(agreement(self.outputs, labels), batches),
-            change=trial(output_change(self.outputs), self._batches[:some]),
+            accuracy=trial(agreement(self.outputs, labels, self.team), batches),
+            change=trial(output_change(self.outputs, sum(map(len, some)), self.team), some),
         )
+
+
+def _check_shares(options: Options, team: Team, shares: int) -> None:
+    """Refuse what several processes cannot share.
+
+    Raises:
+        SubpruneError: Something is.
+    """
+    needs = SELECTORS[options.select].needs
+    for unfit, what in (
+        (bool(needs & LABELLED), f"selector {options.select}"),
+        (options.distil > 0, "distillation"),
+        (shares < team.size, f"a set of {shares} batches or inputs"),
+    ):
+        if unfit and team.size > 1:
+            raise SubpruneError(f"{what} cannot be shared by {team.size} processes", remedy="run fewer, or one")
 
 
 class _Clock:

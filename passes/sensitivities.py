@@ -12,13 +12,14 @@ from torch import Tensor, fx
 from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.passes.calibrate import operand, parameter
+from subprune_fx.team import ALONE, Team
 
 ELEMENTS_AT_ONCE = 1 << 22
 TINY = float(np.finfo(np.float32).eps)
 """A sum of contributions below this is nothing to have a share of."""
 
 
-def sensitivities(network: FxNetwork, batches: Sequence[Inputs]) -> dict[str, Tensor]:
+def sensitivities(network: FxNetwork, batches: Sequence[Inputs], team: Team = ALONE) -> dict[str, Tensor]:
     """By consumer, per column of its design matrix, max over rows and outputs of |b w| / sum of |b w| of one sign.
 
     Positive and negative inputs, and positive and negative weights, are four separate sums, as in the paper.
@@ -26,6 +27,7 @@ def sensitivities(network: FxNetwork, batches: Sequence[Inputs]) -> dict[str, Te
     Args:
         network: The analysed network.
         batches: Calibration inputs.
+        team: Who has the others.
 
     Returns:
         (groups, d), float32, between 0 and 1.
@@ -34,7 +36,7 @@ def sensitivities(network: FxNetwork, batches: Sequence[Inputs]) -> dict[str, Te
     with torch.no_grad():
         for batch in batches:
             recorder.run(batch)
-    return recorder.found
+    return {name: team.largest(found) for name, found in recorder.found.items()}
 
 
 def shares(columns: Tensor, weight: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from subprune_fx.passes.problems import Problem, Settings, blocks, column_units,
 from subprune_fx.passes.scratch import Scratch
 from subprune_fx.plan import Decision, Plan
 from subprune_fx.selectors import Ranking
+from subprune_fx.team import ALONE, Team
 
 VARIANTS = ("asym", "seq", "layer")
 
@@ -52,6 +53,7 @@ class Sweep:
         reweight: bool,
         choose: Choose | None = None,
         store: Store | None = None,
+        team: Team = ALONE,
     ) -> None:
         """Set up.
 
@@ -65,6 +67,7 @@ class Sweep:
             reweight: False leaves the consumers' weights as they are, but for the ranking's factors.
             choose: Ranks a group again when its consumer is reached; None where the nested order decides.
             store: What keeps activations below a limit; None: no limit.
+            team: Who sweeps with other batches.
         """
         self.network = network
         self.keep = keep
@@ -74,6 +77,7 @@ class Sweep:
         self.reweight = reweight
         self.choose = None if variant == "layer" else choose
         self.store = store
+        self.team = team
         self.scratch = Scratch(network)
         self.decisions: dict[str, Decision] = {}
         self._last: tuple[tuple[str, Reader], Moments] | None = None
@@ -87,7 +91,7 @@ class Sweep:
         for group in self.network.channels.groups:
             if self.choose is None or len(group.consumers) > 1 or group.normalised:
                 self._decide(group, self.nested[group.name])
-        walk = Lockstep(self.network.graph_module, self.scratch, batches, self.store)
+        walk = Lockstep(self.network.graph_module, self.scratch, batches, self.store, self.team)
         nodes = list(self.network.graph_module.graph.nodes)
         with torch.no_grad():
             for done, node in enumerate(nodes, 1):
@@ -150,6 +154,7 @@ class Sweep:
         else:
             for x, y in zip(self._inputs(node, consumer, walk), aimed.targets, strict=True):
                 add_outputs(moments, reader, x, y)
+            moments = self.team.targets(moments)
         return aimed, moments, pose(moments, matrix, units, self.settings.of(node.name in self.network.intercepts))
 
     def _inputs(self, node: fx.Node, consumer: Consumer, walk: Lockstep) -> Iterator[Tensor]:
@@ -164,7 +169,7 @@ class Sweep:
             collector = Collector(self.network.readers[node.name])
             for x in self._inputs(node, consumer, walk):
                 collector.add(x)
-            self._last = key, collector.moments()
+            self._last = key, self.team.inputs(collector.moments())
         return self._last[1]
 
     def _decide(self, group: Group, ranking: Ranking, walk: Lockstep | None = None) -> None:

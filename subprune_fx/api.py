@@ -22,6 +22,7 @@ from subprune_fx.passes.outputs import agreement, batches_of, first_tensor
 from subprune_fx.passes.pipeline import Compiled, Compiler
 from subprune_fx.plan import Plan
 from subprune_fx.report import Cost, FrozenRow, GroupRow, Report
+from subprune_fx.team import ALONE
 
 EVALUATION_BATCH = 256
 
@@ -108,6 +109,7 @@ def prune_each(
         labelled(choices.get("training"), "training"),
         labelled(choices.get("verification"), "verification"),
         choices.get("progress"),
+        choices.get("team", ALONE),
     )
     before = None if held_out is None else accuracy(compiler.network.graph_module, *held_out)
     goals = [*(partial(compiler.compile, ratio) for ratio in ratios)]
@@ -187,7 +189,7 @@ def _report(compiler: Compiler, compiled: Compiled, inputs: Inputs) -> Report:
         after=cost(smaller, example),
         groups=tuple(rows),
         frozen=tuple(FrozenRow(item.name, item.channels, item.reason) for item in channels.frozen),
-        agreement=agreement(compiler.outputs, None)(compiled.outputs) if scores else None,
+        agreement=agreement(compiler.outputs, None, compiler.team)(compiled.outputs) if scores else None,
         settings=tuple((name, str(value)) for name, value in settings.items()),
         seconds=tuple(compiled.seconds.items()),
     )

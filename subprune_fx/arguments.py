@@ -20,6 +20,7 @@ from subprune_fx.passes.size import TARGETS
 from subprune_fx.passes.sweep import VARIANTS
 from subprune_fx.selectors import LABELLED, SELECTORS, Need
 from subprune_fx.sizes import size_of
+from subprune_fx.team import Team
 
 Array = Tensor | NDArray[Any]
 Given = Array | Sequence[Array] | Mapping[str, Array]
@@ -55,6 +56,8 @@ class Choices(TypedDict, total=False):
         evaluation: Inputs and labels whose accuracy the report states; decides nothing.
         seed: Of everything random.
         progress: Told (stage, done, total).
+        team: Processes that call this together and with the same arguments; each runs its share of the inputs, and all
+            get the same result. See `subprune_fx.team.team_of_environment`.
     """
 
     select: str
@@ -77,6 +80,7 @@ class Choices(TypedDict, total=False):
     evaluation: tuple[Given, Array] | None
     seed: int
     progress: Progress | None
+    team: Team
 
 
 _POSED = ("intercept", "feedback", "rounds", "ridge")
