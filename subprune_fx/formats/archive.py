@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import logging
 import warnings
@@ -10,11 +11,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
-from torch.fx.graph import CodeGen
+from torch.fx.graph import CodeGen, _PyTreeCodeGen
+from torch.utils import _pytree as pytree
 
 from subprune_fx.errors import SubpruneError
+from subprune_fx.formats.takes import Shape, Taken
 from subprune_fx.formats.vetting import RESAVE, vet
 
 RESHAPES = (
@@ -55,54 +58,56 @@ def load_archive(data: bytes, where: str, *, trust: bool) -> ExportedProgram:
     return next(iter(programs.values()))
 
 
-def as_module(program: ExportedProgram, where: str) -> tuple[nn.Module, tuple[int | None, ...]]:
-    """The program as a graph module, and the shape of its input.
+def as_module(program: ExportedProgram, where: str) -> tuple[nn.Module, tuple[Taken, ...]]:
+    """The program as a graph module, and what it takes.
 
     Args:
-        program: With one tensor input.
+        program: Its inputs are tensors, none of them in a list or dict.
         where: Its file, for errors.
 
     Returns:
-        `(module, shape)`; None in the shape: the program takes any size there.
+        `(module, inputs)`; None in the shape of one: the program takes any size there.
 
     Raises:
-        SubpruneError: It has several inputs, or its input is not a tensor.
+        SubpruneError: An input is not a tensor with a batch axis, or there is none.
     """
     names = program.graph_signature.user_inputs
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    if len(names) != 1 or not isinstance(names[0], str):
-        what = f"takes {len(names)} inputs; only networks with one input tensor are supported"
-        raise SubpruneError(what, where=where, remedy="export a network that takes one tensor")
-    value = nodes[names[0]].meta.get("val")
-    if not isinstance(value, torch.Tensor) or value.ndim == 0:
-        raise SubpruneError(
-            "its input is not a tensor with a batch axis",
-            where=where,
-            remedy="export a network that takes one tensor",
-        )
-    sizes: Sequence[object] = value.shape  # a free one is a symbol
-    shape = tuple(size if isinstance(size, int) else None for size in sizes)
+    values = [nodes[name].meta.get("val") if isinstance(name, str) else None for name in names]
+    if not values or not all(isinstance(value, Tensor) and value.ndim > 0 for value in values):
+        what = "its inputs are not tensors with a batch axis"
+        raise SubpruneError(what, where=where, remedy="export a network that takes tensors")
     with quiet():
         module = program.module(check_guards=False)  # guards are Python source from the file
     module = _plain(module)
-    if isinstance(shape[0], int) and _free_batch(module, shape):
-        return module, (None, *shape[1:])
-    return module, shape
+    samples = _sample_shapes(program, len(values))
+    found = []
+    for name, value, sample in zip(names, values, samples, strict=True):
+        sizes: Sequence[object] = value.shape  # a free one is a symbol
+        shape = tuple(size if isinstance(size, int) else None for size in sizes)
+        found.append(Taken(str(name), True, shape, sample or _smallest(shape), value.dtype))
+    takes = tuple(found)
+    if all(isinstance(_shape(taken)[0], int) for taken in takes) and _free_batch(module, takes):
+        takes = tuple(dataclasses.replace(taken, accepts=(None, *_shape(taken)[1:])) for taken in takes)
+    return module, takes
 
 
-def example_shape(program: ExportedProgram, shape: tuple[int | None, ...]) -> tuple[int, ...] | None:
-    """The shape of the sample input; without one, the program's own where all but its batch is fixed.
+def _shape(taken: Taken) -> Shape:
+    assert taken.accepts is not None
+    return taken.accepts
 
-    Args:
-        program: The exported program.
-        shape: From `as_module`.
 
-    Returns:
-        A shape, batch axis first; None where it is not known.
-    """
+def _sample_shapes(program: ExportedProgram, count: int) -> list[tuple[int, ...] | None]:
+    """Shapes of the sample inputs; None for all where the archive has none."""
     with contextlib.suppress(Exception):
-        arguments, _ = program.example_inputs
-        return tuple(int(size) for size in arguments[0].shape)
+        tensors = pytree.tree_leaves(program.example_inputs)
+        shapes = [tuple(int(size) for size in tensor.shape) for tensor in tensors]
+        return [*shapes] if len(shapes) == count else [None] * count
+    return [None] * count
+
+
+def _smallest(shape: Shape) -> tuple[int, ...] | None:
+    """The program's own shape where all but its batch is fixed."""
     batch, *rest = shape
     sizes = [size for size in rest if size is not None]
     return (batch or 1, *sizes) if len(sizes) == len(rest) else None
@@ -122,11 +127,16 @@ def quiet() -> Iterator[None]:
 
 
 def _plain(module: fx.GraphModule) -> fx.GraphModule:
-    """The same graph in ordinary calling convention: a tensor in, and where it is one, a tensor out."""
+    """The same graph in ordinary calling convention: tensors in, and where it is one, a tensor out."""
     graph = module.graph
     output = next(node for node in reversed(graph.nodes) if node.op == "output")
     spec = getattr(module, "_out_spec", None)
     if spec is None or not spec.is_leaf():
+        codegen = graph._codegen  # noqa: SLF001 - fx has no public name for it
+        if isinstance(codegen, _PyTreeCodeGen):
+            names = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
+            flat = pytree.tree_structure(((0,) * len(names), {}))
+            graph.set_codegen(_PyTreeCodeGen(codegen.pytree_info._replace(orig_args=names, in_spec=flat)))
         return fx.GraphModule(module, graph)
     values = output.args[0]
     output.args = (values[0],) if isinstance(values, list | tuple) else output.args
@@ -134,22 +144,23 @@ def _plain(module: fx.GraphModule) -> fx.GraphModule:
     return fx.GraphModule(module, graph)
 
 
-def _free_batch(module: fx.GraphModule, shape: tuple[int | None, ...]) -> bool:
+def _free_batch(module: fx.GraphModule, takes: Sequence[Taken]) -> bool:
     """Undo the fixed batch of an archive that was exported without dynamic shapes; whether that succeeded.
 
     `x.view(x.size(0), -1)` is `view(x, [1, -1])` there. A reshape that keeps its first axis means the same
     for any batch once that axis is left to be inferred. Whether all of the network does is then tried out.
     """
+    batch = _shape(takes[0])[0]
     changed: list[tuple[fx.Node, tuple[Any, ...]]] = []
     for node in module.graph.nodes:
         if node.op != "call_function" or node.target not in RESHAPES:
             continue
         before, after = _shape_of(node.args[0]), _shape_of(node)
-        if before and after and before[0] == after[0] == shape[0]:
+        if before and after and before[0] == after[0] == batch:
             changed.append((node, node.args))
             node.args = (node.args[0], [-1, *after[1:]])
     module.recompile()
-    if _keeps_samples_apart(module, shape):
+    if _keeps_samples_apart(module, takes):
         return True
     for node, arguments in changed:
         node.args = arguments
@@ -160,22 +171,30 @@ def _free_batch(module: fx.GraphModule, shape: tuple[int | None, ...]) -> bool:
 def _shape_of(node: Any) -> tuple[int, ...]:
     """The shape of a node's value; empty where it is not known in full."""
     value = node.meta.get("val")
-    sizes = tuple(value.shape) if isinstance(value, torch.Tensor) else ()
+    sizes = tuple(value.shape) if isinstance(value, Tensor) else ()
     return sizes if all(isinstance(size, int) for size in sizes) else ()
 
 
-def _keeps_samples_apart(module: fx.GraphModule, shape: tuple[int | None, ...]) -> bool:
+def _keeps_samples_apart(module: fx.GraphModule, takes: Sequence[Taken]) -> bool:
     """Whether the network maps a batch of 2n + 1 samples as it maps n of them, sample by sample."""
-    batch = shape[0] or 1
-    sizes = [size or 1 for size in shape[1:]]
-    inputs = torch.randn(2 * batch + 1, *sizes, generator=torch.Generator().manual_seed(0))
+    batch = _shape(takes[0])[0] or 1
+    generator = torch.Generator().manual_seed(0)
+    inputs = [_noise((2 * batch + 1, *_shape(taken)[1:]), taken.dtype, generator) for taken in takes]
     try:
         with torch.no_grad():
-            whole, part = module(inputs), module(inputs[:batch])
+            whole, part = module(*inputs), module(*(tensor[:batch] for tensor in inputs))
     except Exception:  # noqa: BLE001 - whatever the network raises on another batch size
         return False
-    if not (isinstance(whole, torch.Tensor) and isinstance(part, torch.Tensor)):
+    if not (isinstance(whole, Tensor) and isinstance(part, Tensor)):
         return False
-    if whole.shape != (len(inputs), *part.shape[1:]) or len(part) != batch:
+    if whole.shape != (2 * batch + 1, *part.shape[1:]) or len(part) != batch:
         return False
     return torch.allclose(whole[:batch], part, rtol=1e-3, atol=1e-4 * float(part.abs().max()))
+
+
+def _noise(shape: Shape, dtype: torch.dtype | None, generator: torch.Generator) -> Tensor:
+    """Values that any table of tokens has, where they are integers."""
+    sizes = [size or 1 for size in shape]
+    if dtype is not None and not dtype.is_floating_point:
+        return torch.randint(0, 2, sizes, generator=generator).to(dtype)
+    return torch.randn(sizes, generator=generator)

@@ -1,155 +1,117 @@
-"""Calibration and evaluation arrays from `.npz` files, and synthetic ones where there is no file."""
+"""Inputs and labels from arrays: checked, and put in the network's order."""
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import os
-import zipfile
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
+from subprune_fx.bundle import Bundle, Inputs
 from subprune_fx.errors import SubpruneError
+from subprune_fx.formats.npy import HOW_TO_SAVE, open_arrays
+from subprune_fx.formats.takes import LABELS, Shape, Taken, pair
 
-Floats = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.int64]
-Inputs = Floats | Labels
+Array = npt.NDArray[Any]
 
-# What x may be, and as what it is fed: tokens are integers, an image in bytes has not been normalised.
+# What inputs may be, and as what they are fed: tokens are integers, an image in bytes has not been normalised.
 DTYPES: dict[np.dtype[Any], type[np.generic]] = {
     np.dtype(np.float32): np.float32,
     np.dtype(np.int32): np.int64,
     np.dtype(np.int64): np.int64,
+    np.dtype(np.bool_): np.bool_,
 }
-Shape = Sequence[int | None]
-
-HOW_TO_SAVE = 'save it with numpy.savez(path, x=inputs.astype("float32"))'
 
 
-def load_calibration(path: str | os.PathLike[str], input_shape: Shape | None = None) -> Inputs:
-    """The unlabelled inputs that a compilation is calibrated on.
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """Inputs that were read.
+
+    Attributes:
+        inputs: At least one sample.
+        labels: Their classes, int64, (samples,); None where there are none.
+        notes: What the user should know about them.
+    """
+
+    inputs: Inputs
+    labels: Tensor | None = None
+    notes: tuple[str, ...] = ()
+
+
+def load_arrays(path: str | os.PathLike[str], takes: Sequence[Taken] = (), *, labelled: bool = False) -> Samples:
+    """Inputs from an `.npy` or `.npz` file, and labels where there are any.
 
     Args:
-        path: An `.npz` file with `x`: float32 (tokens: int64), first axis = sample, else the network's own input.
-        input_shape: The network's input shape with its batch axis first; the batch axis and axes that are
-            None are not compared. None: nothing is compared.
-
-    Returns:
-        `x`, at least one sample, all finite.
+        path: With arrays that `takes.pair` finds, and perhaps the classes `y`, integer (n,). Inputs are float32 (tokens:
+            int64), first axis = sample.
+        takes: What the network takes.
+        labelled: Labels must be there.
 
     Raises:
-        SubpruneError: Not such a file: missing, foreign, damaged, wrong key, dtype or shape, no samples, NaN
-            or Inf.
+        SubpruneError: Not such a file: missing, foreign, damaged, wrong name, type or shape, no samples, NaN or Inf;
+            labels that are missing, not integer, not one per sample, or negative.
     """
-    with _npz(path) as archive:
-        return _inputs(archive, path, input_shape)
+    return samples_of(open_arrays(path), takes, str(path), labelled=labelled)
 
 
-def load_labels(path: str | os.PathLike[str]) -> Labels | None:
-    """The labels `y` of a calibration file, for the accuracy of the paper's eq. (6); None without them.
+def samples_of(
+    arrays: Mapping[str, Callable[[], Array]], takes: Sequence[Taken], where: str, *, labelled: bool = False
+) -> Samples:
+    """As `load_arrays`, of arrays that are read when they are needed.
 
     Args:
-        path: An `.npz` file with `x` and perhaps `y`.
-
-    Returns:
-        `y`, integer (n,), or None.
+        arrays: By name.
+        takes: What the network takes.
+        where: Where they are from, for errors.
+        labelled: Labels must be there.
 
     Raises:
-        SubpruneError: `y` is there but is not one integer per sample.
+        SubpruneError: See `load_arrays`.
     """
-    with _npz(path) as archive:
-        if "y" not in archive:
-            return None
-        return _labels(archive, path, len(_array(archive, "x", path)))
+    pairs = pair(arrays, takes, where)
+    found = {taken.keyword: checked(arrays[name](), taken, f"{where}: {name}") for name, taken in pairs}
+    lengths = {name: len(array) for name, array in found.items()}
+    if len(set(lengths.values())) > 1:
+        what = f"different numbers of samples ({', '.join(f'{name} {count}' for name, count in lengths.items())})"
+        raise SubpruneError(what, where=where, remedy="the first axis counts the samples")
+    tensors = tuple(torch.from_numpy(array) for array in found.values())
+    alone = len(tensors) == 1 and (not takes or pairs[0][1] == takes[0])
+    inputs = tensors[0] if alone else Bundle(tensors, tuple(found))
+    has_labels = LABELS in arrays and LABELS not in [name for name, _ in pairs]
+    if labelled and not has_labels:
+        names = ", ".join(sorted(arrays)[:8])
+        raise SubpruneError(f"has no array {LABELS!r} (arrays found: {names})", where=where, remedy=HOW_TO_SAVE_BOTH)
+    return Samples(inputs, _labels(arrays[LABELS](), len(inputs), f"{where}: {LABELS}") if has_labels else None)
 
 
-def load_evaluation(path: str | os.PathLike[str], input_shape: Shape | None = None) -> tuple[Inputs, Labels]:
-    """The labelled inputs on which accuracy is measured.
+HOW_TO_SAVE_BOTH = HOW_TO_SAVE.removesuffix(")") + ", y=labels)"
+
+
+def checked(array: Array, taken: Taken, where: str) -> Array:
+    """An array as the network takes it: contiguous, in native byte order.
 
     Args:
-        path: An `.npz` file with `x` as for `load_calibration` and `y`: integer (n,), the classes.
-        input_shape: As for `load_calibration`.
-
-    Returns:
-        `(x, y)`.
+        array: First axis = sample.
+        taken: The input that it is.
+        where: For errors.
 
     Raises:
-        SubpruneError: As for `load_calibration`; `y` missing, not integer, not one per sample, or negative.
+        SubpruneError: It has another type or shape, no samples, or values that are not finite.
     """
-    with _npz(path) as archive:
-        inputs = _inputs(archive, path, input_shape)
-        return inputs, _labels(archive, path, len(inputs))
-
-
-def synthetic(shape: Sequence[int], n: int, seed: int) -> Floats:
-    """Standard normal inputs, for a network that came without calibration data.
-
-    Elements are independent (not smoothed): the scale of normalised data and none of its structure. Channels
-    are then ranked by how they answer to noise, which is good enough to compile, not to keep accuracy.
-
-    Args:
-        shape: The network's input shape; its first (batch) axis is replaced by `n`.
-        n: Number of samples.
-        seed: Seed of the generator.
-
-    Returns:
-        Float32 (n, *shape[1:]).
-    """
-    generator = np.random.default_rng(seed)
-    return generator.standard_normal((n, *shape[1:]), dtype=np.float32)
-
-
-@contextlib.contextmanager
-def _npz(path: str | os.PathLike[str]) -> Iterator[np.lib.npyio.NpzFile]:
-    file = Path(path)
-    if not file.exists():
-        raise SubpruneError("no such file", where=str(file))
-    if file.is_dir():
-        raise SubpruneError("is a folder, not an .npz file", where=str(file))
-    if not zipfile.is_zipfile(file):
-        what = "is empty" if file.stat().st_size == 0 else "is not an .npz file, or a truncated one"
-        raise SubpruneError(what, where=str(file), remedy=HOW_TO_SAVE)
-    try:
-        archive = np.load(file, allow_pickle=False)
-    except PermissionError as error:
-        raise SubpruneError("cannot be read (permission denied)", where=str(file)) from error
-    except Exception as error:
-        raise SubpruneError("is not an .npz file, or a damaged one", where=str(file), remedy=HOW_TO_SAVE) from error
-    with archive:
-        yield archive
-
-
-def _array(archive: np.lib.npyio.NpzFile, key: str, path: str | os.PathLike[str]) -> npt.NDArray[Any]:
-    if key not in archive:
-        found = ", ".join(sorted(archive)[:8]) or "none"
-        raise SubpruneError(f"has no array {key!r} (arrays found: {found})", where=str(path), remedy=HOW_TO_SAVE)
-    try:
-        array = archive[key]
-    except ValueError as error:  # numpy's word for an object array, which is a pickle
-        what = f"array {key!r} holds Python objects or is damaged"
-        raise SubpruneError(what, where=str(path), remedy=HOW_TO_SAVE) from error
-    except Exception as error:  # zipfile, zlib and numpy each have their own for broken bytes
-        raise SubpruneError(f"array {key!r} is damaged", where=str(path), remedy="save it again") from error
-    if not isinstance(array, np.ndarray):  # a member that is no .npy comes back as bytes
-        raise SubpruneError(f"{key!r} is not a numpy array", where=str(path), remedy=HOW_TO_SAVE)
-    return array
-
-
-def _inputs(archive: np.lib.npyio.NpzFile, path: str | os.PathLike[str], input_shape: Shape | None) -> Inputs:
-    where = f"{path}: x"
-    array = _array(archive, "x", path)
     wanted = DTYPES.get(array.dtype.newbyteorder("="))
     if wanted is None:
         raise SubpruneError(f"is {array.dtype}, not float32", where=where, remedy='convert it with x.astype("float32")')
     if array.ndim == 0 or len(array) == 0 or array.size == 0:
         what = f"holds no samples (shape {_say(array.shape)})"
         raise SubpruneError(what, where=where, remedy="the first axis counts the samples; give a few hundred")
-    _check_shape(array.shape, input_shape, where)
+    _check_shape(array.shape, taken.accepts, where)
     _check_finite(array, where)
-    return np.ascontiguousarray(array, dtype=wanted)  # also native byte order
+    return np.ascontiguousarray(array, dtype=wanted)
 
 
 def _check_shape(shape: tuple[int, ...], expected: Shape | None, where: str) -> None:
@@ -164,7 +126,7 @@ def _check_shape(shape: tuple[int, ...], expected: Shape | None, where: str) -> 
     raise SubpruneError(f"has shape {_say(shape)}, the network takes {wanted}", where=where, remedy="n is the samples")
 
 
-def _check_finite(array: npt.NDArray[Any], where: str) -> None:
+def _check_finite(array: Array, where: str) -> None:
     bad = ~np.isfinite(array)
     count = int(bad.sum())
     if count == 0:
@@ -174,18 +136,32 @@ def _check_finite(array: npt.NDArray[Any], where: str) -> None:
     raise SubpruneError(what, where=where, remedy="remove those samples")
 
 
-def _labels(archive: np.lib.npyio.NpzFile, path: str | os.PathLike[str], samples: int) -> Labels:
-    where = f"{path}: y"
-    array = _array(archive, "y", path)
+def _labels(array: Array, samples: int, where: str) -> Tensor:
+    remedy = "y holds one class number per sample"
     if array.dtype.kind not in "iu":
-        raise SubpruneError(f"is {array.dtype}, not integer", where=where, remedy="y holds one class number per sample")
+        raise SubpruneError(f"is {array.dtype}, not integer", where=where, remedy=remedy)
     if array.shape != (samples,):
-        what = f"has shape {_say(array.shape)}, x has {samples} samples"
-        raise SubpruneError(what, where=where, remedy="y holds one class number per sample")
+        what = f"has shape {_say(array.shape)}, and there are {samples} samples"
+        raise SubpruneError(what, where=where, remedy=remedy)
     if array.size and int(array.min()) < 0:
         raise SubpruneError(f"holds the negative class {int(array.min())}", where=where, remedy="classes count from 0")
-    return array.astype(np.int64)
+    return torch.from_numpy(array.astype(np.int64))
 
 
 def _say(shape: Sequence[Any]) -> str:
     return str(tuple(str(size) for size in shape)).replace("'", "")
+
+
+def synthetic(shape: Sequence[int], n: int, seed: int) -> npt.NDArray[np.float32]:
+    """Standard normal inputs, for a network that came without calibration data.
+
+    Args:
+        shape: The network's input shape; its first (batch) axis is replaced by `n`.
+        n: Number of samples.
+        seed: Seed of the generator.
+
+    Returns:
+        Float32 (n, *shape[1:]).
+    """
+    generator = np.random.default_rng(seed)
+    return generator.standard_normal((n, *shape[1:]), dtype=np.float32)

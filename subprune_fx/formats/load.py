@@ -21,6 +21,7 @@ from subprune_fx.errors import SubpruneError
 from subprune_fx.formats import arch as architectures
 from subprune_fx.formats import archive, pickles
 from subprune_fx.formats.onnx_file import load_onnx
+from subprune_fx.formats.takes import Taken, arguments_of
 from subprune_fx.formats.vetting import RESAVE
 from subprune_fx.frontends.onnx_graph import source_of
 
@@ -33,15 +34,13 @@ class Loaded:
 
     Attributes:
         module: In eval mode, float32, on the CPU.
-        input_shape: The shape of its input, batch axis first; None where the file does not say.
+        takes: Its inputs, and what the file says of them; empty where nothing is known.
         kind: The format, e.g. `state dict`.
-        accepts: The shapes it accepts, None for any size; None where the file does not say.
     """
 
     module: nn.Module
-    input_shape: tuple[int, ...] | None
+    takes: tuple[Taken, ...]
     kind: str
-    accepts: tuple[int | None, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,8 +113,7 @@ def _load_archive(source: Source) -> Loaded:
         what = "carries its own network, --arch does not apply"
         raise SubpruneError(what, where=source.path, remedy="leave --arch out")
     program = archive.load_archive(source.data, source.path, trust=source.trust)
-    module, accepts = archive.as_module(program, source.path)
-    return Loaded(module, archive.example_shape(program, accepts), "torch.export archive", accepts)
+    return Loaded(*archive.as_module(program, source.path), "torch.export archive")
 
 
 def _load_checkpoint(source: Source) -> Loaded:
@@ -131,15 +129,13 @@ def _load_onnx(source: Source) -> Loaded:
         what = "carries its own network, --arch does not apply"
         raise SubpruneError(what, where=source.path, remedy="leave --arch out")
     network = load_onnx(source.data, source.path)
-    known = network.accepts is not None and all(size is not None for size in network.accepts[1:])
-    shape = (1, *(size or 1 for size in network.accepts[1:])) if known and network.accepts else None
-    return Loaded(network.module, shape, "ONNX model", network.accepts)
+    return Loaded(network.module, network.takes, "ONNX model")
 
 
 def _from_module(content: Any, source: Source, named: tuple[ModuleType, str] | None) -> Loaded:
     del source, named
     kind = "fx.GraphModule" if isinstance(content, fx.GraphModule) else "nn.Module"
-    return Loaded(content, None, kind)
+    return Loaded(content, arguments_of(content), kind)
 
 
 def _from_state(content: Any, source: Source, named: tuple[ModuleType, str] | None) -> Loaded:
@@ -147,7 +143,8 @@ def _from_state(content: Any, source: Source, named: tuple[ModuleType, str] | No
         what = f"is a state dict ({len(content)} tensors): it has weights but no network"
         raise SubpruneError(what, where=source.path, remedy="add --arch FILE.py:NAME or --arch package.module:NAME")
     network = architectures.build(*named, where=f"--arch {source.arch}")
-    return Loaded(architectures.fill(network, content, source.path, source.arch), None, "state dict")
+    filled = architectures.fill(network, content, source.path, source.arch)
+    return Loaded(filled, arguments_of(filled), "state dict")
 
 
 def _from_other(content: Any, source: Source, named: tuple[ModuleType, str] | None) -> Loaded:

@@ -10,18 +10,26 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+import torch
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 from onnx.inliner import inline_local_functions
 from torch import fx
 
 from subprune_fx.errors import SubpruneError
 from subprune_fx.formats.lines import first_line
+from subprune_fx.formats.takes import Taken
 from subprune_fx.frontends.onnx_graph import import_graph
 
 OLDEST = 9
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 """Domains whose operators onnxruntime has."""
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+_DTYPES = {
+    **dict.fromkeys(_FLOATS, torch.float32),  # the passes compute in it
+    onnx.TensorProto.INT64: torch.int64,
+    onnx.TensorProto.INT32: torch.int64,
+    onnx.TensorProto.BOOL: torch.bool,
+}
 _EXPORT = "export it again"
 
 
@@ -31,11 +39,11 @@ class OnnxNetwork:
 
     Attributes:
         module: Its graph.
-        accepts: Shape of its input, None for any size; None where the file does not say.
+        takes: Its inputs.
     """
 
     module: fx.GraphModule
-    accepts: tuple[int | None, ...] | None
+    takes: tuple[Taken, ...]
 
 
 def load_onnx(data: bytes, path: str) -> OnnxNetwork:
@@ -68,7 +76,8 @@ def load_onnx(data: bytes, path: str) -> OnnxNetwork:
     except Exception as error:
         what = f"cannot be read as a graph ({type(error).__name__}: {first_line(error)})"
         raise SubpruneError(what, where=path, remedy=_EXPORT) from error
-    return OnnxNetwork(module, _accepts(inputs[0]))
+    holders = [str(node.target) for node in module.graph.nodes if node.op == "placeholder"]
+    return OnnxNetwork(module, tuple(_taken(value, holder) for value, holder in zip(inputs, holders, strict=True)))
 
 
 def _parse(data: bytes, path: str) -> onnx.ModelProto:
@@ -129,13 +138,16 @@ def _inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     return [value for value in model.graph.input if value.name not in constants]
 
 
-def _accepts(value: onnx.ValueInfoProto) -> tuple[int | None, ...] | None:
+def _taken(value: onnx.ValueInfoProto, argument: str) -> Taken:
     """The batch axis is left open: a graph that states one may run with any."""
     tensor = value.type.tensor_type
-    if not tensor.HasField("shape"):
-        return None
+    dtype = _DTYPES.get(tensor.elem_type)
     sizes = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in tensor.shape.dim]
-    return (None, *sizes[1:]) if sizes else None
+    if not tensor.HasField("shape") or not sizes:
+        return Taken(value.name, dtype=dtype, argument=argument)
+    known = [size for size in sizes[1:] if size is not None]
+    sample = (1, *known) if len(known) == len(sizes) - 1 else None
+    return Taken(value.name, True, (None, *sizes[1:]), sample, dtype, argument)
 
 
 def _is_weight(tensor: onnx.TensorProto) -> bool:
