@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ class Request:
     memory: int | None
     arch: str | None
     trust: bool
-    input_shape: tuple[int, ...] | None
+    input_shape: tuple[tuple[int, ...], ...]
     seed: int
     json: Path | None
     quiet: bool
@@ -101,10 +101,12 @@ def _memory(context: click.Context, option: click.Parameter, value: str | None) 
         raise click.BadParameter(f"{error}.") from error
 
 
-def _shape(context: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+def _shapes(context: click.Context, option: click.Parameter, value: Sequence[str]) -> tuple[tuple[int, ...], ...]:
     del context, option
-    if value is None:
-        return None
+    return tuple(_shape(text) for text in value)
+
+
+def _shape(value: str) -> tuple[int, ...]:
     try:
         sizes = tuple(int(size) for size in value.replace("x", ",").split(","))
     except ValueError:
@@ -226,9 +228,10 @@ _NEEDED: dict[str, Callable[[dict[str, Any]], bool]] = {
 @click.option("--trust", is_flag=True, help="Load MODEL even if that runs code from it.")
 @click.option(
     "--input-shape",
-    callback=_shape,
+    callback=_shapes,
+    multiple=True,
     metavar="1,3,32,32",
-    help="Input shape, where neither MODEL nor --calib has it.",
+    help="Input shape, where neither MODEL nor --calib has it; once for each of several inputs.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random.")
 @click.option("--json", type=click.Path(path_type=Path), metavar="REPORT.json", help="Write the report as JSON too.")

@@ -23,7 +23,7 @@ from subprune_fx.sizes import size_of
 from subprune_fx.team import Team
 
 Array = Tensor | NDArray[Any]
-Given = Array | Sequence[Array] | Mapping[str, Array]
+Given = Array | Bundle | Sequence[Array] | Mapping[str, Array]
 """Inputs as users give them: of a network with one, of one with several by position, or by name."""
 
 
@@ -170,6 +170,8 @@ def inputs_of(value: Given, where: str) -> Inputs:
     Raises:
         SubpruneError: They are float64 arrays, empty, not finite, or not of one length.
     """
+    if isinstance(value, Bundle):
+        return _level(value.map(lambda part: _tensor(part, where)), where)
     if isinstance(value, Mapping):
         found = tuple(_tensor(item, f"{where} {name}") for name, item in value.items())
         return _level(Bundle(found, tuple(value)), where)

@@ -131,6 +131,44 @@ def test_end_to_end_without_calibration_warns(run: Callable[..., Result], folder
     assert (folder / "a.onnx").exists()
 
 
+class Pair(nn.Module):
+    """Tokens and a vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(9, 12)
+        self.mix = nn.Linear(4, 12)
+        self.hidden = nn.Linear(12, 32)
+        self.score = nn.Linear(32, 3)
+
+    def forward(self, tokens: Tensor, vector: Tensor) -> Tensor:
+        return self.score(self.hidden(self.table(tokens).mean(1) + self.mix(vector)).relu())
+
+
+@pytest.mark.parametrize("model", ["pair.pt", "pair.pt2"])
+def test_several_inputs(model: str, run: Callable[..., Result], folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    tokens, vector = rng.integers(0, 9, (40, 5)), rng.standard_normal((40, 4)).astype(np.float32)
+    network = Pair().eval()
+    with torch.no_grad():
+        y = network(torch.from_numpy(tokens), torch.from_numpy(vector)).argmax(1).numpy()
+    np.savez(folder / "pair.npz", vector=vector, tokens=tokens, y=y)
+    torch.save(network.state_dict(), folder / "pair.pt")
+    example = {"tokens": torch.from_numpy(tokens[:2]), "vector": torch.from_numpy(vector[:2])}
+    shapes = {name: {0: torch.export.Dim("n")} for name in example}
+    torch.export.save(torch.export.export(network, (), example, dynamic_shapes=shapes), folder / "pair.pt2")
+    arch = ("--arch", f"{__file__}:Pair") if model == "pair.pt" else ()
+    arguments = (model, *arch, "--ratio", "2", "--calib", "pair.npz", "--eval", "pair.npz", "--json", "r.json")
+    result = run(*arguments, "-o", "a.onnx", "-o", "a.pt2", "-o", "a.pt")
+    assert result.code == 0, result.err
+    report = json.loads((folder / "r.json").read_text())
+    assert report["accuracy_before"] == 1.0  # the labels are the network's own predictions
+    assert all(row["bytes"] < row["bytes_before"] for row in report["files"])
+    again = run("a.pt2", "--ratio", "1.2", "--calib", "pair.npz", "-o", "b.onnx")
+    assert again.code == 0, again.err
+
+
 def test_unreachable_ratio_is_bad_input(run: Callable[..., Result], folder: Path) -> None:
     result = run("net.pt", "--ratio", "1e9", "--calib", "x.npz", "-o", "a.onnx")
     assert result.code == 2
@@ -231,7 +269,9 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "wrong shape": (("net.pt", "--ratio", "2", "--input-shape", "1,3,8,8"), r"fails on .* shape \(1, 3"),
     "shape of archive": (("net.pt2", "--ratio", "2", "--calib", "wide.npz"), r"network takes \(n, 1, 8, 8\)"),
     "fixed batch": (("mixing.pt2", *GOOD[1:]), "takes batches of exactly 4.*dynamic_shapes"),
-    "two inputs": (("two.pt", *GOOD[1:]), "takes 2 inputs"),
+    "two inputs": (("two.pt", *GOOD[1:]), "takes 2 inputs, and there is no array 'input1', 'input2'"),
+    "two inputs without": (("two.pt", "--ratio", "2", "--input-shape", "1,2"), "shape is not known.*once for each"),
+    "three shapes": (("two.pt", "--ratio", "2", *3 * ("--input-shape", "1,2")), "given 3 times.*takes 2 inputs"),
 }  # fmt: skip
 
 

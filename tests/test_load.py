@@ -117,8 +117,7 @@ def test_formats_give_the_saved_network_in_eval_mode(name: str, tmp_path: Path) 
 def test_archive_says_its_input_shape(tmp_path: Path) -> None:
     save_archive(tmp_path / "net.pt2")
     loaded = load_model(tmp_path / "net.pt2")
-    assert loaded.input_shape == (2, *SHAPE)
-    assert loaded.accepts == (None, *SHAPE)
+    assert [(taken.sample, taken.accepts) for taken in loaded.takes] == [((2, *SHAPE), (None, *SHAPE))]
 
 
 def test_archive_in_which_samples_mix_keeps_its_batch(tmp_path: Path) -> None:
@@ -128,7 +127,7 @@ def test_archive_in_which_samples_mix_keeps_its_batch(tmp_path: Path) -> None:
 
     torch.export.save(torch.export.export(Mixing(), (torch.randn(4, 3),)), tmp_path / "net.pt2")
     loaded = load_model(tmp_path / "net.pt2")
-    assert loaded.accepts == (4, 3)
+    assert loaded.takes[0].accepts == (4, 3)
 
 
 def test_graph_module_needs_trust(tmp_path: Path) -> None:
@@ -255,12 +254,57 @@ def _nan(path: Path) -> None:
     torch.save(net, path)
 
 
-def _two_inputs(path: Path) -> None:
-    class Two(nn.Module):
-        def forward(self, x: Tensor, y: Tensor) -> Tensor:
-            return x + y
+class Two(nn.Module):
+    """Tokens and a vector, and outputs by name."""
 
-    torch.export.save(torch.export.export(Two(), (torch.zeros(2), torch.zeros(2))), path)
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(7, 4)
+        self.mix = nn.Linear(4, 5)
+
+    def forward(self, tokens: Tensor, vector: Tensor, scale: float = 1.0) -> dict[str, Tensor]:
+        return {"score": self.mix(self.table(tokens).mean(1) + vector) * scale}
+
+
+def _scalar_input(path: Path) -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor, by: Tensor) -> Tensor:
+            return x * by
+
+    torch.export.save(torch.export.export(Scaled(), (torch.zeros(2), torch.tensor(2.0))), path)
+
+
+def two_inputs(batch: int) -> tuple[Tensor, Tensor]:
+    return torch.arange(3 * batch).reshape(batch, 3) % 7, torch.randn(batch, 4)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_archive_with_several_inputs(named: bool, tmp_path: Path) -> None:
+    tokens, vector = two_inputs(3)
+    program = (
+        torch.export.export(Two(), (), {"vector": vector, "tokens": tokens})
+        if named
+        else torch.export.export(Two(), (tokens, vector))
+    )
+    torch.export.save(program, tmp_path / "two.pt2")
+    loaded = load_model(tmp_path / "two.pt2")
+    takes = {taken.name: (taken.sample, taken.accepts, taken.dtype) for taken in loaded.takes}
+    assert takes == {
+        "tokens": ((3, 3), (3, 3), torch.int64),
+        "vector": ((3, 4), (3, 4), torch.float32),
+    }
+    wanted = program.module()(vector=vector, tokens=tokens) if named else program.module()(tokens, vector)
+    assert torch.equal(loaded.module(tokens=tokens, vector=vector)["score"], wanted["score"])
+
+
+def test_modules_say_their_arguments(tmp_path: Path) -> None:
+    torch.save(Two().state_dict(), tmp_path / "two.pt")
+    loaded = load_model(tmp_path / "two.pt", arch=f"{__file__}:Two")
+    assert [(taken.name, taken.required) for taken in loaded.takes] == [
+        ("tokens", True),
+        ("vector", True),
+        ("scale", False),
+    ]
 
 
 def _npz(path: Path) -> None:
@@ -287,7 +331,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
     "dict.pt": (lambda path: torch.save({"epoch": 1}, path), "holds a dict with the keys epoch"),
     "local.pt": (lambda path: torch.save(Local(), path), r"Local.*--arch.*--trust"),
     "nan.pt": (_nan, r"NaN or infinite weights \(0\.weight\)"),
-    "two.pt2": (_two_inputs, "takes 2 inputs"),
+    "scalar.pt2": (_scalar_input, "not tensors with a batch axis"),
 }
 
 

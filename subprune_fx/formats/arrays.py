@@ -47,8 +47,8 @@ def load_arrays(path: str | os.PathLike[str], takes: Sequence[Taken] = (), *, la
     """Inputs from an `.npy` or `.npz` file, and labels where there are any.
 
     Args:
-        path: With arrays that `takes.pair` finds, and perhaps the classes `y`, integer (n,). Inputs are float32 (tokens:
-            int64), first axis = sample.
+        path: With arrays that `takes.pair` finds, and perhaps the classes `y`, integer (n,). Inputs are float32, tokens
+            int64; their first axis counts samples.
         takes: What the network takes.
         labelled: Labels must be there.
 

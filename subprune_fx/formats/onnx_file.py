@@ -24,7 +24,7 @@ OLDEST = 9
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 """Domains whose operators onnxruntime has."""
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
-_DTYPES = {
+_DTYPES: dict[int, torch.dtype] = {
     **dict.fromkeys(_FLOATS, torch.float32),  # the passes compute in it
     onnx.TensorProto.INT64: torch.int64,
     onnx.TensorProto.INT32: torch.int64,

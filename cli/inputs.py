@@ -1,0 +1,100 @@
+"""The inputs of the job behind the command line: calibration, evaluation, or made-up ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from subprune_fx.bundle import Bundle, Inputs, call, parts
+from subprune_fx.cli.options import Request
+from subprune_fx.errors import SubpruneError
+from subprune_fx.formats import arrays
+from subprune_fx.formats.arrays import Samples, load_arrays
+from subprune_fx.formats.lines import first_line
+from subprune_fx.formats.load import Loaded
+from subprune_fx.formats.takes import Taken
+
+SYNTHETIC_SAMPLES = 256
+
+
+def calibration_of(request: Request, loaded: Loaded) -> Samples:
+    """The calibration inputs.
+
+    Args:
+        request: The command line.
+        loaded: The network.
+
+    Raises:
+        SubpruneError: They are unusable, or there are none and the network's input shape is not known.
+    """
+    where, takes = str(request.model), _stated(request, loaded.takes)
+    fixed = next((taken.accepts[0] for taken in takes if taken.accepts and taken.accepts[0] is not None), None)
+    if fixed is not None:
+        what = f"takes batches of exactly {fixed}, and compiling needs any size"
+        raise SubpruneError(what, where=where, remedy="export it again with dynamic_shapes for axis 0")
+    return load_arrays(request.calib, takes) if request.calib is not None else _synthetic(request, takes, where)
+
+
+def labelled(path: Path | None, takes: Sequence[Taken], calibration: Inputs) -> tuple[Inputs, Tensor] | None:
+    """Labelled inputs of the shapes that the calibration inputs have; None without a file."""
+    if path is None:
+        return None
+    shapes = [(None, *part.shape[1:]) for part in parts(calibration)]
+    names = calibration.names if isinstance(calibration, Bundle) and calibration.names else ()
+    given = [taken for taken in takes if taken.keyword in names] if names else list(takes[:1]) or [Taken("x")]
+    same = [dataclasses.replace(taken, accepts=shape) for taken, shape in zip(given, shapes, strict=True)]
+    found = load_arrays(path, same, labelled=True)
+    assert found.labels is not None
+    return found.inputs, found.labels
+
+
+def probe(module: nn.Module, example: Inputs, where: str) -> None:
+    """Run the network once: whatever it raises on this input is the user's to see, in one line.
+
+    Raises:
+        SubpruneError: It raised something.
+    """
+    try:
+        with torch.no_grad():
+            call(module, example)
+    except Exception as error:
+        shapes = " and ".join(str(tuple(part.shape)) for part in parts(example))
+        noun = "inputs of shapes" if isinstance(example, Bundle) else "an input of shape"
+        what = f"fails on {noun} {shapes}: {type(error).__name__}: {first_line(error)}"
+        raise SubpruneError(what, where=where, remedy="check --calib, --input-shape and the network") from error
+
+
+def _stated(request: Request, takes: tuple[Taken, ...]) -> tuple[Taken, ...]:
+    """What the network takes, shapes from `--input-shape` in place of its own."""
+    shapes = request.input_shape
+    if not shapes:
+        return takes
+    known = takes or (Taken("x"),)
+    if len(shapes) > len(known):
+        what = f"is given {len(shapes)} times, and the network takes {len(known)} inputs"
+        raise SubpruneError(what, where="--input-shape")
+    stated = (dataclasses.replace(t, accepts=(None, *s[1:]), sample=s) for t, s in zip(known, shapes, strict=False))
+    return (*stated, *known[len(shapes) :])
+
+
+def _synthetic(request: Request, takes: Sequence[Taken], where: str) -> Samples:
+    wanted = [taken for taken in takes if taken.required or taken.sample] or list(takes[:1])
+    if not wanted or any(taken.sample is None for taken in wanted):
+        remedy = "pass --calib X.npz, or --input-shape such as 1,3,32,32 (once for each of several inputs)"
+        raise SubpruneError("its input shape is not known", where=where, remedy=remedy)
+    if any(taken.dtype is not None and not taken.dtype.is_floating_point for taken in wanted):
+        raise SubpruneError("takes tokens, which cannot be made up", where=where, remedy="pass --calib X.npz")
+    shapes = [taken.sample for taken in wanted if taken.sample]
+    tensors = [torch.from_numpy(arrays.synthetic(shape, SYNTHETIC_SAMPLES, request.seed)) for shape in shapes]
+    said = " and ".join(str(tuple(shape[1:])) for shape in shapes)
+    note = (
+        f"no --calib: calibrated on {SYNTHETIC_SAMPLES} synthetic inputs (standard normal noise of shape {said}); "
+        "accuracy will suffer, give a few hundred real inputs"
+    )
+    alone = len(wanted) == 1
+    inputs = tensors[0] if alone else Bundle(tuple(tensors), tuple(taken.keyword for taken in wanted))
+    return Samples(inputs, notes=(note,))
