@@ -52,7 +52,7 @@ def taking(*shape: int | None) -> list[Taken]:
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_reads_a_lone_array(order: Any, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.asarray(X, order=order))
-    np.testing.assert_array_equal(load_arrays(tmp_path / "x.npy", taking(1, 3, 2)).inputs, X)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(load_arrays(tmp_path / "x.npy", taking(1, 3, 2)).inputs, X)
 
 
 def test_labels_are_optional_for_calibration(tmp_path: Path) -> None:

@@ -143,7 +143,8 @@ class Pair(nn.Module):
         self.score = nn.Linear(32, 3)
 
     def forward(self, tokens: Tensor, vector: Tensor) -> Tensor:
-        return self.score(self.hidden(self.table(tokens).mean(1) + self.mix(vector)).relu())
+        score: Tensor = self.score(self.hidden(self.table(tokens).mean(1) + self.mix(vector)).relu())
+        return score
 
 
 @pytest.mark.parametrize("model", ["pair.pt", "pair.pt2"])

@@ -73,20 +73,20 @@ def as_module(program: ExportedProgram, where: str) -> tuple[nn.Module, tuple[Ta
     """
     names = program.graph_signature.user_inputs
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    values = [nodes[name].meta.get("val") if isinstance(name, str) else None for name in names]
-    if not values or not all(isinstance(value, Tensor) and value.ndim > 0 for value in values):
+    found = [nodes[name].meta.get("val") if isinstance(name, str) else None for name in names]
+    values = [value for value in found if isinstance(value, Tensor) and value.ndim > 0]
+    if not values or len(values) < len(names):
         what = "its inputs are not tensors with a batch axis"
         raise SubpruneError(what, where=where, remedy="export a network that takes tensors")
     with quiet():
         module = program.module(check_guards=False)  # guards are Python source from the file
     module = _plain(module)
     samples = _sample_shapes(program, len(values))
-    found = []
+    takes: tuple[Taken, ...] = ()
     for name, value, sample in zip(names, values, samples, strict=True):
         sizes: Sequence[object] = value.shape  # a free one is a symbol
         shape = tuple(size if isinstance(size, int) else None for size in sizes)
-        found.append(Taken(str(name), True, shape, sample or _smallest(shape), value.dtype))
-    takes = tuple(found)
+        takes = (*takes, Taken(str(name), True, shape, sample or _smallest(shape), value.dtype))
     if all(isinstance(_shape(taken)[0], int) for taken in takes) and _free_batch(module, takes):
         takes = tuple(dataclasses.replace(taken, accepts=(None, *_shape(taken)[1:])) for taken in takes)
     return module, takes
