@@ -31,6 +31,19 @@ class Term:
     labels: Mapping[int, Labels]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Table:
+    """How one group enters the terms.
+
+    Attributes:
+        terms: Those that it enters, (t,).
+        counts: Of the indices of each dimension, how many belong to its first 0..n units, (t, rank, n + 1).
+    """
+
+    terms: NDArray[np.int64]
+    counts: NDArray[np.int64]
+
+
 class SizeModel:
     """What a network costs under any budget: parameters or multiply-adds.
 
@@ -64,20 +77,23 @@ class SizeModel:
             rank[group.units[orders[group.name]]] = np.arange(len(group.units))
         self._owner, self._rank, self._unit = owner, rank, channels.unit
         self._names = list(self.units)
-        self._factors: list[list[tuple[int, dict[str, NDArray[np.int64]]]]] = []
-        for term in terms:
-            self._add(term)
-        self._touching = {
-            name: [factors for factors in self._factors if any(name in counts for _, counts in factors)]
-            for name in self._names
-        }
+        self._times = np.array([term.times for term in terms], dtype=np.int64)
+        self._fixed = np.ones((len(terms), max((len(term.shape) for term in terms), default=0)), dtype=np.int64)
+        counted: dict[str, dict[int, dict[int, NDArray[np.int64]]]] = {name: {} for name in self._names}
+        for row, term in enumerate(terms):
+            self._fixed[row, : len(term.shape)] = term.shape
+            for axis, labels in term.labels.items():
+                for name, counts in self._counts(labels).items():
+                    counted[name].setdefault(row, {})[axis] = counts
+                    self._fixed[row, axis] -= counts[-1]
+        self._tables = {name: self._table(self.units[name], by_row) for name, by_row in counted.items()}
 
-    def _add(self, term: Term) -> None:
-        factors: list[tuple[int, dict[str, NDArray[np.int64]]]] = [(term.times, {})]
-        for axis, size in enumerate(term.shape):
-            counts = self._counts(term.labels[axis]) if axis in term.labels else {}
-            factors.append((size - sum(int(count[-1]) for count in counts.values()), counts))
-        self._factors.append(factors)
+    def _table(self, units: int, by_row: Mapping[int, Mapping[int, NDArray[np.int64]]]) -> _Table:
+        counts = np.zeros((len(by_row), self._fixed.shape[1], units + 1), dtype=np.int64)
+        for i, by_axis in enumerate(by_row.values()):
+            for axis, count in by_axis.items():
+                counts[i, axis] = count
+        return _Table(np.fromiter(by_row, dtype=np.int64), counts)
 
     def _counts(self, labels: Labels) -> dict[str, NDArray[np.int64]]:
         """By group, how many of the positions belong to its first 0..n units."""
@@ -94,28 +110,37 @@ class SizeModel:
 
     def of(self, keep: Mapping[str, int]) -> int:
         """The size when each group keeps `keep[group]` units."""
-        total = 0
-        for factors in self._factors:
-            product = 1
-            for fixed, counts in factors:
-                product *= fixed + sum(int(count[keep[name]]) for name, count in counts.items())
-            total += product
-        return total
+        return self.sum(self.dimensions(keep))
+
+    def dimensions(self, keep: Mapping[str, int]) -> NDArray[np.int64]:
+        """The sizes of all terms' dimensions under a budget, (terms, rank)."""
+        found = self._fixed.copy()
+        for name, table in self._tables.items():
+            found[table.terms] += table.counts[:, :, keep[name]]
+        return found
+
+    def sum(self, dimensions: NDArray[np.int64]) -> int:
+        """The size of a network whose terms have these dimensions."""
+        return int(self._times @ dimensions.prod(1))
 
     def neighbours(self, group: str) -> set[str]:
         """Groups that share a term with `group` (itself among them): their savings depend on what it keeps."""
-        return {name for factors in self._touching[group] for _, counts in factors for name in counts} | {group}
+        own = self._tables[group].terms
+        return {name for name, table in self._tables.items() if np.isin(table.terms, own).any()} | {group}
 
-    def saving(self, keep: Mapping[str, int], group: str, fewer: int) -> int:
-        """What is saved when `group` goes from `keep[group]` to `fewer` units and nothing else changes."""
-        changed = {**keep, group: fewer}
-        saved = 0
-        for factors in self._touching[group]:
-            before = after = 1
-            for fixed, counts in factors:
-                before *= fixed + sum(int(count[keep[name]]) for name, count in counts.items())
-                after *= fixed + sum(int(count[changed[name]]) for name, count in counts.items())
-            saved += before - after
+    def savings(self, dimensions: NDArray[np.int64], group: str, now: int, fewer: Sequence[int]) -> NDArray[np.int64]:
+        """What is saved when a group goes from `now` to `fewer` units and nothing else changes, for each.
+
+        Args:
+            dimensions: With `now` units, see `dimensions`.
+            group: The group.
+            now: Units that it keeps.
+            fewer: Units that it might keep.
+        """
+        table = self._tables[group]
+        before = dimensions[table.terms]
+        after = before[:, :, None] + table.counts[:, :, fewer] - table.counts[:, :, now, None]
+        saved: NDArray[np.int64] = self._times[table.terms] @ (before.prod(1)[:, None] - after.prod(1))
         return saved
 
 

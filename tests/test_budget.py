@@ -129,11 +129,11 @@ def test_savings_are_differences(wild: FxNetwork, seed: int) -> None:
     orders, keep = orders_of(wild, seed), keeps(wild, seed + 1)
     model = TARGETS["params"](wild, orders, torch.randn(1, 2, 6, 6), intercepts=True)
     for name in keep:
-        fewer = max(1, keep[name] // 2)
-        saved = model.saving(keep, name, fewer)
-        assert saved == model.of(keep) - model.of({**keep, name: fewer})
+        now, fewer = keep[name], [max(1, keep[name] // 2), 1]
+        saved = model.savings(model.dimensions(keep), name, now, fewer).tolist()
+        assert saved == [model.of(keep) - model.of({**keep, name: k}) for k in fewer]
         for other in set(keep) - model.neighbours(name):
-            assert model.saving({**keep, other: 1}, name, fewer) == saved
+            assert model.savings(model.dimensions({**keep, other: 1}), name, now, fewer).tolist() == saved
 
 
 class Toy:
