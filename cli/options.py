@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,9 @@ class Request:
     """The command line, parsed. The fields are the options of the same names."""
 
     model: Path
-    ratio: float
+    ratio: float | None
+    max_drop: float | None
+    pareto: tuple[float, ...]
     explain: bool
     output: tuple[Path, ...]
     calib: Path | None
@@ -77,12 +79,31 @@ class Request:
     verbose: bool
 
 
-def _ratio(context: click.Context, option: click.Parameter, value: float | None) -> float:
+def _ratio(context: click.Context, option: click.Parameter, value: float | None) -> float | None:
     del context, option
-    if value is None:
-        return math.nan
-    if not math.isfinite(value) or value <= 1:
+    if value is not None and (not math.isfinite(value) or value <= 1):
         raise click.BadParameter(f"{value:g} is not a number above 1 (8 keeps an eighth of the parameters).")
+    return value
+
+
+def _ratios(context: click.Context, option: click.Parameter, value: str | None) -> tuple[float, ...]:
+    if value is None:
+        return ()
+    try:
+        found = tuple(float(word) for word in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list of ratios, such as 2,4,8.") from None
+    if len(set(found)) < len(found):
+        raise click.BadParameter(f"{value!r} names a ratio twice.")
+    for ratio in found:
+        _ratio(context, option, ratio)
+    return found
+
+
+def _points(context: click.Context, option: click.Parameter, value: float | None) -> float | None:
+    del context, option
+    if value is not None and not 0 < value < 100:
+        raise click.BadParameter(f"{value:g} is not between 0 and 100 percentage points.")
     return value
 
 
@@ -128,10 +149,22 @@ def _version(context: click.Context, option: click.Parameter, value: bool) -> No
     context.exit()
 
 
-_NEEDED: dict[str, Callable[[dict[str, Any]], bool]] = {
-    "--ratio": lambda values: not math.isnan(values["ratio"]),
-    "-o": lambda values: bool(values["output"]),
-}
+GOALS = {"--ratio": "ratio", "--max-drop": "max_drop", "--pareto": "pareto"}
+"""Options that say how small the network is to be, and their fields: one is needed."""
+
+
+def _goals(values: Mapping[str, Any]) -> list[str]:
+    return [option for option, field in GOALS.items() if values[field] not in (None, ())]
+
+
+Clash = tuple[Callable[[Mapping[str, Any]], bool], str]
+_PRUNING: tuple[Clash, ...] = (
+    (lambda values: not _goals(values), f"Missing option '--ratio' (or {' or '.join(list(GOALS)[1:])})."),
+    (lambda values: not values["output"], "Missing option '-o'."),
+    (lambda values: len(_goals(values)) > 1, "{goals} exclude each other."),
+)
+_ALWAYS: tuple[Clash, ...] = ((lambda values: values["quiet"] and values["verbose"], "-q and -v exclude each other."),)
+"""Combinations of options that make no sense: when, and what to say."""
 
 
 @click.command(
@@ -147,6 +180,11 @@ _NEEDED: dict[str, Callable[[dict[str, Any]], bool]] = {
     metavar="R",
     help="Size before over after, above 1; --target says of what.",
 )
+@click.option("--max-drop", type=float, callback=_points, metavar="POINTS",
+              help="Instead of --ratio: the smallest network that loses at most so many percentage points, of "
+                   "accuracy on --verify, or else of agreement on calibration inputs held out.")  # fmt: skip
+@click.option("--pareto", callback=_ratios, metavar="2,4,8",
+              help="Instead of --ratio: several from one calibration, out-2.onnx and so on, and a curve.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
               help="Where to write; .onnx, .pt2 or .pt. May be repeated.")  # fmt: skip
 @click.option("--calib", type=click.Path(path_type=Path), metavar="X.npz",
@@ -243,9 +281,7 @@ def command(**values: Any) -> Request:
 
     MODEL is a .pt/.pth file (a network, or a state dict with --arch) or a .pt2 archive of torch.export.
     """
-    missing = [option for option, given in _NEEDED.items() if not given(values)]
-    if missing and not values["explain"]:
-        raise click.UsageError(f"Missing option {' and '.join(repr(option) for option in missing)}.")
-    if values["quiet"] and values["verbose"]:
-        raise click.UsageError("-q and -v exclude each other.")
+    for wrong, says in (*(() if values["explain"] else _PRUNING), *_ALWAYS):
+        if wrong(values):
+            raise click.UsageError(says.format(goals=" and ".join(_goals(values))))
     return Request(**values)

@@ -2,44 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from subprune_fx.report import FileRow, Report
+from subprune_fx.report import FileRow, Point, Report, curve
 
 PIPE_WIDTH = 120  # where stdout is not a terminal, wide enough for layer names not to break
 
 
-def show(report: Report, *, verbose: bool, console: Console | None = None) -> None:
+def show(reports: Sequence[Report], *, verbose: bool, console: Console | None = None) -> None:
     """Print what was pruned, what it cost and what was written.
 
     Args:
-        report: Of one compilation.
+        reports: Of one network, or of several made from one calibration.
         verbose: Also what was left alone, why, and how long the stages took.
         console: Where to; None: stdout.
     """
     console = console or Console()
     if not console.is_terminal:
         console.width = PIPE_WIDTH
-    console.print(_groups(report))
-    console.print(_summary(report))
-    if verbose and report.frozen:
-        console.print(_frozen(report))
-    if verbose and report.seconds:
-        console.print(_pairs("stage", "seconds", ((name, f"{value:.2f}") for name, value in report.seconds)))
-    for row in report.files:
+    console.print(_groups(reports))
+    console.print(_summary(reports[0]) if len(reports) == 1 else _curve(reports))
+    last = reports[-1]
+    if verbose and last.searched:
+        steps = ((f"{step.ratio:.3g}", f"{step.value:.2f}") for step in last.searched)
+        console.print(_pairs("ratio tried", "measured", steps))
+    if verbose and last.frozen:
+        console.print(_frozen(last))
+    if verbose and last.seconds:
+        console.print(_pairs("stage", "seconds", ((name, f"{value:.2f}") for name, value in last.seconds)))
+    for row in (row for report in reports for row in report.files):
         console.print(f"wrote {row.path}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _groups(report: Report) -> Table:
+def _groups(reports: Sequence[Report]) -> Table:
+    """Of one network with errors; of several a column each."""
+    alone = len(reports) == 1
     table = Table("group", box=box.SIMPLE_HEAD, title="pruned channels", title_justify="left")
-    for heading in ("kept", "of", "error"):
+    headings = ("kept", "of", "error") if alone else ("of", *(f"kept, {report.ratio:g}x" for report in reports))
+    for heading in headings:
         table.add_column(heading, justify="right")
-    for row in report.groups:
-        table.add_row(_plain(row.name), str(row.kept), str(row.channels), f"{row.error:.4f}")
+    for rows in zip(*(report.groups for report in reports), strict=True):
+        kept, of = [str(row.kept) for row in rows], str(rows[0].channels)
+        cells = (*kept, of, f"{rows[0].error:.4f}") if alone else (of, *kept)
+        table.add_row(_plain(rows[0].name), *cells)
+    return table
+
+
+def _curve(reports: Sequence[Report]) -> Table:
+    """What each of several networks costs and is worth; the original on top, columns without a figure left out."""
+    first = reports[0]
+    before = next((row for row in first.files if row.latency_before_ms is not None), first.files[0])
+    rows = [
+        Point(
+            *(1.0, first.before.parameters, first.before.flops, first.files[0].bytes_before),
+            *(before.latency_before_ms, None, first.accuracy_before),
+        ),
+        *curve(reports),
+    ]
+    columns = {heading: [cell(row) for row in rows] for heading, cell in CURVE.items()}
+    used = {heading: cells for heading, cells in columns.items() if any(cells)}
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in used:
+        table.add_column(heading, justify="right")
+    for cells in zip(*used.values(), strict=True):
+        table.add_row(*cells)
     return table
 
 
@@ -64,6 +94,8 @@ def _summary(report: Report) -> Table:
             table.add_row(*cells)
     if report.agreement is not None:
         table.add_row("same class as the original", "", _percent(report.agreement), "")
+    if report.drop is not None:
+        table.add_row("loss on inputs it was not made from", "", f"{report.drop:.2f} points", "")
     if report.accuracy_after is not None:
         table.add_row("accuracy", _percent(report.accuracy_before), _percent(report.accuracy_after), "")
     return table
@@ -117,3 +149,15 @@ def _percent(value: float | None) -> str:
 def _plain(text: str) -> str:
     """Text from the network, with rich's markup taken literally."""
     return text.replace("[", r"\[")
+
+
+CURVE: dict[str, Callable[[Point], str]] = {
+    "ratio": lambda point: f"{point.ratio:g}x",
+    "parameters": lambda point: f"{point.parameters:,}",
+    "FLOPs": lambda point: f"{point.flops:,}",
+    "file size": lambda point: _bytes(point.bytes),
+    "latency": lambda point: _milliseconds(point.latency_ms),
+    "same class": lambda point: _percent(point.agreement),
+    "accuracy": lambda point: _percent(point.accuracy),
+}
+"""Columns of a curve: heading, and the cell of a point; empty where there is no figure."""

@@ -204,6 +204,11 @@ def _most(total: int, ratio: float) -> int:
     return size + 1 if total / (size + 1) >= ratio else size
 
 
+def least(budget: Budget) -> int:
+    """Size with one unit a group."""
+    return budget.size.of(dict.fromkeys(budget.size.units, 1))
+
+
 def allot(rule: Rule, budget: Budget, ratio: float) -> Keep:
     """Units to keep by group under a rule, such that the network has at most 1 / ratio of its size.
 
@@ -213,9 +218,8 @@ def allot(rule: Rule, budget: Budget, ratio: float) -> Keep:
         SubpruneError: If even one unit a group is too many.
     """
     target = _most(budget.size.total, ratio)
-    least = budget.size.of(dict.fromkeys(budget.size.units, 1))
-    if least > target:
-        largest = math.floor(budget.size.total / least * 100) / 100
+    if least(budget) > target:
+        largest = math.floor(budget.size.total / least(budget) * 100) / 100
         raise SubpruneError(
             f"ratio {ratio:g} cannot be reached: with one channel a group left it is {largest:g}",
             remedy=f"ask for at most {largest:g}",

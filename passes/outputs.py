@@ -70,6 +70,11 @@ def first_tensor(output: Any) -> Tensor:
     return next(leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor))
 
 
+def is_score(output: Tensor) -> bool:
+    """Whether an output can hold class scores, a row a sample."""
+    return output.ndim == 2 and output.shape[1] > 1
+
+
 def _flat(output: Any) -> Tensor:
     tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
     return torch.cat([tensor.double().flatten(1) for tensor in tensors], dim=1)

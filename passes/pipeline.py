@@ -21,7 +21,7 @@ from subprune_fx.frontends.onnx_static import fixed_batch
 from subprune_fx.graph.channels import Group
 from subprune_fx.numerics.greedy import Block
 from subprune_fx.numerics.moments import Moments
-from subprune_fx.passes.budget import BUDGETS, DEFAULT_BUDGET, Budget, Keep, Rule, Trial, allot, fraction
+from subprune_fx.passes.budget import BUDGETS, DEFAULT_BUDGET, Budget, Keep, Rule, Trial, allot, fraction, least
 from subprune_fx.passes.calibrate import Tick, calibrate, run
 from subprune_fx.passes.dependencies import analyse, restrict
 from subprune_fx.passes.distil import distil, trained
@@ -36,6 +36,7 @@ from subprune_fx.passes.size import TARGETS
 from subprune_fx.passes.sweep import Sweep
 from subprune_fx.passes.trials import Metric, trials
 from subprune_fx.plan import Plan
+from subprune_fx.report import Step
 from subprune_fx.selectors import DEFAULT_SELECTOR, LABELLED, SELECTORS, Need, Ranking
 from subprune_fx.team import ALONE, Team
 
@@ -89,6 +90,8 @@ class Compiled:
         module: The network with that done.
         outputs: The pruned network's outputs on the calibration inputs, by batch.
         seconds: Wall time by stage, from the start of the calibration.
+        searched: Measurements that led to the ratio.
+        drop: What was measured of this network, in percentage points.
     """
 
     ratio: float
@@ -96,6 +99,8 @@ class Compiled:
     module: fx.GraphModule
     outputs: list[Any]
     seconds: dict[str, float]
+    searched: tuple[Step, ...] = ()
+    drop: float | None = None
 
 
 class Compiler:
@@ -105,6 +110,8 @@ class Compiler:
         network: The analysed network.
         options: The user's choices.
         outputs: The original network's outputs on this process's calibration inputs, by batch.
+        cut: Cuts inputs, or labels, into the batches that the network is run on.
+        verification: Labelled inputs of this process by batch; None: there are none.
         team: Who runs the others.
     """
 
@@ -146,13 +153,13 @@ class Compiler:
         self._store = Store(options.memory)
         self._step = fixed or 1
         self._batch = fixed or batch_within(options.memory, options.batch, network.graph_module, calibration[:1])
-        cut = functools.partial(batches_of, size=self._batch, whole=fixed is not None)
+        self.cut = cut = functools.partial(batches_of, size=self._batch, whole=fixed is not None)
         _check_shares(options, team, len(calibration) // (fixed or 1))
         self._batches = cut(team.share(calibration))
         self._labels = None if labels is None else cut(team.share(labels))
-        self._verification = None
+        self.verification = None
         if verification is not None:
-            self._verification = cut(team.share(verification[0])), cut(team.share(verification[1]))
+            self.verification = cut(team.share(verification[0])), cut(team.share(verification[1]))
         if options.distil and source_of(self.network.graph_module) is not None:
             what = "distillation needs gradients, and onnxruntime gives none"
             raise SubpruneError(what, remedy="leave distil out, or start from the PyTorch network")
@@ -180,6 +187,11 @@ class Compiler:
         with self._clock("select"):
             self._rankings = self._rank()
         self._budget = self._measures()
+
+    @property
+    def most(self) -> float:
+        """The largest ratio that can be reached."""
+        return self._budget.size.total / least(self._budget)
 
     def compile(self, ratio: float) -> Compiled:
         """The plan for one ratio.
@@ -270,7 +282,7 @@ class Compiler:
     def _measures(self) -> Budget:
         """What budget rules may ask: sizes, error curves, and trials of one group at a time."""
         intercepts = self.options.settings.intercept and self.options.reweight
-        batches, labels = self._verification or (self._batches, self._labels)
+        batches, labels = self.verification or (self._batches, self._labels)
         few = -(-(self.options.trial_samples - self.team.rank) // self.team.size)
         some = head(self._batches, self._step * max(1, -(-few // self._step)))
 

@@ -18,7 +18,8 @@ from subprune_fx.frontends.fx_inputs import spread
 from subprune_fx.frontends.onnx_graph import source_of
 from subprune_fx.frontends.onnx_static import fixed_batch, settle
 from subprune_fx.passes.flops import flops
-from subprune_fx.passes.outputs import agreement, batches_of, first_tensor
+from subprune_fx.passes.goals import drop_of, set_aside, within
+from subprune_fx.passes.outputs import agreement, batches_of, first_tensor, is_score
 from subprune_fx.passes.pipeline import Compiled, Compiler
 from subprune_fx.plan import Plan
 from subprune_fx.report import Cost, FrozenRow, GroupRow, Report
@@ -47,6 +48,7 @@ def prune(
     *,
     ratio: float | None = None,
     keep: float | None = None,
+    max_drop: float | None = None,
     **choices: Unpack[Choices],
 ) -> Pruned:
     """Make a trained network smaller from a few hundred unlabelled inputs.
@@ -55,8 +57,10 @@ def prune(
         model: The network; unchanged.
         calibration: Inputs as the network takes them, float32, (samples, ...); of a network with several a tuple of
             them, or a dict by the names of its arguments.
-        ratio: Size before over size after, above 1; the result meets it. This or `keep`.
+        ratio: Size before over size after, above 1; the result meets it. This, `keep` or `max_drop`.
         keep: In place of a ratio: the fraction of its channels that every group keeps, in (0, 1); no budget is needed.
+        max_drop: In place of a ratio: the smallest network that loses at most so many percentage points, of accuracy
+            on `verification`, or without it of agreement with the original on calibration inputs that are held out.
         choices: See `subprune_fx.arguments.Choices`.
 
     Returns:
@@ -66,10 +70,14 @@ def prune(
         SubpruneError: An argument is unusable, the network cannot be traced or has nothing to prune, or the ratio is
             out of reach (the message says the largest reachable one).
     """
-    if (ratio is None) == (keep is None):
-        raise SubpruneError("needs a ratio or a fraction of the channels to keep, one of the two", remedy="ratio=4")
-    ratios, keeps = (() if ratio is None else (ratio,)), (() if keep is None else (keep,))
-    (found,) = prune_each(model, calibration, ratios=ratios, keeps=keeps, **choices)
+    goals = {
+        name: () if goal is None else (goal,)
+        for name, goal in {"ratios": ratio, "keeps": keep, "max_drops": max_drop}.items()
+    }
+    if sum(map(len, goals.values())) != 1:
+        what = "needs a ratio, a fraction of the channels to keep or a largest drop, one of the three"
+        raise SubpruneError(what, remedy="ratio=4")
+    (found,) = prune_each(model, calibration, **goals, **choices)
     return found
 
 
@@ -79,6 +87,7 @@ def prune_each(
     *,
     ratios: Sequence[float] = (),
     keeps: Sequence[float] = (),
+    max_drops: Sequence[float] = (),
     **choices: Unpack[Choices],
 ) -> Iterator[Pruned]:
     """`prune` for several goals with one calibration; results come one by one, each from the original network.
@@ -88,37 +97,46 @@ def prune_each(
         calibration: See `prune`.
         ratios: See `prune`.
         keeps: See `prune`.
+        max_drops: See `prune`.
         choices: See `subprune_fx.arguments.Choices`.
 
     Yields:
-        What `prune` returns, in the order of `ratios`, then of `keeps`.
+        What `prune` returns, in the order of `ratios`, then of `keeps`, then of `max_drops`.
 
     Raises:
         SubpruneError: See `prune`.
     """
-    check_goals(ratios, keeps)
+    check_goals(ratios, keeps, max_drops)
     options = options_of(choices)
     inputs = inputs_of(calibration, "calibration")
-    labels = choices.get("labels")
-    held_out = labelled(choices.get("evaluation"), "evaluation")
+    given = choices.get("labels")
+    labels = None if given is None else labels_of(given, len(inputs), "labels")
+    verification = labelled(choices.get("verification"), "verification")
+    evaluation = labelled(choices.get("evaluation"), "evaluation")
+    aside = None
+    if max_drops and verification is None:
+        inputs, labels, aside = set_aside(inputs, labels, max(fixed_batch(model) or 1, choices.get("team", ALONE).size))
     compiler = Compiler(
         settle(model, inputs),
         inputs,
         options,
-        None if labels is None else labels_of(labels, len(inputs), "labels"),
+        labels,
         labelled(choices.get("training"), "training"),
-        labelled(choices.get("verification"), "verification"),
+        verification,
         choices.get("progress"),
         choices.get("team", ALONE),
     )
-    before = None if held_out is None else accuracy(compiler.network.graph_module, *held_out)
+    before = None if evaluation is None else accuracy(compiler.network.graph_module, *evaluation)
     goals = [*(partial(compiler.compile, ratio) for ratio in ratios)]
     goals += [*(partial(compiler.compile_fraction, keep) for keep in keeps)]
+    if max_drops:
+        drop = drop_of(compiler, aside)
+        goals += [*(partial(within, compiler, drop, limit) for limit in max_drops)]
     for goal in goals:
         compiled = goal()
         report = _report(compiler, compiled, inputs)
-        if held_out is not None:
-            after = accuracy(compiled.module, *held_out)
+        if evaluation is not None:
+            after = accuracy(compiled.module, *evaluation)
             report = dataclasses.replace(report, accuracy_before=before, accuracy_after=after)
         yield Pruned(spread(compiled.module), compiled.plan, report)
 
@@ -167,7 +185,7 @@ def _report(compiler: Compiler, compiled: Compiled, inputs: Inputs) -> Report:
         for group in channels.groups
     ]
     example = inputs[: fixed_batch(smaller) or 1]
-    scores = _is_score(first_tensor(compiler.outputs[0]))
+    scores = is_score(first_tensor(compiler.outputs[0]))
     settings = {
         "select": options.select,
         "variant": options.variant,
@@ -192,8 +210,6 @@ def _report(compiler: Compiler, compiled: Compiled, inputs: Inputs) -> Report:
         agreement=agreement(compiler.outputs, None, compiler.team)(compiled.outputs) if scores else None,
         settings=tuple((name, str(value)) for name, value in settings.items()),
         seconds=tuple(compiled.seconds.items()),
+        searched=compiled.searched,
+        drop=compiled.drop,
     )
-
-
-def _is_score(output: Tensor) -> bool:
-    return output.ndim == 2 and output.shape[1] > 1

@@ -148,11 +148,11 @@ def _check_labels(select: str, choices: Choices) -> None:
         raise SubpruneError(what, remedy="give labels (on the command line, y beside x in the --calib file)")
 
 
-def check_goals(ratios: Sequence[float], keeps: Sequence[float]) -> None:
-    """Refuse what is no ratio or no fraction.
+def check_goals(ratios: Sequence[float], keeps: Sequence[float], drops: Sequence[float]) -> None:
+    """Refuse what is no ratio, no fraction or no drop.
 
     Raises:
-        SubpruneError: A ratio is not a number above 1, or a fraction not between 0 and 1.
+        SubpruneError: A ratio is not a number above 1, a fraction not between 0 and 1, a drop not between 0 and 100.
     """
     for ratio in ratios:
         if not math.isfinite(ratio) or ratio <= 1:
@@ -162,6 +162,10 @@ def check_goals(ratios: Sequence[float], keeps: Sequence[float]) -> None:
         if not 0 < keep < 1:
             what = f"keep {keep} is not between 0 and 1"
             raise SubpruneError(what, remedy="0.5 keeps half of the channels")
+    for drop in drops:
+        if not 0 < drop < 100:
+            what = f"max_drop {drop} is not between 0 and 100 percentage points"
+            raise SubpruneError(what, remedy="1 allows a drop from 98 to 97 %")
 
 
 def inputs_of(value: Given, where: str) -> Inputs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -75,6 +76,19 @@ class FileRow:
 
 
 @dataclasses.dataclass(frozen=True)
+class Step:
+    """One measurement on the way to a goal.
+
+    Attributes:
+        ratio: At which it was made.
+        value: What was measured.
+    """
+
+    ratio: float
+    value: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
     """The whole result of one compilation.
 
@@ -92,6 +106,8 @@ class Report:
         seconds: Wall time by stage.
         notes: Warnings worth a line each.
         files: What was written.
+        searched: What was measured to find the ratio, where it was not given.
+        drop: What the network loses where it was found by that, in percentage points, on inputs it was not made from.
     """
 
     ratio: float
@@ -106,6 +122,8 @@ class Report:
     seconds: tuple[tuple[str, float], ...] = ()
     notes: tuple[str, ...] = ()
     files: tuple[FileRow, ...] = ()
+    searched: tuple[Step, ...] = ()
+    drop: float | None = None
 
     @property
     def achieved(self) -> float:
@@ -120,3 +138,38 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers, ready for JSON."""
         return {**dataclasses.asdict(self), "achieved": self.achieved}
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One network of several made from the same calibration: what it costs and what it is worth.
+
+    Attributes:
+        ratio: As asked for.
+        parameters: As `Cost`.
+        flops: As `Cost`.
+        bytes: Of the first file written.
+        latency_ms: Of the first file that has one.
+        agreement: As `Report`.
+        accuracy: As `Report.accuracy_after`.
+    """
+
+    ratio: float
+    parameters: int
+    flops: int
+    bytes: int | None
+    latency_ms: float | None
+    agreement: float | None
+    accuracy: float | None
+
+
+def curve(reports: Sequence[Report]) -> tuple[Point, ...]:
+    """A point for each report, in their order."""
+    points = []
+    for report in reports:
+        latency = next((row.latency_ms for row in report.files if row.latency_ms is not None), None)
+        size = report.files[0].bytes if report.files else None
+        after = report.after
+        worth = report.agreement, report.accuracy_after
+        points.append(Point(report.ratio, after.parameters, after.flops, size, latency, *worth))
+    return tuple(points)

@@ -242,6 +242,33 @@ def test_input_shape_gives_synthetic_inputs(run: Callable[..., Result], stub: di
     assert "synthetic" in result.err
 
 
+def test_pareto_writes_a_network_for_each_ratio(run: Callable[..., Result], folder: Path) -> None:
+    arguments = ("net.pt", "--pareto", "1.5,2.5", "--calib", "x.npz", "--eval", "xy.npz", "--json", "r.json")
+    result = run(*arguments, "-o", "a.onnx", "-o", "a.pt")
+    assert result.code == 0, result.err
+    tree = json.loads((folder / "r.json").read_text())
+    assert [point["ratio"] for point in tree["curve"]] == [1.5, 2.5]
+    written = [Path(row["path"]).name for report in tree["reports"] for row in report["files"]]
+    assert written == [f"a-{ratio}{suffix}" for ratio in ("1.5", "2.5") for suffix in (".onnx", ".pt")]
+    for point, report in zip(tree["curve"], tree["reports"], strict=True):
+        assert point["parameters"] * point["ratio"] <= report["before"]["parameters"]
+        assert (folder / f"a-{point['ratio']:g}.onnx").stat().st_size == point["bytes"]
+        assert point["accuracy"] == report["accuracy_after"]
+    assert result.out.count("wrote ") == 4
+    assert all(heading in result.out for heading in ("kept, 2.5x", "file size", "latency", "same class", "accuracy"))
+
+
+def test_max_drop_reports_what_it_measured(run: Callable[..., Result], folder: Path) -> None:
+    result = run(
+        "net.pt", "--max-drop", "30", "--calib", "x.npz", "--verify", "xy.npz", "-o", "a.onnx", "--json", "r.json"
+    )
+    assert result.code == 0, result.err
+    report = json.loads((folder / "r.json").read_text())
+    assert report["drop"] <= 30
+    assert {"ratio": report["ratio"], "value": report["drop"]} in report["searched"]
+    assert f"{report['drop']:.2f} points" in result.out
+
+
 # Bad input: arguments -> what is said. The output is always a.onnx unless the arguments name another.
 
 GOOD = ("net.pt", "--calib", "x.npz", "--ratio", "2")
@@ -252,6 +279,13 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "ratio NaN": (("net.pt", "--ratio", "nan"), "nan is not a number above 1"),
     "ratio inf": (("net.pt", "--ratio", "inf"), "inf is not a number above 1"),
     "ratio text": (("net.pt", "--ratio", "much"), "not a valid float"),
+    "drop": (("net.pt", "--max-drop", "0"), "0 is not between 0 and 100"),
+    "pareto text": (("net.pt", "--pareto", "2,many"), "'2,many' is not a list of ratios"),
+    "pareto 1": (("net.pt", "--pareto", "1,2"), "1 is not a number above 1"),
+    "pareto twice": (("net.pt", "--pareto", "2,4,2"), "names a ratio twice"),
+    "two goals": ((*GOOD, "--pareto", "2,4"), "--ratio and --pareto exclude each other"),
+    "three goals": ((*GOOD, "--pareto", "2,4", "--max-drop", "1"), "--ratio and --max-drop and --pareto exclude"),
+    "pareto in the way": (("net.pt", "--pareto", "2,4", "-o", "./a.onnx"), "named twice"),
     "unknown option": ((*GOOD, "--fast"), "No such option"),
     "unknown variant": ((*GOOD, "--variant", "best"), "'best' is not one of"),
     "stochastic": ((*GOOD, "--stochastic", "1.5"), "1.5 is not between 0 and 1"),

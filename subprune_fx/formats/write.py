@@ -28,6 +28,7 @@ from subprune_fx.passes import export, onnx_rewrite, validate
 from subprune_fx.report import FileRow
 
 Progress = Callable[[str, int, int], None]
+Measured = tuple[int | None, float | None]
 
 
 class Job:
@@ -51,6 +52,29 @@ class Job:
     def fixed_batch(self) -> int | None:
         """The only batch size that the captured program takes; None for any."""
         return None if self.captured[1] else len(self.example)
+
+
+class Baseline:
+    """The network before, written and timed once in each format, however many networks are compared with it."""
+
+    def __init__(self, module: nn.Module, example: Inputs) -> None:
+        self._job = Job(module, example)
+        self._measured: dict[str, Measured] = {}
+
+    def measure(self, writer: Writer, suffix: str) -> Measured:
+        """Bytes, and milliseconds a sample, of the network in a format; None where it has no such form."""
+        if suffix not in self._measured:
+            self._measured[suffix] = self._measure(writer, suffix)
+        return self._measured[suffix]
+
+    def _measure(self, writer: Writer, suffix: str) -> Measured:
+        with tempfile.TemporaryDirectory(prefix="subprune-") as folder:
+            path = Path(folder) / f"original{suffix}"
+            try:
+                writer.write(self._job, path)
+                return path.stat().st_size, writer.time(path, self._job.example) if writer.time else None
+            except Exception:  # noqa: BLE001 - only figures for the report are lost
+                return None, None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,13 +145,14 @@ def write_all(
     """
     for target in check_targets(targets):
         writer_of(target, module)
+    baseline = None if original is None else Baseline(original, example)
     with staged(targets) as temporaries:
-        return fill(module, original, example, calibration, temporaries, progress=progress)
+        return fill(module, baseline, example, calibration, temporaries, progress=progress)
 
 
 def fill(
     module: nn.Module,
-    original: nn.Module | None,
+    original: Baseline | None,
     example: Inputs,
     calibration: Inputs,
     temporaries: Mapping[Path, Path],
@@ -138,7 +163,7 @@ def fill(
 
     Args:
         module: See `write_all`.
-        original: See `write_all`.
+        original: The network before.
         example: See `write_all`.
         calibration: See `write_all`.
         temporaries: Target -> where to write it for now.
@@ -152,17 +177,13 @@ def fill(
         ValidationError: See `write_all`.
     """
     job = Job(module, example)
-    before = Job(original, example) if original is not None else None
-    measured: dict[str, tuple[int | None, float | None]] = {}  # one original per format, however many targets
     rows = []
     for done, (target, temporary) in enumerate(temporaries.items()):
         if progress:
             progress("write", done, len(temporaries))
         writer = writer_of(target, module)
-        suffix = target.suffix.lower()
-        if suffix not in measured:
-            measured[suffix] = _measure(before, writer, suffix)
-        rows.append(_write(job, writer, target, temporary, calibration, measured[suffix]))
+        before = (None, None) if original is None else original.measure(writer, target.suffix.lower())
+        rows.append(_write(job, writer, target, temporary, calibration, before))
     if progress:
         progress("write", len(temporaries), len(temporaries))
     return tuple(rows)
@@ -174,7 +195,7 @@ def _write(
     target: Path,
     temporary: Path,
     calibration: Inputs,
-    before: tuple[int | None, float | None],
+    before: Measured,
 ) -> FileRow:
     try:
         writer.write(job, temporary)
@@ -193,19 +214,6 @@ def _write(
         latency_before_ms=before[1],
         max_difference=difference,
     )
-
-
-def _measure(job: Job | None, writer: Writer, suffix: str) -> tuple[int | None, float | None]:
-    """Size and latency of the original in this format; None where it has no such form."""
-    if job is None:
-        return None, None
-    with tempfile.TemporaryDirectory(prefix="subprune-") as folder:
-        path = Path(folder) / f"original{suffix}"
-        try:
-            writer.write(job, path)
-            return path.stat().st_size, writer.time(path, job.example) if writer.time else None
-        except Exception:  # noqa: BLE001 - only figures for the report are lost
-            return None, None
 
 
 def _write_onnx(job: Job, path: Path) -> None:
