@@ -13,8 +13,7 @@ from torch import Tensor, fx
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.frontends.fx_tails import Tail, affine
 from subprune_fx.graph.propagation import Consumer
-from subprune_fx.numerics.collect import add_outputs, parts
-from subprune_fx.numerics.moments import Moments
+from subprune_fx.numerics.collect import Collected, add_outputs, parts
 from subprune_fx.numerics.readers import Reader
 from subprune_fx.numerics.saturation import admissible
 from subprune_fx.passes.calibrate import parameter
@@ -130,7 +129,7 @@ def steering(scale: Tensor) -> Tensor:
     return torch.where(scale.abs() > NEGLIGIBLE * scale.abs().max(), scale, torch.inf)
 
 
-def saturated(aim: Aim, posed: Problem, moments: Moments, settings: Settings) -> tuple[Problem, Moments]:
+def saturated(aim: Aim, posed: Problem, moments: Collected, settings: Settings) -> tuple[Problem, Collected]:
     """Refit a consumer to what its activation lets through.
 
     Where the activation is constant around the target (a ReLU's negative side), any output on that side is as good.

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.graph.propagation import Consumer
-from subprune_fx.numerics.collect import Collector
+from subprune_fx.numerics.collect import Collected, Collector
 from subprune_fx.numerics.moments import Moments
 from subprune_fx.numerics.readers import Reader
 from subprune_fx.team import ALONE, Team
@@ -21,7 +21,7 @@ Tick = Callable[[int, int], None]
 
 def calibrate(
     network: FxNetwork, batches: Sequence[Inputs], tick: Tick | None = None, team: Team = ALONE
-) -> tuple[dict[str, Moments], list[Any]]:
+) -> tuple[dict[str, Collected], list[Any]]:
     """Moments of every consumer's input in the original network, and the network's outputs.
 
     Args:
@@ -31,10 +31,10 @@ def calibrate(
         team: Who has the other batches.
 
     Returns:
-        Moments by consumer name, of all batches (their target parts are zero: a target that is linear in the input
-        follows from them), and one output per own batch.
+        Moments by consumer name, of all batches (without targets: one that is linear in the input follows from them),
+        and one output per own batch.
     """
-    recorder = _Recorder(network)
+    recorder = _Recorder(network, team.batches(batches))
     outputs = []
     with torch.no_grad():
         for done, batch in enumerate(batches, 1):
@@ -77,7 +77,7 @@ def parameter(module: torch.nn.Module, name: str) -> Tensor:
 class _Recorder(fx.Interpreter):
     """Collects what every consumer reads; consumers that read the same in the same way share it."""
 
-    def __init__(self, network: FxNetwork) -> None:
+    def __init__(self, network: FxNetwork, batches: float) -> None:
         super().__init__(network.graph_module)
         self.network = network
         self.reads: dict[str, tuple[str, Reader]] = {
@@ -85,7 +85,7 @@ class _Recorder(fx.Interpreter):
             for name in network.channels.consumers
         }
         first = {read: name for name, read in reversed(self.reads.items())}
-        self.collectors = {name: Collector(reader) for (_, reader), name in first.items()}
+        self.collectors = {name: Collector(reader, batches) for (_, reader), name in first.items()}
         self.shared = {name: first[read] for name, read in self.reads.items()}
 
     def run_node(self, n: fx.Node) -> Any:
@@ -93,11 +93,7 @@ class _Recorder(fx.Interpreter):
             self.collectors[n.name].add(self.env[operand(n, self.reads[n.name][0])])
         return super().run_node(n)
 
-    def moments(self, team: Team) -> dict[str, Moments]:
+    def moments(self, team: Team) -> dict[str, Collected]:
         """By consumer."""
         inputs = {name: team.inputs(collector.moments()) for name, collector in self.collectors.items()}
-        found = {}
-        for name, (_, reader) in self.reads.items():
-            weight = parameter(self.network.graph_module, self.network.channels.contractions[name].weight)
-            found[name] = inputs[self.shared[name]].untargeted(reader.matrix(weight).shape[2])
-        return found
+        return {name: inputs[self.shared[name]] for name in self.reads}

@@ -22,7 +22,7 @@ from subprune_fx.passes.calibrate import empty_moments, operand, parameter
 from subprune_fx.passes.dependencies import analyse, restrict
 from subprune_fx.passes.evidence import positions
 from subprune_fx.passes.outputs import batches_of
-from subprune_fx.passes.problems import Settings, blocks, column_units, own_target, pose
+from subprune_fx.passes.problems import Settings, blocks, column_units, pose
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _diagnosis(
         consumer, reader = network.channels.contractions[name], network.readers[name]
         units = column_units(consumer, reader.taps, network.channels.unit)
         weight = reader.matrix(parameter(network.graph_module, consumer.weight))
-        problem = pose(own_target(moments[name], weight), weight, units, Settings(intercept=False, ridge=0.0))
+        problem = pose(moments[name].towards(weight), weight, units, Settings(intercept=False, ridge=0.0))
         parts += blocks(group, problem, network.channels, ~network.channels.prunable, everything)
         for gram, unit in zip(moments[name].gram, units, strict=True):
             own = torch.from_numpy(np.flatnonzero(local[unit] >= 0))

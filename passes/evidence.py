@@ -16,8 +16,8 @@ from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.graph.channels import Group
 from subprune_fx.graph.step import leaves
-from subprune_fx.numerics.greedy import Block
-from subprune_fx.numerics.moments import Moments
+from subprune_fx.numerics.collect import Collected
+from subprune_fx.numerics.elimination import Part
 from subprune_fx.numerics.prefixes import kept_errors, reweighted_errors
 from subprune_fx.passes.calibrate import parameter
 from subprune_fx.passes.losses import GroupLosses, Reading, among, within
@@ -36,7 +36,7 @@ class Gatherer:
     def __init__(
         self,
         network: FxNetwork,
-        moments: Callable[[], Mapping[str, Moments]],
+        moments: Callable[[], Mapping[str, Collected]],
         settings: Settings,
         *,
         batches: Sequence[Inputs],
@@ -92,7 +92,7 @@ class Gatherer:
         generator = generator_of(self._seed, self.network.channels.groups.index(group))
         return Evidence(len(group.units), generator, self._epsilon, **found)
 
-    def live(self, group: Group, needs: frozenset[Need], parts: Sequence[Block], scratch: Scratch) -> Evidence:
+    def live(self, group: Group, needs: frozenset[Need], parts: Sequence[Part], scratch: Scratch) -> Evidence:
         """The same on the pruned-so-far network, when the sweep reaches the group's consumer."""
         generator = generator_of(self._seed, self.network.channels.groups.index(group), live=True)
         found: dict[str, Any] = {}
@@ -141,12 +141,16 @@ class Gatherer:
             taps = max(taps, reader.taps)
         return Sensitivity(torch.from_numpy(largest[:-1]), patches, taps)
 
-    def blocks(self, group: Group, *, refit: bool = True) -> list[Block]:
+    def blocks(self, group: Group, *, refit: bool = True) -> list[Part]:
         """Normal equations of the group's consumers, whose other columns are refitted or keep their weights."""
-        problems, channels = self.reweighter.problems, self.network.channels
+        reweighter, channels = self.reweighter, self.network.channels
         alive = np.ones(channels.prunable.size, dtype=bool)
         settled = ~channels.prunable & refit
-        return [block for name in group.consumers for block in blocks(group, problems[name], channels, settled, alive)]
+        return [
+            block
+            for name in group.consumers
+            for block in blocks(group, reweighter.posed(name)[1], channels, settled, alive)
+        ]
 
     def readouts(self, group: Group) -> list[Readout]:
         """Weights of the group's consumers, in the order of `blocks`."""

@@ -22,6 +22,7 @@ class Lockstep:
     Attributes:
         outputs: The pruned network's outputs, one per batch, once the walk is over.
         team: Who walks with other batches.
+        share: How many batches as large as the first all of them have.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Lockstep:
         team: Team = ALONE,
     ) -> None:
         self.team = team
+        self.share = team.batches(batches)
         self._scratch = scratch
         self._store = store or Store()
         self._batches = batches

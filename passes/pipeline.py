@@ -19,8 +19,8 @@ from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.onnx_graph import source_of
 from subprune_fx.frontends.onnx_static import fixed_batch
 from subprune_fx.graph.channels import Group
-from subprune_fx.numerics.greedy import Block
-from subprune_fx.numerics.moments import Moments
+from subprune_fx.numerics.collect import Collected
+from subprune_fx.numerics.elimination import Part
 from subprune_fx.passes.budget import BUDGETS, DEFAULT_BUDGET, Budget, Keep, Rule, Trial, allot, fraction, least
 from subprune_fx.passes.calibrate import Tick, calibrate, run
 from subprune_fx.passes.dependencies import analyse, restrict
@@ -179,7 +179,7 @@ class Compiler:
             team=team,
         )
         with self._clock("calibrate"):
-            self._calibrated: dict[str, Moments] | None = None
+            self._calibrated: dict[str, Collected] | None = None
             if Need.MOMENTS in self._row.needs:
                 self._moments()
             else:
@@ -241,7 +241,7 @@ class Compiler:
     def _tick(self, stage: str) -> Tick:
         return lambda done, total: self._report(stage, done, total)
 
-    def _moments(self) -> dict[str, Moments]:
+    def _moments(self) -> dict[str, Collected]:
         """Of the original network, on first demand."""
         if self._calibrated is None:
             self._calibrated, self.outputs = calibrate(self.network, self._batches, self._tick("calibrate"), self.team)
@@ -261,7 +261,7 @@ class Compiler:
         """Whether groups wait for the sweep: seq aims at what all of a layer's channels give there, dropped or not."""
         return self._row.live or (self.options.reweight and self.options.variant == "seq")
 
-    def _choose(self, group: Group, parts: Sequence[Block], scratch: Scratch, keep: int) -> Ranking:
+    def _choose(self, group: Group, parts: Sequence[Part], scratch: Scratch, keep: int) -> Ranking:
         """Rank a group again on the pruned-so-far network, if the selector does that."""
         if not self._row.live:
             return self._rankings[group.name]

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from subprune_fx.graph.channels import ChannelGraph, Group
 from subprune_fx.graph.propagation import Consumer
-from subprune_fx.numerics.greedy import Block
-from subprune_fx.numerics.moments import Moments
+from subprune_fx.numerics.collect import Collected
+from subprune_fx.numerics.elimination import Part
+from subprune_fx.numerics.normal import Equations
 from subprune_fx.numerics.ridge import DEFAULT_RIDGE
-from subprune_fx.numerics.solve import factor
 
 RESOLUTION = 1e-13
 """Deviations below this fraction of the mean square are rounding: of inputs that do not vary, nothing is explained."""
@@ -45,26 +45,24 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """min_W ||Y - B W||^2 + lambda ||W - W_0||^2 per channel group of a consumer, as normal equations.
-
-    Expanding gives gram = B'B + lambda I and cross = B'Y + lambda W_0, so a consumer that keeps all its channels and
-    whose target is B W_0 keeps its weights exactly.
+    """min_W ||Y - B W||^2 + lambda ||W - W_0||^2 per channel group of a consumer.
 
     Attributes:
-        gram: (groups, d, d), float64.
-        cross: (groups, d, m), float64.
-        energy: ||Y||^2 + lambda ||W_0||^2, shape (groups,).
+        equations: The regressions.
         unit: Unit of each column, shape (groups, d).
         weight: W_0, shape (groups, d, m).
         ridge: lambda, shape (groups,).
     """
 
-    gram: Tensor
-    cross: Tensor
-    energy: Tensor
+    equations: Equations
     unit: NDArray[np.int64]
     weight: Tensor
     ridge: Tensor
+
+    @property
+    def energy(self) -> Tensor:
+        """||Y||^2 + lambda ||W_0||^2, shape (groups,)."""
+        return self.equations.energy
 
     def kept(self, alive: NDArray[np.bool_]) -> Tensor:
         """Columns whose unit is alive, (groups, kept d), int64; every group has as many."""
@@ -74,25 +72,24 @@ class Problem:
         """The problem on the columns whose unit is alive."""
         kept = self.kept(alive)
         rows = torch.arange(len(kept))[:, None]
-        return dataclasses.replace(
-            self,
-            gram=self.gram[rows[:, :, None], kept[:, :, None], kept[:, None, :]],
-            cross=self.cross[rows, kept],
-            unit=np.take_along_axis(self.unit, kept.numpy(), 1),
-            weight=self.weight[rows, kept],
+        return Problem(
+            self.equations.only(kept),
+            np.take_along_axis(self.unit, kept.numpy(), 1),
+            self.weight[rows, kept],
+            self.ridge,
         )
 
-    def aimed(self, moments: Moments, settings: Settings) -> Problem:
+    def aimed(self, moments: Collected, settings: Settings) -> Problem:
         """The same columns with the targets that `moments` hold instead."""
         return pose(moments, self.weight, self.unit, settings)
 
     def solution(self) -> Tensor:
         """argmin_W (paper eq. 4), (groups, d, m)."""
-        return torch.cholesky_solve(self.cross, factor(self.gram))
+        return self.equations.solution()
 
     def reweighted(self, alive: NDArray[np.bool_]) -> Tensor:
         """New weights on the columns whose unit is alive, (groups, kept d, m)."""
-        return self.only(alive).solution()
+        return self.equations.only(self.kept(alive)).solution()
 
 
 def column_units(consumer: Consumer, taps: int, unit: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -105,7 +102,7 @@ def live_units(units: NDArray[np.int64], alive: NDArray[np.bool_]) -> NDArray[np
     return units[alive[units]].reshape(units.shape[0], -1)
 
 
-def pose(moments: Moments, weight: Tensor, unit: NDArray[np.int64], settings: Settings) -> Problem:
+def pose(moments: Collected, weight: Tensor, unit: NDArray[np.int64], settings: Settings) -> Problem:
     """The problem whose target is what `moments` hold.
 
     Args:
@@ -116,28 +113,15 @@ def pose(moments: Moments, weight: Tensor, unit: NDArray[np.int64], settings: Se
     """
     used = moments.centred() if settings.intercept else moments
     weight = weight.double()
-    diagonal = used.gram.diagonal(dim1=1, dim2=2).mean(1).clamp(min=torch.finfo(torch.float32).tiny)
-    ridge = settings.ridge * diagonal
+    ridge = settings.ridge * used.level().clamp(min=torch.finfo(torch.float32).tiny)
     if settings.intercept:
-        ridge = torch.maximum(ridge, RESOLUTION * moments.gram.diagonal(dim1=1, dim2=2).mean(1))
-    gram = used.gram.clone()
-    gram.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
-    cross = used.cross + ridge[:, None, None] * weight
-    energy = used.energy.clamp(min=0) + ridge * weight.square().sum((1, 2))
-    return Problem(gram, cross, energy, unit, weight, ridge)
-
-
-def own_target(moments: Moments, weight: Tensor) -> Moments:
-    """The same input moments with the target B W_0: cross = B'B W_0 (LayerInChange and SeqInChange)."""
-    weight = weight.double()
-    cross = moments.gram @ weight
-    targets = (moments.columns[:, None, :] @ weight)[:, 0, :]
-    return dataclasses.replace(moments, cross=cross, targets=targets, energy=(weight * cross).sum((1, 2)).clamp(min=0))
+        ridge = torch.maximum(ridge, RESOLUTION * moments.level())
+    return Problem(used.normal(weight, ridge, own=settings.intercept), unit, weight, ridge)
 
 
 def blocks(
     group: Group, problem: Problem, channels: ChannelGraph, settled: NDArray[np.bool_], alive: NDArray[np.bool_]
-) -> list[Block]:
+) -> list[Part]:
     """The part of a consumer's problem that one group decides; errors are relative to the consumer's whole target.
 
     Channels that are sure to stay are refitted together with what is kept, so they are eliminated first. Those of other
@@ -155,57 +139,20 @@ def blocks(
     local[group.units] = np.arange(group.units.size)
     total = float(problem.energy.sum()) or 1.0
     found = []
-    for g, unit in enumerate(problem.unit):
-        if not (local[unit] >= 0).any():
+    for g, columns in enumerate(problem.unit):
+        if not (local[columns] >= 0).any():
             continue
-        system = _System(problem.gram[g], problem.cross[g], float(problem.energy[g]), unit, problem.weight[g])
-        system = system.only(alive[unit])
-        system = system.fixed(~settled[system.unit] & (local[system.unit] < 0))
-        system = system.eliminated(local[system.unit] < 0)
-        columns = torch.from_numpy(local[system.unit])
-        found.append(Block(system.gram, system.cross, columns, max(system.energy, 0.0), 1.0 / total))
+        system, unit = problem.equations.system(g), columns
+        if not alive[unit].all():
+            system, unit = system.only(_where(alive[unit])), unit[alive[unit]]
+        held, gone = ~settled[unit] & (local[unit] < 0), local[unit] < 0
+        if held.any():
+            system, unit, gone = system.fixed(_where(held), _where(~held)), unit[~held], gone[~held]
+        if gone.any():
+            system, unit = system.eliminated(_where(gone), _where(~gone)), unit[~gone]
+        found.append(system.part(torch.from_numpy(local[unit]), 1.0 / total))
     return found
 
 
-@dataclasses.dataclass(frozen=True)
-class _System:
-    """Normal equations of one channel group of a consumer, with the unit and the original weights of each column."""
-
-    gram: Tensor
-    cross: Tensor
-    energy: float
-    unit: NDArray[np.int64]
-    weight: Tensor
-
-    def only(self, mask: NDArray[np.bool_]) -> _System:
-        """The columns in `mask`, without the others."""
-        if mask.all():
-            return self
-        index = torch.from_numpy(np.flatnonzero(mask))
-        return _System(self.gram[index][:, index], self.cross[index], self.energy, self.unit[mask], self.weight[index])
-
-    def fixed(self, mask: NDArray[np.bool_]) -> _System:
-        """What is left of the target when the columns in `mask` keep their weights."""
-        if not mask.any():
-            return self
-        index = torch.from_numpy(np.flatnonzero(mask))
-        held = self.weight[index]
-        explained = self.gram[:, index] @ held
-        energy = self.energy + float((held * (explained[index] - 2 * self.cross[index])).sum())
-        return dataclasses.replace(self, cross=self.cross - explained, energy=energy).only(~mask)
-
-    def eliminated(self, mask: NDArray[np.bool_]) -> _System:
-        """What is left when the columns in `mask` have the best weights, whatever those of the others."""
-        if not mask.any():
-            return self
-        gone, left = (torch.from_numpy(np.flatnonzero(part)) for part in (mask, ~mask))
-        root = factor(self.gram[gone][:, gone])
-        rows = torch.linalg.solve_triangular(root, self.gram[gone][:, left], upper=False)
-        known = torch.linalg.solve_triangular(root, self.cross[gone], upper=False)
-        return _System(
-            self.gram[left][:, left] - rows.mT @ rows,
-            self.cross[left] - rows.mT @ known,
-            self.energy - float(known.square().sum()),
-            self.unit[~mask],
-            self.weight[left],
-        )
+def _where(mask: NDArray[np.bool_]) -> Tensor:
+    return torch.from_numpy(np.flatnonzero(mask))

@@ -18,16 +18,15 @@ from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.graph.channels import Group
 from subprune_fx.graph.propagation import Consumer
-from subprune_fx.numerics.collect import Collector, add_outputs
-from subprune_fx.numerics.greedy import Block
-from subprune_fx.numerics.moments import Moments
+from subprune_fx.numerics.collect import Collected, Collector, add_outputs
+from subprune_fx.numerics.elimination import Part
 from subprune_fx.numerics.readers import Reader
 from subprune_fx.passes.aims import Aim, aim, saturated
 from subprune_fx.passes.calibrate import Tick, parameter
 from subprune_fx.passes.lockstep import Lockstep
 from subprune_fx.passes.memory import Store
 from subprune_fx.passes.patches import unit_factors
-from subprune_fx.passes.problems import Problem, Settings, blocks, column_units, live_units, own_target, pose
+from subprune_fx.passes.problems import Problem, Settings, blocks, column_units, live_units, pose
 from subprune_fx.passes.scratch import Scratch
 from subprune_fx.plan import Decision, Plan
 from subprune_fx.selectors import Ranking
@@ -35,7 +34,7 @@ from subprune_fx.team import ALONE, Team
 
 VARIANTS = ("asym", "seq", "layer")
 
-Choose = Callable[[Group, Sequence[Block], Scratch, int], Ranking]
+Choose = Callable[[Group, Sequence[Part], Scratch, int], Ranking]
 """From a group, its consumer's problem on the pruned-so-far network, that network, and how many units to keep."""
 
 
@@ -80,7 +79,7 @@ class Sweep:
         self.team = team
         self.scratch = Scratch(network)
         self.decisions: dict[str, Decision] = {}
-        self._last: tuple[tuple[str, Reader], Moments] | None = None
+        self._last: tuple[tuple[str, Reader], Collected] | None = None
 
     def run(self, batches: Sequence[Inputs], tick: Tick | None = None) -> tuple[Plan, list[Any]]:
         """Walk both networks over the calibration inputs.
@@ -132,7 +131,7 @@ class Sweep:
             return walk.reads_other(node, consumer.source)
         return not bool(self.scratch.alive[self.network.channels.unit[consumer.labels]].all())
 
-    def _pose(self, node: fx.Node, consumer: Consumer, walk: Lockstep) -> tuple[Aim | None, Moments, Problem]:
+    def _pose(self, node: fx.Node, consumer: Consumer, walk: Lockstep) -> tuple[Aim | None, Collected, Problem]:
         """The consumer's least-squares problem: what it reads, and the target that the variant aims at.
 
         asym and seq read the pruned network's activations B and have the aims of `passes.aims`; layer reads the
@@ -150,7 +149,7 @@ class Sweep:
             matrix = reader.matrix(self.scratch.get(consumer.weight))
         moments = self._collected(node, consumer, walk).untargeted(matrix.shape[2])
         if aimed is None:
-            moments = own_target(moments, matrix)
+            moments = moments.towards(matrix)
         else:
             for x, y in zip(self._inputs(node, consumer, walk), aimed.targets, strict=True):
                 add_outputs(moments, reader, x, y)
@@ -162,11 +161,11 @@ class Sweep:
         read = walk.original_inputs if self.variant == "layer" else walk.inputs
         return read(node, consumer.source)
 
-    def _collected(self, node: fx.Node, consumer: Consumer, walk: Lockstep) -> Moments:
+    def _collected(self, node: fx.Node, consumer: Consumer, walk: Lockstep) -> Collected:
         """Moments of the consumer's input, which the next consumer may read in the same way."""
         key = consumer.source, self.network.readers[node.name]
         if self._last is None or self._last[0] != key:
-            collector = Collector(self.network.readers[node.name])
+            collector = Collector(self.network.readers[node.name], walk.share)
             for x in self._inputs(node, consumer, walk):
                 collector.add(x)
             self._last = key, self.team.inputs(collector.moments())
@@ -201,7 +200,7 @@ class Sweep:
             columns = torch.from_numpy(factor[units]).to(weight.dtype)
             self.scratch.set(consumer.weight, reader.weight(reader.matrix(weight) * columns[:, :, None], weight))
 
-    def _reweight(self, name: str, consumer: Consumer, posed: Problem, moments: Moments, aimed: Aim | None) -> None:
+    def _reweight(self, name: str, consumer: Consumer, posed: Problem, moments: Collected, aimed: Aim | None) -> None:
         """Paper eq. (4), and the intercept that goes with it."""
         scratch = self.scratch
         where = self.network.intercepts.get(name)

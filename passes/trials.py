@@ -19,10 +19,14 @@ from torch import Tensor, fx
 from subprune_fx.bundle import Inputs, parts
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.graph.channels import Group
+from subprune_fx.numerics.collect import Collected
 from subprune_fx.numerics.moments import Moments
 from subprune_fx.passes.calibrate import Tick, parameter
 from subprune_fx.passes.memory import Store
-from subprune_fx.passes.problems import Problem, Settings, column_units, own_target, pose
+from subprune_fx.passes.problems import Problem, Settings, column_units, pose
+
+IN_MEMORY = 1 << 25
+"""Elements of matrices of problems that are kept for the next trial (256 MB)."""
 
 Metric = Callable[[Sequence[Any]], float]
 """From the outputs of all batches to one number."""
@@ -117,19 +121,32 @@ class Reweighter:
     """Full-size parameters of consumers when some of their channels are gone, by the original network's moments."""
 
     def __init__(
-        self, network: FxNetwork, moments: Mapping[str, Moments], settings: Settings, *, reweight: bool
+        self, network: FxNetwork, moments: Mapping[str, Collected], settings: Settings, *, reweight: bool
     ) -> None:
         self.network = network
         self.settings = settings
         self.reweight = reweight
-        self.moments: dict[str, Moments] = {}
-        self.problems: dict[str, Problem] = {}
-        for name, found in moments.items():
-            consumer = network.channels.contractions[name]
-            weight = network.readers[name].matrix(parameter(network.graph_module, consumer.weight))
-            units = column_units(consumer, network.readers[name].taps, network.channels.unit)
-            self.moments[name] = own_target(found, weight)
-            self.problems[name] = pose(self.moments[name], weight, units, settings.of(name in network.intercepts))
+        self._inputs = moments
+        self._posed: dict[str, tuple[Collected, Problem]] = {}
+
+    def posed(self, name: str) -> tuple[Collected, Problem]:
+        """A consumer's moments with its own output as the target, and its least-squares problem.
+
+        They take several times the room of the input's moments, so only the last few are kept.
+        """
+        if name not in self._posed:
+            self._posed[name] = self._pose(name)
+            while len(self._posed) > 1 and sum(_elements(moments) for moments, _ in self._posed.values()) > IN_MEMORY:
+                del self._posed[next(iter(self._posed))]
+        return self._posed[name]
+
+    def _pose(self, name: str) -> tuple[Collected, Problem]:
+        network = self.network
+        consumer, reader = network.channels.contractions[name], network.readers[name]
+        weight = reader.matrix(parameter(network.graph_module, consumer.weight))
+        units = column_units(consumer, reader.taps, network.channels.unit)
+        moments = self._inputs[name].towards(weight)
+        return moments, pose(moments, weight, units, self.settings.of(name in network.intercepts))
 
     def patches(self, group: Group, alive: NDArray[np.bool_]) -> dict[str, Tensor]:
         """New parameters of the group's consumers, dropped columns zero."""
@@ -139,7 +156,7 @@ class Reweighter:
         return found
 
     def _patch(self, name: str, alive: NDArray[np.bool_]) -> dict[str, Tensor]:
-        problem, network = self.problems[name], self.network
+        (moments, problem), network = self.posed(name), self.network
         consumer = network.channels.contractions[name]
         mask = torch.from_numpy(alive[problem.unit])
         full = torch.zeros_like(problem.weight)
@@ -150,6 +167,10 @@ class Reweighter:
         where = network.intercepts.get(name)
         if solved and self.settings.intercept and where is not None and not where.new:
             current = parameter(network.graph_module, where.name)
-            shift = self.moments[name].intercept(full).reshape(-1).to(current.dtype)
+            shift = moments.intercept(full).reshape(-1).to(current.dtype)
             patch[where.name] = current + where.sign * shift.reshape(current.shape)
         return patch
+
+
+def _elements(moments: Collected) -> int:
+    return moments.gram.numel() if isinstance(moments, Moments) else moments.inputs.numel()

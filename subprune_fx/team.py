@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -14,7 +14,8 @@ from torch import Tensor, distributed
 
 from subprune_fx.bundle import Bundle
 from subprune_fx.errors import SubpruneError
-from subprune_fx.numerics.moments import Moments
+from subprune_fx.numerics.collect import Collected
+from subprune_fx.numerics.row_moments import RowMoments
 
 T = TypeVar("T")
 Samples = TypeVar("Samples", Tensor, Bundle, Tensor | Bundle)
@@ -39,15 +40,23 @@ class Team:
         """This process's samples: every `size`-th, so that shares of the first n samples are first in the shares."""
         return inputs if self.size == 1 else inputs[self.rank :: self.size]
 
-    def inputs(self, moments: Moments) -> Moments:
+    def batches(self, own: Sequence[Tensor | Bundle]) -> float:
+        """How many batches as large as the first of these all have together."""
+        return self.numbers(sum(len(batch) for batch in own))[0] / len(own[0])
+
+    def inputs(self, moments: Collected) -> Collected:
         """Moments of the inputs of all."""
+        if isinstance(moments, RowMoments):
+            return moments.joined(self.gathered(moments.inputs))
         (rows,) = self.numbers(moments.rows)
         return dataclasses.replace(
             moments, gram=self.sum(moments.gram), columns=self.sum(moments.columns), rows=round(rows)
         )
 
-    def targets(self, moments: Moments) -> Moments:
+    def targets(self, moments: Collected) -> Collected:
         """The same with the targets of all; the inputs are of all already."""
+        if isinstance(moments, RowMoments):
+            return moments.aimed([piece for own in self.gathered(moments.targets) for piece in own])
         return dataclasses.replace(
             moments,
             cross=self.sum(moments.cross),

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import subprune_fx
-from subprune_fx.numerics.greedy import Block, greedy
+from subprune_fx.numerics.blocks import Block
+from subprune_fx.numerics.greedy import greedy
 from subprune_fx.numerics.submodularity import error_bound, explained, path_ratio, sampled_ratio
 
 

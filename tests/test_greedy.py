@@ -15,8 +15,9 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from subprune_fx.numerics import greedy as module
-from subprune_fx.numerics.greedy import Block, Selection, greedy
+from subprune_fx.numerics import blocks as module
+from subprune_fx.numerics.blocks import Block
+from subprune_fx.numerics.greedy import Selection, greedy
 from subprune_fx.numerics.solve import factor, solve
 
 ROUNDING = 1e-9

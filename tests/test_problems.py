@@ -13,7 +13,7 @@ from subprune_fx.graph.channels import Group
 from subprune_fx.numerics.greedy import greedy
 from subprune_fx.numerics.moments import Moments
 from subprune_fx.passes.dependencies import analyse
-from subprune_fx.passes.problems import Settings, blocks, column_units, own_target, pose
+from subprune_fx.passes.problems import Settings, blocks, column_units, pose
 
 F64 = torch.float64
 ROUNDING = 1e-9
@@ -87,7 +87,7 @@ def test_all_channels_kept_keep_their_weights(intercept: bool, dead: int) -> Non
     """Also where inputs never vary, and nothing but the pull decides."""
     b, y, weight = data()
     b[:, :dead] = 1.5 if intercept else 0.0
-    own = own_target(moments(b, y), weight)
+    own = moments(b, y).towards(weight)
     posed = pose(own, weight, UNITS, Settings(intercept=intercept))
     torch.testing.assert_close(posed.reweighted(np.ones(3, dtype=bool)), weight, rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(own.intercept(weight), torch.zeros(2, 3, dtype=F64), rtol=0, atol=1e-9)
@@ -96,7 +96,7 @@ def test_all_channels_kept_keep_their_weights(intercept: bool, dead: int) -> Non
 def test_own_target_is_the_product_with_the_weights() -> None:
     b, y, weight = data()
     expected = moments(b, (b.mT @ weight).mT)
-    found = own_target(moments(b, y), weight)
+    found = moments(b, y).towards(weight)
     for name in ("gram", "cross", "columns", "targets", "energy"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-9, atol=1e-9)
 

@@ -18,7 +18,7 @@ import subprune_fx
 from subprune_fx.cli import options
 from subprune_fx.cli.main import main
 from subprune_fx.errors import SubpruneError
-from subprune_fx.numerics.greedy import Block
+from subprune_fx.numerics.blocks import Block
 from subprune_fx.numerics.prefixes import kept_errors, reweighted_errors
 from subprune_fx.passes.dependencies import analyse
 from subprune_fx.passes.sensitivities import sensitivities

@@ -19,18 +19,37 @@ from subprune_fx.numerics.geometry import ROWS_AT_ONCE, slices
 from subprune_fx.numerics.grams import ELEMENTS_AT_ONCE, Gram, gram
 from subprune_fx.numerics.moments import Moments
 from subprune_fx.numerics.readers import ConvReader, Reader
+from subprune_fx.numerics.row_moments import RowMoments, picked, share
+
+Collected = Moments | RowMoments
+"""What is known of a consumer's input: second moments, or rows where they take less room."""
 
 
 class Collector:
     """Moments of one contraction's input, batch by batch."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Reader, batches: float = 1.0) -> None:
+        """Set up.
+
+        Args:
+            reader: The contraction's geometry.
+            batches: How many batches as large as the first there will be; decides in which form they are summed up.
+        """
         self._reader = reader
+        self._batches = batches
         self._sums: dict[tuple[int, ...], _Sums] = {}
         self._plain: Moments | None = None
+        self._share: float | None = None
+        self._rows: list[Tensor] | None = None
+        self._seen = 0
 
     def add(self, x: Tensor) -> None:
         """Add a batch (samples, ...); all samples of a batch have the same size."""
+        if not self._sums and self._plain is None and self._rows is None:
+            self._share = self._form(x)
+        if self._share is not None:
+            self._keep_rows(x, self._share)
+            return
         plain, convolution = self._reader.plain(x)
         if convolution is None:
             self._add_rows(self._reader.columns(x))
@@ -40,14 +59,27 @@ class Collector:
             self._sums[size] = _Sums.of(convolution, plain)
         self._sums[size].add(plain)
 
+    def _form(self, x: Tensor) -> float | None:
+        groups, columns, rows = self._reader.columns(x[:1]).shape
+        return None if groups > 1 else share(columns, round(rows * len(x) * self._batches))
+
+    def _keep_rows(self, x: Tensor, part: float) -> None:
+        self._rows = [] if self._rows is None else self._rows
+        for some in parts(self._reader, x):
+            columns = self._reader.columns(x[some])
+            self._rows.append(columns[:, :, picked(self._seen, columns.shape[2], part)].contiguous())
+            self._seen += columns.shape[2]
+
     def _add_rows(self, columns: Tensor) -> None:
         if self._plain is None:
             self._plain = Moments.zeros(columns.shape[0], columns.shape[1], 0)
         for part in slices(columns.shape[2], min(ROWS_AT_ONCE, ELEMENTS_AT_ONCE // max(1, columns.shape[1]))):
             self._plain.add(columns[:, :, part])
 
-    def moments(self) -> Moments:
+    def moments(self) -> Collected:
         """The input's moments; targets are yet to be added."""
+        if self._rows is not None and self._share is not None:
+            return RowMoments(torch.cat(self._rows, 2), self._share)
         found = [known.moments() for known in self._sums.values()]
         if self._plain is not None:
             return self._plain
@@ -106,8 +138,11 @@ class _Sums:
         )
 
 
-def add_outputs(moments: Moments, reader: Reader, x: Tensor, y: Tensor) -> None:
+def add_outputs(moments: Collected, reader: Reader, x: Tensor, y: Tensor) -> None:
     """Add targets (samples, ...) for inputs (samples, ...) that are already counted, a few samples at a time."""
+    if isinstance(moments, RowMoments):
+        moments.add_rows(reader.targets(y))
+        return
     for part in parts(reader, x):
         plain, convolution = reader.plain(x[part])
         if convolution is None:

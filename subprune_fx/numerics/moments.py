@@ -7,6 +7,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from subprune_fx.numerics.normal import Normal
+
 
 @dataclasses.dataclass
 class Moments:
@@ -93,13 +95,37 @@ class Moments:
         """Moments about the mean: what remains to be explained once an intercept takes the means."""
         mean = self.columns / self.rows
         return Moments(
-            self.gram - mean[:, :, None] * self.columns[:, None, :],
+            torch.baddbmm(self.gram, mean[:, :, None], self.columns[:, None, :], alpha=-1),
             self.cross - mean[:, :, None] * self.targets[:, None, :],
             self.columns,
             self.targets,
             self.energy - self.targets.square().sum(1) / self.rows,
             self.rows,
         )
+
+    def level(self) -> Tensor:
+        """Mean diagonal of the Gram matrix, (groups,)."""
+        return self.gram.diagonal(dim1=1, dim2=2).mean(1)
+
+    def normal(self, weight: Tensor, ridge: Tensor, *, own: bool) -> Normal:
+        """The ridge regression, see `numerics.normal`.
+
+        Args:
+            weight: W_0, (groups, d, m), float64.
+            ridge: lambda, (groups,).
+            own: Whether the Gram matrix is needed for nothing else.
+        """
+        gram = self.gram if own else self.gram.clone()
+        gram.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
+        energy = self.energy.clamp(min=0) + ridge * weight.square().sum((1, 2))
+        return Normal(gram, self.cross + ridge[:, None, None] * weight, energy, weight)
+
+    def towards(self, weight: Tensor) -> Moments:
+        """The same input moments with the target B W: cross = B'B W."""
+        weight = weight.double()
+        cross = self.gram @ weight
+        targets, energy = (self.columns[:, None, :] @ weight)[:, 0, :], (weight * cross).sum((1, 2)).clamp(min=0)
+        return dataclasses.replace(self, cross=cross, targets=targets, energy=energy)
 
     def intercept(self, weights: Tensor) -> Tensor:
         """mean(Y) - mean(B) W, shape (groups, m), for `weights` (groups, d, m)."""

@@ -12,14 +12,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from subprune_fx.numerics.greedy import Block, Selection
-from subprune_fx.numerics.solve import factor
+from subprune_fx.numerics.elimination import Part
+from subprune_fx.numerics.greedy import Selection
 
 ROUNDING = 1e-9
 """What is left to explain, relative to all there is, below which a ratio is a quotient of rounding errors."""
 
 
-def explained(blocks: Sequence[Block], kept: Tensor) -> float:
+def explained(blocks: Sequence[Part], kept: Tensor) -> float:
     """F(S) = sum_c scale_c tr(C_S' G_SS^-1 C_S), paper eq. (2).
 
     Args:
@@ -30,9 +30,7 @@ def explained(blocks: Sequence[Block], kept: Tensor) -> float:
     for block in blocks:
         columns = kept[block.unit].nonzero()[:, 0]
         if len(columns):
-            root = factor(block.gram[columns][:, columns])
-            half = torch.linalg.solve_triangular(root, block.cross[columns], upper=False)
-            total += block.scale * float(half.square().sum())
+            total += block.scale * block.explained_by(columns)
     return total
 
 
@@ -47,7 +45,7 @@ def path_ratio(found: Selection) -> Tensor:
     return torch.cat([torch.ones(1, dtype=torch.float64), ratio.cummin(0).values])
 
 
-def sampled_ratio(blocks: Sequence[Block], order: Tensor, k: int, *, samples: int, generator: torch.Generator) -> float:
+def sampled_ratio(blocks: Sequence[Part], order: Tensor, k: int, *, samples: int, generator: torch.Generator) -> float:
     """An upper estimate of gamma_{U, k}, U the first k units: the least ratio over random L in U and S outside L.
 
     Args:

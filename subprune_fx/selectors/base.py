@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from subprune_fx.numerics.greedy import Block
+from subprune_fx.numerics.elimination import Part
 
 Keep = dict[str, int]
 
@@ -84,7 +84,7 @@ class Evidence:
     units: int
     generator: torch.Generator
     epsilon: float | None = None
-    blocks: Sequence[Block] = ()
+    blocks: Sequence[Part] = ()
     readouts: Sequence[Readout] = ()
     sensitivity: Sensitivity | None = None
     taylor: Tensor | None = None

@@ -1,0 +1,141 @@
+"""Greedy's elimination on the rows of a design matrix with fewer rows than columns; see `numerics.row_normal`.
+
+With some columns kept, residuals are G|S = X'X + lambda I and C|S = X'E + lambda W_0 for X = R B, E = R (Y - Z W_0).
+A pivot with the columns Z of X and K K' = Z'Z + lambda I turns both by the symmetric root of I - V V', V = Z K^-T: by
+I - V U diag(b) U' V' where V'V = U diag(s) U' and b = 1 / (1 + sqrt(1 - s)).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from subprune_fx.numerics.blocks import sorted_columns
+from subprune_fx.numerics.elimination import Elimination, layout
+
+COLUMNS_AT_ONCE = 1024
+"""Columns whose products with all outputs are in memory at a time."""
+
+SPENT = 0.25
+"""Share of the units that is gone when what is stored shrinks to the others."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RowBlock:
+    """A `Part` of which the rows are stored; fields as of `RowNormal`, unit and scale as of `Part`."""
+
+    inputs: Tensor
+    targets: Tensor
+    weight: Tensor
+    ridge: float
+    unit: Tensor
+    scale: float = 1.0
+    lost: float = 0.0
+
+    @property
+    def energy(self) -> float:
+        """See `Part`."""
+        return float(self.targets.square().sum() + self.ridge * self.weight.square().sum()) + self.lost
+
+    @property
+    def alike(self) -> object:
+        """See `Part`: none is."""
+        return id(self)
+
+    def together(self, parts: Sequence[RowBlock]) -> Elimination:
+        """See `Part`."""
+        (part,) = parts
+        return RowElimination(part)
+
+    def explained(self, order: Tensor) -> Tensor:
+        """See `Part`."""
+        found = torch.zeros(len(order) + 1, dtype=torch.float64)
+        left = RowElimination(dataclasses.replace(self, scale=1.0))
+        for k, unit in enumerate(order.tolist()):
+            gains = torch.zeros(len(order), dtype=torch.float64)
+            left.add_gains(gains)
+            found[k + 1] = found[k] + gains[unit]
+            left.eliminate(unit)
+        return found
+
+    def left(self, order: Tensor, weight: Tensor) -> Tensor:
+        """See `Part`."""
+        columns, ends = sorted_columns(self.unit, order)
+        lacking, pull = self.targets.clone(), float(self.weight.square().sum())
+        found = [float(lacking.square().sum()) + self.ridge * pull]
+        for start, stop in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True):
+            own = columns[start:stop]
+            new, old = weight[own].double(), self.weight[own]
+            lacking -= self.inputs[own].mT @ new
+            pull += float((new - old).square().sum() - old.square().sum())
+            found.append(float(lacking.square().sum()) + self.ridge * pull)
+        return torch.tensor(found, dtype=torch.float64) + self.lost
+
+    def explained_by(self, columns: Tensor) -> float:
+        """See `Part`."""
+        chosen = dataclasses.replace(self, inputs=self.inputs[columns], weight=self.weight[columns])
+        one = dataclasses.replace(chosen, unit=torch.zeros(len(columns), dtype=torch.int64))
+        return float(one.explained(torch.zeros(1, dtype=torch.int64))[1])
+
+
+class RowElimination(Elimination):
+    """From rows that are turned with every pivot."""
+
+    def __init__(self, block: RowBlock) -> None:
+        present, columns = layout(block.unit.numpy())
+        flat, r = torch.from_numpy(columns.reshape(-1)), columns.shape[1]
+        self._ridge, self._lacking = block.ridge, block.targets
+        self._inputs, self._weight = _taken(block.inputs, flat), _taken(block.weight, flat)
+        if self._inputs is block.inputs:
+            self._inputs = block.inputs.clone()
+        rows = self._inputs.reshape(len(present), r, -1)
+        diagonal = rows @ rows.mT + self._ridge * torch.eye(r, dtype=torch.float64)
+        numerator = torch.cat([cross @ cross.mT for cross in self._cross(r)])
+        super().__init__(present, torch.tensor([block.scale], dtype=torch.float64), diagonal[None], numerator[None])
+        self._gone: list[int] = []
+
+    def _cross(self, r: int) -> Iterator[Tensor]:
+        """C by unit, (some units, r, m) at a time."""
+        step = max(1, COLUMNS_AT_ONCE // r) * r
+        for start in range(0, len(self._inputs), step):
+            own = slice(start, start + step)
+            yield torch.addmm(self._weight[own], self._inputs[own], self._lacking, beta=self._ridge).reshape(
+                -1, r, self._weight.shape[1]
+            )
+
+    def _pivot(self, own: slice) -> tuple[Tensor, Tensor]:
+        chosen = self._inputs[own]
+        self._turning = chosen @ self._inputs.mT
+        rows = self._turning.clone()
+        rows[:, own].diagonal().add_(self._ridge)
+        cross = torch.addmm(self._weight[own], chosen, self._lacking, beta=self._ridge)
+        explained = (cross @ self._lacking.mT) @ self._inputs.mT
+        explained.addmm_(cross, self._weight.mT, alpha=self._ridge)
+        return rows[None], explained[None]
+
+    def _take(self, own: slice, root: Tensor, n: Tensor, t: Tensor) -> None:
+        del n, t
+        half = torch.linalg.solve_triangular(root[0], self._inputs[own], upper=False)
+        squares, basis = torch.linalg.eigh(half @ half.mT)
+        shorter = basis / (1 + (1 - squares).clamp(min=0).sqrt()) @ basis.mT
+        turn = shorter @ half
+        lacking = self._lacking - self._inputs[own].mT @ self._weight[own]
+        self._lacking = lacking - turn.mT @ (half @ lacking)
+        self._inputs.addmm_(torch.linalg.solve_triangular(root[0], self._turning, upper=False).mT, turn, alpha=-1)
+        self._gone.append(own.start // self._r)
+        if SPENT * len(self._units) <= len(self._gone) < len(self._units):
+            columns = self._shrink(self._gone)
+            self._inputs, self._weight = self._inputs[columns], self._weight[columns]
+            self._gone = []
+
+
+def _taken(matrix: Tensor, rows: Tensor) -> Tensor:
+    """Some rows of a matrix, zeros where -1; the matrix itself where they are all of it."""
+    if len(rows) == len(matrix) and bool((rows == torch.arange(len(rows))).all()):
+        return matrix
+    found = matrix[rows.clamp(min=0)]
+    found[rows < 0] = 0
+    return found

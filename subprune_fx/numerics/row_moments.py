@@ -1,0 +1,116 @@
+"""Rows of a consumer's input and target, kept where their second moments would be larger than they are."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from subprune_fx.numerics.row_normal import RowNormal
+
+FEW = 1024
+"""Columns up to which a Gram matrix costs nothing worth saving."""
+
+MANY = 6144
+"""Columns from which a Gram matrix is too large to work with (300 MB, and several of them)."""
+
+ROWS = 4096
+"""Rows that are enough in place of such a matrix."""
+
+GOLDEN = 0.6180339887498949
+"""Multiples of it, modulo 1, are spread evenly: so are rows whose multiple is below a bound, whatever their order."""
+
+
+def share(columns: int, rows: int) -> float | None:
+    """Which fraction of the rows to keep; None where second moments are the better form.
+
+    Of a design matrix with fewer rows than columns all rows are kept, which loses nothing. Of one that is too wide for
+    second moments and has many rows, a convolution's patches, some are kept in their place.
+    """
+    if columns <= FEW:
+        return None
+    if rows <= columns // 2:
+        return 1.0
+    return min(columns // 2, ROWS) / rows if columns > MANY else None
+
+
+@dataclasses.dataclass(frozen=True)
+class RowMoments:
+    """What `Moments` are computed of, for a consumer with one channel group.
+
+    Attributes:
+        inputs: B', transposed, (1, d, rows).
+        share: Fraction of all rows that is kept.
+        targets: Y, transposed, in pieces of (1, m, some rows).
+        seen: Rows of targets that came by, kept or not.
+        centre: Whether rows count about their means.
+    """
+
+    inputs: Tensor
+    share: float
+    targets: list[Tensor] = dataclasses.field(default_factory=list)
+    seen: list[int] = dataclasses.field(default_factory=list)
+    centre: bool = False
+
+    def only(self, kept: Tensor) -> RowMoments:
+        """See `Moments`."""
+        return dataclasses.replace(self, inputs=self.inputs[:, kept[0]])
+
+    def untargeted(self, targets: int | None = None) -> RowMoments:
+        """See `Moments`."""
+        del targets
+        return dataclasses.replace(self, targets=[], seen=[])
+
+    def add_rows(self, targets: Tensor) -> None:
+        """Add targets (1, m, rows) for the rows that follow."""
+        self.targets.append(targets[:, :, picked(sum(self.seen), targets.shape[2], self.share)])
+        self.seen.append(targets.shape[2])
+
+    def joined(self, inputs: Sequence[Tensor]) -> RowMoments:
+        """With the rows of several processes."""
+        return dataclasses.replace(self, inputs=torch.cat(list(inputs), 2) if len(inputs) > 1 else inputs[0])
+
+    def aimed(self, targets: list[Tensor]) -> RowMoments:
+        """With the targets of several processes, in the same order."""
+        return dataclasses.replace(self, targets=targets)
+
+    def centred(self) -> RowMoments:
+        """See `Moments`."""
+        return dataclasses.replace(self, centre=True)
+
+    def level(self) -> Tensor:
+        """See `Moments`."""
+        return self._inputs().square().sum()[None] / self.inputs.shape[1]
+
+    def normal(self, weight: Tensor, ridge: Tensor, *, own: bool) -> RowNormal:
+        """See `Moments`."""
+        del own
+        return RowNormal(self._inputs(), self._targets().mT, weight[0], float(ridge))
+
+    def towards(self, weight: Tensor) -> RowMoments:
+        """See `Moments`."""
+        found = self.inputs[0].mT.double() @ weight[0].double()
+        return dataclasses.replace(self, targets=[found.mT[None]], seen=[len(found)])
+
+    def intercept(self, weights: Tensor) -> Tensor:
+        """See `Moments`."""
+        means = torch.cat(self.targets, 2).mean(2, dtype=torch.float64)
+        return means - (self.inputs.mean(2, dtype=torch.float64)[:, None, :] @ weights)[:, 0, :]
+
+    def _inputs(self) -> Tensor:
+        return self._about(self.inputs[0].double())
+
+    def _targets(self) -> Tensor:
+        return self._about(torch.cat(self.targets, 2)[0].double())
+
+    def _about(self, matrix: Tensor) -> Tensor:
+        return matrix - matrix.mean(1, keepdim=True) if self.centre else matrix
+
+
+def picked(start: int, count: int, part: float) -> Tensor | slice:
+    """Which of some rows are kept, given how many came before."""
+    if part >= 1:
+        return slice(None)
+    return (torch.arange(start, start + count, dtype=torch.float64) * GOLDEN).frac() < part

@@ -1,0 +1,97 @@
+"""Ridge regressions of a consumer that has fewer rows than columns: the rows themselves, not their products.
+
+A network's first fully connected layer may read 25,088 columns, whose Gram matrix takes 5 GB; 512 samples are 100 MB.
+Everything that normal equations give (see `numerics.normal`) follows from the rows. With
+
+    M = I - Z (Z'Z + lambda I)^-1 Z' = lambda (Z Z' + lambda I)^-1 = R'R,
+
+columns Z that are given their best weights leave the regression of R (Y - Z W_0) on R times the other columns, with the
+same ridge and original weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from subprune_fx.numerics.elimination import Part
+from subprune_fx.numerics.normal import System
+from subprune_fx.numerics.row_elimination import RowBlock
+from subprune_fx.numerics.solve import JITTER, ROUNDING, factor
+
+
+@dataclasses.dataclass(frozen=True)
+class RowNormal:
+    """The regression of a consumer's only channel group.
+
+    Attributes:
+        inputs: B', (d, rows), float64.
+        targets: Y, (rows, m), float64.
+        weight: W_0, (d, m), float64.
+        ridge: lambda.
+        lost: lambda ||W_0||^2 of columns that are there no more.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    weight: Tensor
+    ridge: float
+    lost: float = 0.0
+
+    @property
+    def energy(self) -> Tensor:
+        """See `Equations`."""
+        return (self.targets.square().sum() + self._pull() + self.lost)[None]
+
+    def _pull(self) -> Tensor:
+        return self.ridge * self.weight.square().sum()
+
+    def only(self, kept: Tensor) -> RowNormal:
+        """See `Equations`; also as of a `System`, (kept d,)."""
+        found = self._on(kept.reshape(-1))
+        return dataclasses.replace(found, lost=self.lost + float(self._pull() - found._pull()))  # noqa: SLF001 - its own
+
+    def _on(self, columns: Tensor) -> RowNormal:
+        return dataclasses.replace(self, inputs=self.inputs[columns], weight=self.weight[columns])
+
+    def solution(self) -> Tensor:
+        """See `Equations`: W_0 + B' (B B' + lambda I)^-1 (Y - B W_0), or as usual where there are more rows."""
+        columns, rows = self.inputs.shape
+        if columns <= rows:
+            cross = self.inputs @ self.targets + self.ridge * self.weight
+            return torch.cholesky_solve(cross, factor(_with(self.inputs @ self.inputs.mT, self.ridge)))[None]
+        root = factor(_with(self.inputs.mT @ self.inputs, self.ridge))
+        lacking = torch.cholesky_solve(self.targets - self.inputs.mT @ self.weight, root)
+        return torch.addmm(self.weight, self.inputs, lacking)[None]
+
+    def system(self, group: int) -> System:
+        """See `Equations`."""
+        assert group == 0
+        return self
+
+    def fixed(self, held: Tensor, left: Tensor) -> RowNormal:
+        """See `System`."""
+        targets = self.targets - self.inputs[held].mT @ self.weight[held]
+        return dataclasses.replace(self._on(left), targets=targets)
+
+    def eliminated(self, gone: Tensor, left: Tensor) -> RowNormal:
+        """See `System`."""
+        chosen = self.inputs[gone]
+        squares, basis = torch.linalg.eigh(chosen.mT @ chosen)
+        squares, floor = squares.where(squares > JITTER * squares.max(), 0), ROUNDING * float(squares.max())
+        shorter = (max(self.ridge, floor) / (squares + max(self.ridge, floor))).sqrt()
+        turn = shorter[:, None] * basis.mT
+        targets = turn @ (self.targets - chosen.mT @ self.weight[gone])
+        return dataclasses.replace(self._on(left), inputs=self.inputs[left] @ turn.mT, targets=targets)
+
+    def part(self, unit: Tensor, scale: float) -> Part:
+        """See `System`."""
+        return RowBlock(self.inputs, self.targets, self.weight, self.ridge, unit, scale, self.lost)
+
+
+def _with(products: Tensor, ridge: float) -> Tensor:
+    """Products with the ridge on their diagonal, in place."""
+    products.diagonal().add_(ridge)
+    return products
