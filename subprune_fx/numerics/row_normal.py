@@ -80,8 +80,9 @@ class RowNormal:
         """See `System`."""
         chosen = self.inputs[gone]
         squares, basis = torch.linalg.eigh(chosen.mT @ chosen)
-        squares, floor = squares.where(squares > JITTER * squares.max(), 0), ROUNDING * float(squares.max())
-        shorter = (max(self.ridge, floor) / (squares + max(self.ridge, floor))).sqrt()
+        ridge = max(self.ridge, ROUNDING * float(squares.max()), torch.finfo(torch.float32).tiny)
+        squares = squares.where(squares > JITTER * squares.max(), 0)  # what eigh finds there is rounding
+        shorter = (ridge / (squares + ridge)).sqrt()
         turn = shorter[:, None] * basis.mT
         targets = turn @ (self.targets - chosen.mT @ self.weight[gone])
         return dataclasses.replace(self._on(left), inputs=self.inputs[left] @ turn.mT, targets=targets)
