@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,7 @@ from subprune_fx.numerics.row_elimination import RowBlock
 from subprune_fx.numerics.row_moments import RowMoments
 from subprune_fx.passes.dependencies import analyse
 from subprune_fx.passes.problems import Problem, Settings, blocks, pose
+from subprune_fx.team import Team
 
 F64 = torch.float64
 CONV = ConvReader((3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))
@@ -180,3 +183,35 @@ def test_of_too_many_rows_some_are_kept_those_of_input_and_target_alike(monkeypa
     assert kept == pytest.approx(13, abs=1)  # half of 27 columns
     whole = draw(2, 3, 3, 3, seed=1).reshape(2, 27)
     torch.testing.assert_close(torch.cat(moments.targets, 2)[0], whole @ moments.inputs[0], rtol=1e-10, atol=1e-10)
+
+
+class Both(Team):
+    """Two processes in one, which have found the same kind of thing."""
+
+    def __init__(self, other: object) -> None:
+        super().__init__(0, 2)
+        object.__setattr__(self, "other", other)
+
+    def gathered(self, value: Any) -> list[Any]:
+        return [value, vars(self)["other"]]
+
+
+def test_rows_of_two_processes_are_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_moments, "FEW", 0)
+    x, y, weight = draw(4, 12), draw(4, 5, seed=1), draw(1, 12, 5, seed=2)
+
+    def collected(some: slice) -> RowMoments:
+        collector = Collector(LinearReader(), 2)
+        collector.add(x[some])
+        moments = collector.moments()
+        add_outputs(moments, LinearReader(), x[some], y[some])
+        assert isinstance(moments, RowMoments)
+        return moments
+
+    one, two, whole = collected(slice(0, 2)), collected(slice(2, 4)), collected(slice(0, 4))
+    inputs = Both(two.inputs).inputs(one)
+    joined = Both(two.targets).targets(inputs)
+    assert isinstance(joined, RowMoments)
+    unit = np.arange(12)[None]
+    expected = pose(whole, weight, unit, Settings()).solution()
+    torch.testing.assert_close(pose(joined, weight, unit, Settings()).solution(), expected)
