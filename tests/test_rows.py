@@ -201,7 +201,7 @@ def test_rows_of_two_processes_are_those_of_one(monkeypatch: pytest.MonkeyPatch)
     x, y, weight = draw(4, 12), draw(4, 5, seed=1), draw(1, 12, 5, seed=2)
 
     def collected(some: slice) -> RowMoments:
-        collector = Collector(LinearReader(), 2)
+        collector = Collector(LinearReader(), 4 / len(x[some]))
         collector.add(x[some])
         moments = collector.moments()
         add_outputs(moments, LinearReader(), x[some], y[some])
