@@ -13,13 +13,14 @@ from subprune_fx.cli.inputs import calibration_of, labelled, probe
 from subprune_fx.cli.options import Request
 from subprune_fx.cli.progress import Progress
 from subprune_fx.formats import write
+from subprune_fx.formats.layers import load_layers
 from subprune_fx.formats.load import load_model
 from subprune_fx.frontends.onnx_static import fixed_batch, settle
 from subprune_fx.passes.explain import explain
 from subprune_fx.team import Team, team_of_environment
 
 CHOICES = (
-    *("select", "variant", "budget", "target", "only", "skip", "reweight", "intercept", "feedback", "rounds"),
+    *("select", "variant", "budget", "target", "only", "skip", "align", "reweight", "intercept", "feedback", "rounds"),
     *("ridge", "distil", "stochastic", "memory", "seed"),
 )
 """Options that `subprune_fx.prune` has under the same name."""
@@ -67,6 +68,7 @@ def _compile(request: Request, team: Team) -> int:
         "verification": verification,
         "evaluation": evaluation,
         "team": team,
+        "layers": load_layers(request.layers) if request.layers else (),
         **{name: getattr(request, name) for name in CHOICES},
     }
     with Progress(shown=not request.quiet) as progress:

@@ -62,6 +62,8 @@ class Request:
     target: str
     only: tuple[str, ...]
     skip: tuple[str, ...]
+    align: int
+    layers: Path | None
     reweight: bool
     intercept: bool
     feedback: bool
@@ -157,9 +159,13 @@ def _goals(values: Mapping[str, Any]) -> list[str]:
     return [option for option, field in GOALS.items() if values[field] not in (None, ())]
 
 
+_OTHERS = "--max-drop, --pareto or --layers"
 Clash = tuple[Callable[[Mapping[str, Any]], bool], str]
 _PRUNING: tuple[Clash, ...] = (
-    (lambda values: not _goals(values), f"Missing option '--ratio' (or {' or '.join(list(GOALS)[1:])})."),
+    (
+        lambda values: not _goals(values) and not values["layers"],
+        f"Missing option '--ratio' (or {' or '.join(list(GOALS)[1:])}).",
+    ),
     (lambda values: not values["output"], "Missing option '-o'."),
     (lambda values: len(_goals(values)) > 1, "{goals} exclude each other."),
 )
@@ -206,7 +212,12 @@ _ALWAYS: tuple[Clash, ...] = ((lambda values: values["quiet"] and values["verbos
               help="What --ratio counts: parameters, or multiply-adds.")  # fmt: skip
 @click.option("--only", multiple=True, metavar="LAYER",
               help="Prune only this layer, as the report names it; * and ? match. May be repeated.")  # fmt: skip
-@click.option("--skip", multiple=True, metavar="LAYER", help="Leave this layer alone. May be repeated.")
+@click.option("--skip", "--keep", multiple=True, metavar="LAYER", help="Leave this layer alone. May be repeated.")
+@click.option("--layers", type=click.Path(path_type=Path), metavar="FILE.toml",
+              help="What single layers keep: tables [ratio] and [channels], LAYER = NUMBER. Without --ratio only "
+                   "these are pruned.")  # fmt: skip
+@click.option("--align", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+              help="Widths of pruned layers are multiples of N.")  # fmt: skip
 @click.option(
     "--reweight/--no-reweight",
     default=True,

@@ -221,7 +221,7 @@ def allot(rule: Rule, budget: Budget, ratio: float) -> Keep:
     if least(budget) > target:
         largest = math.floor(budget.size.total / least(budget) * 100) / 100
         raise SubpruneError(
-            f"ratio {ratio:g} cannot be reached: with one channel a group left it is {largest:g}",
+            f"ratio {ratio:g} cannot be reached: with as few channels as possible it is {largest:g}",
             remedy=f"ask for at most {largest:g}",
         )
     keep = rule(budget, target)

@@ -32,10 +32,11 @@ from subprune_fx.passes.patches import keeping
 from subprune_fx.passes.problems import Settings
 from subprune_fx.passes.rewrite import apply
 from subprune_fx.passes.scratch import Scratch
-from subprune_fx.passes.size import TARGETS
+from subprune_fx.passes.size import TARGETS, parameters
+from subprune_fx.passes.steps import only_layers, rounded, stepped, steps_of, units_of
 from subprune_fx.passes.sweep import Sweep
 from subprune_fx.passes.trials import Metric, trials
-from subprune_fx.plan import Plan
+from subprune_fx.plan import Layer, Plan
 from subprune_fx.report import Step
 from subprune_fx.selectors import DEFAULT_SELECTOR, LABELLED, SELECTORS, Need, Ranking
 from subprune_fx.team import ALONE, Team
@@ -54,6 +55,8 @@ class Options:
         budget: A rule of `passes.budget.BUDGETS`; None: the selector's own, or else the default.
         only: Patterns of the groups to prune; none: all.
         skip: Patterns of groups to leave alone.
+        align: What the widths of pruned layers are multiples of.
+        layers: What single groups are to keep, whatever the budget.
         reweight: False leaves consumers' weights as they are.
         settings: How least squares are posed.
         stochastic: Epsilon of stochastic greedy (paper App. B.3); None for exact greedy.
@@ -70,6 +73,8 @@ class Options:
     budget: str | None = None
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
+    align: int = 1
+    layers: tuple[Layer, ...] = ()
     reweight: bool = True
     settings: Settings = dataclasses.field(default_factory=Settings)
     stochastic: float | None = None
@@ -186,7 +191,10 @@ class Compiler:
                 self.outputs = run(self.network, self._batches, self._tick("calibrate"))
         with self._clock("select"):
             self._rankings = self._rank()
-        self._budget = self._measures()
+        self._measured = self._measures()
+        widths = parameters(self.network, self._orders, self._batches[0], intercepts=False)
+        self._steps = steps_of(widths, options.align, options.layers)
+        self._budget = stepped(self._measured, self._steps)
 
     @property
     def most(self) -> float:
@@ -201,12 +209,18 @@ class Compiler:
         """
         with self._clock("budget"):
             keep = self.team.agreed(allot(self._rule(), self._budget, ratio))
-        return self._compiled(ratio, keep)
+        return self._compiled(ratio, units_of(self._steps, keep))
 
     def compile_fraction(self, alpha: float) -> Compiled:
         """The plan in which every group keeps the fraction `alpha` of its units, whatever the options' budget."""
-        size = self._budget.size
-        keep = fraction(size.units, alpha)
+        size = self._measured.size
+        keep = units_of(self._steps, rounded(self._steps, fraction(size.units, alpha)))
+        return self._compiled(size.total / size.of(keep), keep)
+
+    def compile_layers(self) -> Compiled:
+        """The plan in which only the options' layers are pruned."""
+        size = self._measured.size
+        keep = only_layers(self._steps, size.units, self.options.layers)
         return self._compiled(size.total / size.of(keep), keep)
 
     def _compiled(self, ratio: float, keep: Keep) -> Compiled:
@@ -277,7 +291,12 @@ class Compiler:
         own = self._row.allot
         if own is None or self.rule in BUDGETS:
             return BUDGETS[self.rule]
-        return lambda budget, target: own(self._rankings, budget.size.of, target)
+        size = self._measured.size
+        return lambda _, target: rounded(self._steps, own(self._rankings, size.of, target))
+
+    @functools.cached_property
+    def _orders(self) -> dict[str, NDArray[np.int64]]:
+        return {name: ranking.order.numpy() for name, ranking in self._rankings.items()}
 
     def _measures(self) -> Budget:
         """What budget rules may ask: sizes, error curves, and trials of one group at a time."""
@@ -285,8 +304,7 @@ class Compiler:
         batches, labels = self.verification or (self._batches, self._labels)
         few = -(-(self.options.trial_samples - self.team.rank) // self.team.size)
         some = head(self._batches, self._step * max(1, -(-few // self._step)))
-
-        orders = {name: ranking.order.numpy() for name, ranking in self._rankings.items()}
+        orders = self._orders
         groups = {group.name: group for group in self.network.channels.groups}
 
         def patches(group: Group, alive: NDArray[np.bool_]) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -122,6 +123,21 @@ class SizeModel:
     def sum(self, dimensions: NDArray[np.int64]) -> int:
         """The size of a network whose terms have these dimensions."""
         return int(self._times @ dimensions.prod(1))
+
+    def widths(self, group: str) -> NDArray[np.int64]:
+        """Of every dimension that depends on `group`, how many positions its first 0..n units make up, (.., n + 1)."""
+        counts = self._tables[group].counts.reshape(-1, self.units[group] + 1)
+        return counts[counts[:, -1] > 0]
+
+    def stepped(self, steps: Mapping[str, NDArray[np.int64]]) -> SizeModel:
+        """The same where a group that keeps k means the k-th of its `steps`, which are numbers of units."""
+        found = copy.copy(self)
+        found.units = {name: len(allowed) for name, allowed in steps.items()}
+        found._tables = {  # noqa: SLF001 - its own
+            name: dataclasses.replace(table, counts=table.counts[:, :, [0, *steps[name]]])
+            for name, table in self._tables.items()
+        }
+        return found
 
     def neighbours(self, group: str) -> set[str]:
         """Groups that share a term with `group` (itself among them): their savings depend on what it keeps."""

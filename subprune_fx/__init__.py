@@ -12,12 +12,13 @@ if TYPE_CHECKING:
     from subprune_fx.passes.diagnose import Diagnosis, diagnose
     from subprune_fx.passes.explain import explain
     from subprune_fx.passes.rewrite import apply
-    from subprune_fx.plan import Plan
+    from subprune_fx.plan import Layer, Plan
     from subprune_fx.report import Report
 
 __all__ = [
     "Diagnosis",
     "Explanation",
+    "Layer",
     "Plan",
     "Pruned",
     "Report",
@@ -33,6 +34,7 @@ __all__ = [
 _HOME = {
     "Diagnosis": "subprune_fx.passes.diagnose",
     "Explanation": "subprune_fx.explanation",
+    "Layer": "subprune_fx.plan",
     "Plan": "subprune_fx.plan",
     "Pruned": "subprune_fx.api",
     "Report": "subprune_fx.report",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple, Unpack
 
@@ -57,7 +57,8 @@ def prune(
         model: The network; unchanged.
         calibration: Inputs as the network takes them, float32, (samples, ...); of a network with several a tuple of
             them, or a dict by the names of its arguments.
-        ratio: Size before over size after, above 1; the result meets it. This, `keep` or `max_drop`.
+        ratio: Size before over size after, above 1; the result meets it. This, `keep` or `max_drop`, or none of them
+            where `layers` says it all.
         keep: In place of a ratio: the fraction of its channels that every group keeps, in (0, 1); no budget is needed.
         max_drop: In place of a ratio: the smallest network that loses at most so many percentage points, of accuracy
             on `verification`, or without it of agreement with the original on calibration inputs that are held out.
@@ -74,7 +75,7 @@ def prune(
         name: () if goal is None else (goal,)
         for name, goal in {"ratios": ratio, "keeps": keep, "max_drops": max_drop}.items()
     }
-    if sum(map(len, goals.values())) != 1:
+    if sum(map(len, goals.values())) != 1 and not (choices.get("layers") and not any(goals.values())):
         what = "needs a ratio, a fraction of the channels to keep or a largest drop, one of the three"
         raise SubpruneError(what, remedy="ratio=4")
     (found,) = prune_each(model, calibration, **goals, **choices)
@@ -101,7 +102,8 @@ def prune_each(
         choices: See `subprune_fx.arguments.Choices`.
 
     Yields:
-        What `prune` returns, in the order of `ratios`, then of `keeps`, then of `max_drops`.
+        What `prune` returns, in the order of `ratios`, then of `keeps`, then of `max_drops`; without any of
+        them, what `layers` asks for.
 
     Raises:
         SubpruneError: See `prune`.
@@ -127,11 +129,13 @@ def prune_each(
         choices.get("team", ALONE),
     )
     before = None if evaluation is None else accuracy(compiler.network.graph_module, *evaluation)
-    goals = [*(partial(compiler.compile, ratio) for ratio in ratios)]
+    goals: list[Callable[[], Compiled]] = [*(partial(compiler.compile, ratio) for ratio in ratios)]
     goals += [*(partial(compiler.compile_fraction, keep) for keep in keeps)]
     if max_drops:
         drop = drop_of(compiler, aside)
         goals += [*(partial(within, compiler, drop, limit) for limit in max_drops)]
+    if not goals and options.layers:
+        goals = [compiler.compile_layers]
     for goal in goals:
         compiled = goal()
         report = _report(compiler, compiled, inputs)
@@ -191,6 +195,7 @@ def _report(compiler: Compiler, compiled: Compiled, inputs: Inputs) -> Report:
         "variant": options.variant,
         "budget": compiler.rule,
         "target": options.target,
+        "align": options.align,
         "reweight": options.reweight,
         "intercept": options.settings.intercept,
         "feedback": options.settings.feedback,

@@ -18,6 +18,7 @@ from subprune_fx.passes.pipeline import Options, Progress
 from subprune_fx.passes.problems import Settings
 from subprune_fx.passes.size import TARGETS
 from subprune_fx.passes.sweep import VARIANTS
+from subprune_fx.plan import Layer
 from subprune_fx.selectors import LABELLED, SELECTORS, Need
 from subprune_fx.sizes import size_of
 from subprune_fx.team import Team
@@ -39,6 +40,9 @@ class Choices(TypedDict, total=False):
         target: What the ratio counts: `params`, or `flops`, the multiply-adds of one sample.
         only: Patterns (`fnmatch`) of layers to prune, as the report names them; none: all that can be.
         skip: Patterns of layers to leave alone.
+        align: Widths of pruned layers are multiples of this: 8 suits many processors.
+        layers: What single layers are to keep, whatever the budget; of several that match, the last. Without a ratio
+            only these are pruned.
         reweight: Refit the weights of layers that read pruned channels (paper eq. 4).
         intercept: Refit their biases too.
         feedback: Let a layer whose output is added to another value make up for what that value has lost.
@@ -66,6 +70,8 @@ class Choices(TypedDict, total=False):
     target: str
     only: Sequence[str]
     skip: Sequence[str]
+    align: int
+    layers: Sequence[Layer]
     reweight: bool
     intercept: bool
     feedback: bool
@@ -84,7 +90,7 @@ class Choices(TypedDict, total=False):
 
 
 _POSED = ("intercept", "feedback", "rounds", "ridge")
-_PLAIN = ("select", "variant", "budget", "target", "reweight", "stochastic", "distil", "memory", "seed")
+_PLAIN = ("select", "variant", "budget", "target", "align", "reweight", "stochastic", "distil", "memory", "seed")
 
 
 def options_of(choices: Choices) -> Options:
@@ -109,7 +115,9 @@ def options_of(choices: Choices) -> Options:
         given["memory"] = _size(given["memory"])
     settings = Settings(**{name: given[name] for name in _POSED if name in given})
     plain = {name: given[name] for name in _PLAIN if name in given}
-    options = Options(**plain, settings=settings, only=tuple(given.get("only", ())), skip=tuple(given.get("skip", ())))
+    lists: dict[str, Any] = {name: tuple(given.get(name, ())) for name in ("only", "skip", "layers")}
+    _check_layers(lists["layers"])
+    options = Options(**plain, settings=settings, **lists)
     _check_labels(options.select, choices)
     return options
 
@@ -121,9 +129,20 @@ def _size(text: str) -> int:
         raise SubpruneError(str(error), where="memory") from error
 
 
+def _check_layers(layers: Sequence[Layer]) -> None:
+    for layer in layers:
+        if (layer.ratio is None) == (layer.channels is None):
+            raise SubpruneError("needs a ratio or a number of channels, one of the two", where=layer.pattern)
+        if layer.ratio is not None and not (math.isfinite(layer.ratio) and layer.ratio >= 1):
+            raise SubpruneError(
+                f"{layer} is not a number of at least 1", where=layer.pattern, remedy="1 keeps it whole"
+            )
+
+
 Check = tuple[Callable[[Any], bool], str]
 
 _CHECKS: dict[str, Check] = {
+    "align": (lambda value: isinstance(value, int) and value >= 1, "a whole number of at least 1"),
     "ridge": (lambda value: math.isfinite(value) and value >= 0, "a number of at least 0"),
     "stochastic": (lambda value: value is None or 0 < value < 1, "between 0 and 1"),
     "rounds": (lambda value: isinstance(value, int) and value >= 0, "a whole number of at least 0"),

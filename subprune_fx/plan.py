@@ -61,6 +61,24 @@ class Decision:
 
 
 @dataclasses.dataclass(frozen=True)
+class Layer:
+    """What the user wants of layers, instead of what a budget would give them.
+
+    Attributes:
+        pattern: Of their names (`fnmatch`).
+        ratio: Channels before over after, at least 1; 1 keeps all. This or `channels`.
+        channels: How many stay.
+    """
+
+    pattern: str
+    ratio: float | None = None
+    channels: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.channels} channels" if self.ratio is None else f"ratio {self.ratio:g}"
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """How to make a network smaller; `subprune_fx.apply` carries it out and reads nothing else.
 

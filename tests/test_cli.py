@@ -269,6 +269,16 @@ def test_max_drop_reports_what_it_measured(run: Callable[..., Result], folder: P
     assert f"{report['drop']:.2f} points" in result.out
 
 
+def test_layers_and_alignment(run: Callable[..., Result], folder: Path) -> None:
+    (folder / "layers.toml").write_text('[channels]\n"4" = 12\n', encoding="utf-8")
+    result = run("net.pt", "--layers", "layers.toml", "--calib", "x.npz", "-o", "a.pt", "--json", "r.json")
+    assert result.code == 0, result.err
+    assert [row["kept"] for row in json.loads((folder / "r.json").read_text())["groups"]] == [8, 12]
+    result = run("net.pt", "--ratio", "1.5", "--align", "8", "--calib", "x.npz", "-o", "a.pt", "--json", "r.json")
+    assert result.code == 0, result.err
+    assert [row["kept"] for row in json.loads((folder / "r.json").read_text())["groups"]] == [8, 16]
+
+
 # Bad input: arguments -> what is said. The output is always a.onnx unless the arguments name another.
 
 GOOD = ("net.pt", "--calib", "x.npz", "--ratio", "2")
@@ -286,6 +296,10 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "two goals": ((*GOOD, "--pareto", "2,4"), "--ratio and --pareto exclude each other"),
     "three goals": ((*GOOD, "--pareto", "2,4", "--max-drop", "1"), "--ratio and --max-drop and --pareto exclude"),
     "pareto in the way": (("net.pt", "--pareto", "2,4", "-o", "./a.onnx"), "named twice"),
+    "align 0": ((*GOOD, "--align", "0"), "0 is not in the range"),
+    "layers missing": ((*GOOD, "--layers", "gone.toml"), "gone.toml: no such file"),
+    "layers no toml": ((*GOOD, "--layers", "x.npz"), "x.npz: is not TOML"),
+    "layers output": ((*GOOD, "--layers", "x.onnx", "-o", "x.onnx"), "is an input as well as an output"),
     "unknown option": ((*GOOD, "--fast"), "No such option"),
     "unknown variant": ((*GOOD, "--variant", "best"), "'best' is not one of"),
     "stochastic": ((*GOOD, "--stochastic", "1.5"), "1.5 is not between 0 and 1"),

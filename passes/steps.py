@@ -1,0 +1,120 @@
+"""Which numbers of units a group may keep, and budgets that count in those instead of in units.
+
+A rule of `passes.budget` sees a group that may keep 8, 16 or 24 channels as a group of three: every rule then honours
+alignment and fixed layers without knowing of them, and sizes are met exactly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from subprune_fx.errors import SubpruneError
+from subprune_fx.passes.budget import Budget, Curves, Keep, Sizes, Trial
+from subprune_fx.passes.size import SizeModel
+from subprune_fx.plan import Layer
+
+Steps = Mapping[str, NDArray[np.int64]]
+"""By group, the numbers of units that it may keep, ascending, at least one."""
+
+
+def steps_of(widths: SizeModel, align: int, layers: Sequence[Layer]) -> Steps:
+    """What each group may keep.
+
+    Args:
+        widths: Counts of parameters.
+        align: What every width that depends on a group has to be a multiple of; a group for which no number is, stays
+            whole.
+        layers: What the user fixes; of several that match a layer the last counts.
+
+    Raises:
+        SubpruneError: A pattern matches no group, or asks for what a group does not have.
+    """
+    names = list(widths.units)
+    for layer in layers:
+        if not any(fnmatchcase(name, layer.pattern) for name in names):
+            known = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+            raise SubpruneError(f"no prunable layer is called {layer.pattern!r}", remedy=f"there are {known}")
+    found = {}
+    for name, units in widths.units.items():
+        every = np.arange(1, units + 1)
+        fine = (widths.widths(name)[:, 1:] % align == 0).all(0)
+        allowed = every[fine] if fine.any() else every[-1:]
+        wanted = layer_of(name, layers)
+        found[name] = allowed if wanted is None else _fixed(name, wanted, allowed, units, align)
+    return MappingProxyType(found)
+
+
+def layer_of(name: str, layers: Sequence[Layer]) -> Layer | None:
+    """What is wanted of a group, if anything is."""
+    return next((layer for layer in reversed(layers) if fnmatchcase(name, layer.pattern)), None)
+
+
+def only_layers(steps: Steps, units: Mapping[str, int], layers: Sequence[Layer]) -> Keep:
+    """Units to keep where only what the layers ask for is done."""
+    return {name: units[name] if layer_of(name, layers) is None else int(steps[name][0]) for name in steps}
+
+
+def _fixed(name: str, layer: Layer, allowed: NDArray[np.int64], units: int, align: int) -> NDArray[np.int64]:
+    """The one number of units that a layer is to keep."""
+    wanted = layer.channels if layer.channels is not None else math.floor(units / (layer.ratio or 1) + 1e-9)
+    if not 1 <= wanted <= units:
+        what = f"{layer} leaves {wanted} of its {units} channels"
+        raise SubpruneError(what, where=name, remedy=f"between 1 and {units} can stay")
+    if wanted == units:
+        return np.asarray([units])
+    if layer.channels is not None and wanted not in allowed:
+        near = ", ".join(str(k) for k in sorted(allowed, key=lambda k: abs(int(k) - wanted))[:2])
+        raise SubpruneError(f"{wanted} channels are not aligned to {align}", where=name, remedy=f"use {near}")
+    return allowed[allowed <= wanted][-1:] if allowed[0] <= wanted else allowed[:1]
+
+
+def units_of(steps: Steps, keep: Mapping[str, int]) -> Keep:
+    """From steps to units."""
+    return {name: int(steps[name][step - 1]) for name, step in keep.items()}
+
+
+def rounded(steps: Steps, keep: Mapping[str, int]) -> Keep:
+    """From units to the largest steps that are not above, or the first ones."""
+    return {name: max(1, int(np.searchsorted(steps[name], kept, "right"))) for name, kept in keep.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Curves(Mapping[str, NDArray[np.float64]]):
+    """Error curves at no unit and at every step; each is made when it is asked for."""
+
+    curves: Curves
+    steps: Steps
+
+    def __getitem__(self, name: str) -> NDArray[np.float64]:
+        found: NDArray[np.float64] = self.curves[name][[0, *self.steps[name]]]
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.curves)
+
+    def __len__(self) -> int:
+        return len(self.curves)
+
+
+def stepped(budget: Budget, steps: Steps) -> Budget:
+    """The same budget, counting in steps."""
+
+    def at_steps(trial: Trial) -> Trial:
+        def measure(sizes: Sizes) -> dict[str, NDArray[np.float64]]:
+            return trial(tuple((name, tuple(int(steps[name][k - 1]) for k in ks)) for name, ks in sizes))
+
+        return measure
+
+    return Budget(
+        size=budget.size.stepped(steps),
+        error=_Curves(budget.error, steps),
+        accuracy=at_steps(budget.accuracy),
+        change=at_steps(budget.change),
+    )
