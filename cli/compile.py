@@ -9,7 +9,7 @@ import torch
 
 from subprune_fx import api
 from subprune_fx.cli import outputs
-from subprune_fx.cli.inputs import calibration_of, labelled, probe
+from subprune_fx.cli.inputs import calibration_of, labelled_of, probe
 from subprune_fx.cli.options import Request
 from subprune_fx.cli.progress import Progress
 from subprune_fx.formats import write
@@ -58,15 +58,9 @@ def _compile(request: Request, team: Team) -> int:
         write.writer_of(path, module)
     example = calibration[: fixed_batch(module) or 1]
     probe(module, example, str(request.model))
-    evaluation, training, verification = (
-        labelled(path, loaded.takes, calibration) for path in (request.evaluate, request.train, request.verify)
-    )
-
     choices: dict[str, Any] = {
         "labels": labels,
-        "training": training,
-        "verification": verification,
-        "evaluation": evaluation,
+        **labelled_of(request, loaded, calibration),
         "team": team,
         "layers": load_layers(request.layers) if request.layers else (),
         **{name: getattr(request, name) for name in CHOICES},

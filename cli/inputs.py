@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +12,12 @@ from subprune_fx.bundle import Bundle, Inputs, call, parts
 from subprune_fx.cli.options import Request
 from subprune_fx.errors import SubpruneError
 from subprune_fx.formats import arrays
-from subprune_fx.formats.arrays import Samples, load_arrays
+from subprune_fx.formats.arrays import Samples
+from subprune_fx.formats.images import Preparation
 from subprune_fx.formats.lines import first_line
 from subprune_fx.formats.load import Loaded
+from subprune_fx.formats.presets import preset
+from subprune_fx.formats.sources import Wish, load_samples
 from subprune_fx.formats.takes import Taken
 
 SYNTHETIC_SAMPLES = 256
@@ -36,20 +38,52 @@ def calibration_of(request: Request, loaded: Loaded) -> Samples:
     if fixed is not None:
         what = f"takes batches of exactly {fixed}, and compiling needs any size"
         raise SubpruneError(what, where=where, remedy="export it again with dynamic_shapes for axis 0")
-    return load_arrays(request.calib, takes) if request.calib is not None else _synthetic(request, takes, where)
+    if request.calib is None:
+        return _synthetic(request, takes, where)
+    return load_samples(request.calib, _wish(request, takes, "--calib"))
 
 
-def labelled(path: Path | None, takes: Sequence[Taken], calibration: Inputs) -> tuple[Inputs, Tensor] | None:
-    """Labelled inputs of the shapes that the calibration inputs have; None without a file."""
-    if path is None:
+def labelled_of(request: Request, loaded: Loaded, calibration: Inputs) -> dict[str, tuple[Inputs, Tensor] | None]:
+    """The labelled inputs, of the shapes that the calibration inputs have.
+
+    Args:
+        request: The command line.
+        loaded: The network.
+        calibration: From `calibration_of`.
+
+    Returns:
+        `api.prune`'s `evaluation`, `training` and `verification`; None for what is not given.
+
+    Raises:
+        SubpruneError: One of them is unusable.
+    """
+    sources = {"evaluation": ("--eval", request.evaluate), "training": ("--train", request.train)}
+    sources["verification"] = ("--verify", request.verify)
+    takes = _alike(loaded.takes, calibration)
+    return {name: _labelled(source, _wish(request, takes, option)) for name, (option, source) in sources.items()}
+
+
+def _labelled(source: str | None, wish: Wish) -> tuple[Inputs, Tensor] | None:
+    if source is None:
         return None
+    found = load_samples(source, dataclasses.replace(wish, labelled=True))
+    assert found.labels is not None
+    return found.inputs, found.labels
+
+
+def _wish(request: Request, takes: tuple[Taken, ...], option: str) -> Wish:
+    base = preset(request.preset) if request.preset is not None else Preparation()
+    given = {name: getattr(request, name) for name in ("resize", "crop", "mean", "std")}
+    preparation = dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
+    return Wish(takes, preparation, request.samples, request.seed, option=option)
+
+
+def _alike(takes: Sequence[Taken], calibration: Inputs) -> tuple[Taken, ...]:
+    """What the network takes, as the calibration inputs have it."""
     shapes = [(None, *part.shape[1:]) for part in parts(calibration)]
     names = calibration.names if isinstance(calibration, Bundle) and calibration.names else ()
     given = [taken for taken in takes if taken.keyword in names] if names else list(takes[:1]) or [Taken("x")]
-    same = [dataclasses.replace(taken, accepts=shape) for taken, shape in zip(given, shapes, strict=True)]
-    found = load_arrays(path, same, labelled=True)
-    assert found.labels is not None
-    return found.inputs, found.labels
+    return tuple(dataclasses.replace(taken, accepts=shape) for taken, shape in zip(given, shapes, strict=True))
 
 
 def probe(module: nn.Module, example: Inputs, where: str) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
+from subprune_fx.cli.input_options import input_options
 from subprune_fx.sizes import size_of
 
 PROGRAM = "subprune-compile"
@@ -52,10 +53,16 @@ class Request:
     pareto: tuple[float, ...]
     explain: bool
     output: tuple[Path, ...]
-    calib: Path | None
-    evaluate: Path | None
-    train: Path | None
-    verify: Path | None
+    calib: str | None
+    evaluate: str | None
+    train: str | None
+    verify: str | None
+    samples: int | None
+    preset: str | None
+    resize: tuple[int, ...] | None
+    crop: tuple[int, ...] | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
     select: str
     variant: str
     budget: str | None
@@ -124,21 +131,6 @@ def _memory(context: click.Context, option: click.Parameter, value: str | None) 
         raise click.BadParameter(f"{error}.") from error
 
 
-def _shapes(context: click.Context, option: click.Parameter, value: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-    del context, option
-    return tuple(_shape(text) for text in value)
-
-
-def _shape(value: str) -> tuple[int, ...]:
-    try:
-        sizes = tuple(int(size) for size in value.replace("x", ",").split(","))
-    except ValueError:
-        sizes = ()
-    if len(sizes) < 2 or min(sizes) < 1:
-        raise click.BadParameter(f"{value!r} is not a shape with its batch axis first, such as 1,3,32,32.")
-    return sizes
-
-
 def _version(context: click.Context, option: click.Parameter, value: bool) -> None:
     del option
     if not value or context.resilient_parsing:
@@ -193,15 +185,7 @@ _ALWAYS: tuple[Clash, ...] = ((lambda values: values["quiet"] and values["verbos
               help="Instead of --ratio: several from one calibration, out-2.onnx and so on, and a curve.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
               help="Where to write; .onnx, .pt2 or .pt. May be repeated.")  # fmt: skip
-@click.option("--calib", type=click.Path(path_type=Path), metavar="X.npz",
-              help="Calibration inputs: x, float32, first axis = sample; a few hundred, no labels needed. If "
-                   "the file also holds labels y, --budget accuracy uses them.")  # fmt: skip
-@click.option("--eval", "evaluate", type=click.Path(path_type=Path), metavar="XY.npz",
-              help="Labelled inputs x, y; reports the accuracy before and after.")  # fmt: skip
-@click.option("--train", type=click.Path(path_type=Path), metavar="XY.npz",
-              help="Labelled training inputs x, y, which only --select layergreedyfs-fd reads.")  # fmt: skip
-@click.option("--verify", type=click.Path(path_type=Path), metavar="XY.npz",
-              help="Labelled inputs x, y on which --budget accuracy measures, instead of --calib.")  # fmt: skip
+@input_options
 @click.option("--select", type=click.Choice(SELECTORS), default="inchange", show_default=True,
               help="How channels are chosen; some need labels y in --calib, and say so.")  # fmt: skip
 @click.option("--variant", type=click.Choice(VARIANTS), default="asym", show_default=True,
@@ -275,13 +259,6 @@ _ALWAYS: tuple[Clash, ...] = ((lambda values: values["quiet"] and values["verbos
     help="The network of a state dict: FILE.py:NAME or package.module:NAME. It is run.",
 )
 @click.option("--trust", is_flag=True, help="Load MODEL even if that runs code from it.")
-@click.option(
-    "--input-shape",
-    callback=_shapes,
-    multiple=True,
-    metavar="1,3,32,32",
-    help="Input shape, where neither MODEL nor --calib has it; once for each of several inputs.",
-)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random.")
 @click.option("--json", type=click.Path(path_type=Path), metavar="REPORT.json", help="Write the report as JSON too.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")

@@ -43,7 +43,7 @@ def targets(request: Request) -> list[Path]:
     reports = [path for path in (request.json,) if path is not None]
     found = atomic.check_targets([path for paths in networks(request) for path in paths] + reports)
     read = (request.model, request.calib, request.evaluate, request.train, request.verify, request.layers)
-    inputs = {path.resolve() for path in read if path is not None}
+    inputs = {Path(path).resolve() for path in read if path is not None}
     for path in found:
         if path.resolve() in inputs:
             raise SubpruneError("is an input as well as an output", where=str(path), remedy="write to another file")

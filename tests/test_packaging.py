@@ -21,7 +21,7 @@ MAPPED = ("cli", "passes")
 INDIRECT = {
     "onnxscript",  # torch.onnx.export(dynamo=True) imports it
 }
-OPTIONAL = {"torchvision"}  # an extra: its classes are allowed in pickles where it is installed
+OPTIONAL = {"PIL", "timm", "torchvision"}  # extras: images, presets, classes that are allowed in pickles
 
 
 @pytest.fixture(scope="module")

@@ -20,11 +20,12 @@ CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "network
 PREFIXES = ("module.", "_orig_mod.")  # nn.DataParallel, torch.compile
 
 
-def definitions(arch: str) -> tuple[ModuleType, str]:
-    """Import what `--arch` names. This runs the user's own file: naming it is the consent.
+def definitions(arch: str, option: str = "--arch") -> tuple[ModuleType, str]:
+    """Import what `--arch` or another option names. This runs the user's own file: naming it is the consent.
 
     Args:
         arch: `FILE.py:NAME` or `package.module:NAME`.
+        option: Which option, for errors.
 
     Returns:
         The module and the name in it.
@@ -34,9 +35,9 @@ def definitions(arch: str) -> tuple[ModuleType, str]:
             name.
     """
     source, colon, name = arch.rpartition(":")
-    where = f"--arch {arch}"
+    where = f"{option} {arch}"
     if not colon or not source or not name.isidentifier():
-        raise SubpruneError("names no network", where=where, remedy=HOW_TO_NAME)
+        raise SubpruneError("names nothing", where=where, remedy=HOW_TO_NAME)
     read = _import_file if source.endswith(".py") else _import_module
     try:
         module = read(source, where)
@@ -48,7 +49,8 @@ def definitions(arch: str) -> tuple[ModuleType, str]:
         what = f"fails to import: {type(error).__name__}: {error}"
         raise SubpruneError(what, where=where, remedy="check that the file runs by itself") from error
     if not hasattr(module, name):
-        raise SubpruneError(f"has no {name!r} (it has: {_networks(module)})", where=where, remedy=HOW_TO_NAME)
+        known = _networks(module) if option == "--arch" else _few([key for key in vars(module) if key[0] != "_"])
+        raise SubpruneError(f"has no {name!r} (it has: {known})", where=where, remedy=HOW_TO_NAME)
     return module, name
 
 
