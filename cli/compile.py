@@ -20,7 +20,20 @@ from subprune_fx.passes.explain import explain
 from subprune_fx.team import Team, team_of_environment
 
 CHOICES = (
-    *("select", "variant", "budget", "target", "only", "skip", "align", "reweight", "intercept", "feedback", "rounds"),
+    *(
+        "select",
+        "variant",
+        "budget",
+        "target",
+        "threads",
+        "only",
+        "skip",
+        "align",
+        "reweight",
+        "intercept",
+        "feedback",
+        "rounds",
+    ),
     *("ridge", "distil", "stochastic", "memory", "seed"),
 )
 """Options that `subprune_fx.prune` has under the same name."""
@@ -62,6 +75,7 @@ def _compile(request: Request, team: Team) -> int:
         "labels": labels,
         **labelled_of(request, loaded, calibration),
         "team": team,
+        "file": next((path.suffix.lower() for path in request.output), ".onnx"),
         "layers": load_layers(request.layers) if request.layers else (),
         **{name: getattr(request, name) for name in CHOICES},
     }

@@ -29,7 +29,7 @@ SELECTORS = (
     "layerrandom",
 )
 VARIANTS = ("asym", "seq", "layer")
-TARGETS = ("params", "flops")
+TARGETS = ("params", "flops", "size", "latency")
 BUDGETS = ("output", "accuracy", "error", "uniform")
 
 EPILOG = """
@@ -67,6 +67,7 @@ class Request:
     variant: str
     budget: str | None
     target: str
+    threads: int
     only: tuple[str, ...]
     skip: tuple[str, ...]
     align: int
@@ -193,7 +194,10 @@ _ALWAYS: tuple[Clash, ...] = ((lambda values: values["quiet"] and values["verbos
                    "pruned network's, or the original's.")  # fmt: skip
 @click.option("--budget", type=click.Choice(BUDGETS), help="How the ratio is shared out among the layers.")
 @click.option("--target", type=click.Choice(TARGETS), default="params", show_default=True,
-              help="What --ratio counts: parameters, or multiply-adds.")  # fmt: skip
+              help="What --ratio counts: parameters, or multiply-adds; or what it measures: bytes of the first "
+                   "output, or latency in onnxruntime.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(min=0), default=1, show_default=True, metavar="N",
+              help="Of onnxruntime where latency is measured; 0 for all cores.")  # fmt: skip
 @click.option("--only", multiple=True, metavar="LAYER",
               help="Prune only this layer, as the report names it; * and ? match. May be repeated.")  # fmt: skip
 @click.option("--skip", "--keep", multiple=True, metavar="LAYER", help="Leave this layer alone. May be repeated.")

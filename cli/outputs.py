@@ -78,11 +78,13 @@ def deliver(
     Raises:
         SubpruneError: See `subprune_fx.formats.write.fill`.
     """
-    baseline, reports = write.Baseline(original, example), []
-    with atomic.staged(targets(request)) as temporaries:
+    reports = []
+    with write.Baseline(original, example) as baseline, atomic.staged(targets(request)) as temporaries:
         for paths, result in zip(networks(request), pruned, strict=True):
             files = {path: temporaries[path] for path in paths}
-            rows = write.fill(result.module, baseline, example, calibration, files, progress=progress)
+            rows = write.fill(
+                *(result.module, baseline, example, calibration, files), threads=request.threads, progress=progress
+            )
             every = dict.fromkeys([*notes, *result.report.notes])
             reports.append(dataclasses.replace(result.report, files=rows, notes=tuple(every)))
         if request.json is not None:

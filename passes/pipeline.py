@@ -32,7 +32,7 @@ from subprune_fx.passes.patches import keeping
 from subprune_fx.passes.problems import Settings
 from subprune_fx.passes.rewrite import apply
 from subprune_fx.passes.scratch import Scratch
-from subprune_fx.passes.size import TARGETS, parameters
+from subprune_fx.passes.size import MEASURED, TARGETS, parameters
 from subprune_fx.passes.steps import only_layers, rounded, stepped, steps_of, units_of
 from subprune_fx.passes.sweep import Sweep
 from subprune_fx.passes.trials import Metric, trials
@@ -51,7 +51,9 @@ class Options:
     Attributes:
         select: A row of `subprune_fx.selectors.SELECTORS`.
         variant: `asym`, `seq` or `layer`.
-        target: What the ratio counts, a key of `passes.size.TARGETS`.
+        target: What the ratio counts, a key of `passes.size.TARGETS`, or measures, one of `MEASURED`.
+        file: Suffix of the file whose bytes are measured.
+        threads: Of onnxruntime where latency is measured; 0 for all cores.
         budget: A rule of `passes.budget.BUDGETS`; None: the selector's own, or else the default.
         only: Patterns of the groups to prune; none: all.
         skip: Patterns of groups to leave alone.
@@ -70,6 +72,8 @@ class Options:
     select: str = DEFAULT_SELECTOR
     variant: str = "asym"
     target: str = "params"
+    file: str = ".onnx"
+    threads: int = 1
     budget: str | None = None
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
@@ -207,9 +211,27 @@ class Compiler:
         Raises:
             SubpruneError: If the ratio is out of reach.
         """
+        return self._compiled(ratio, self._allotted(ratio))
+
+    def _allotted(self, ratio: float) -> Keep:
         with self._clock("budget"):
-            keep = self.team.agreed(allot(self._rule(), self._budget, ratio))
-        return self._compiled(ratio, units_of(self._steps, keep))
+            return units_of(self._steps, self.team.agreed(allot(self._rule(), self._budget, ratio)))
+
+    def shape(self, ratio: float) -> fx.GraphModule:
+        """A network of the shape that `compile` gives, with weights that are not fitted."""
+        keep = self._allotted(ratio)
+        scratch = Scratch(self.network)
+        if self.options.settings.intercept and self.options.reweight:
+            for name in self.network.channels.consumers:
+                where = self.network.intercepts.get(name)
+                if where is not None and where.new:  # ones: an exporter might drop zeros
+                    scratch.set(where.name, torch.ones(self.network.channels.contractions[name].outputs.shape))
+        alive = np.ones_like(scratch.alive)
+        for group in self.network.channels.groups:
+            alive[group.units] = False
+            alive[group.units[self._orders[group.name][: keep[group.name]]]] = True
+        scratch.shrink(alive)
+        return apply(scratch.plan(()), self.network.graph_module)
 
     def compile_fraction(self, alpha: float) -> Compiled:
         """The plan in which every group keeps the fraction `alpha` of its units, whatever the options' budget."""
@@ -330,7 +352,9 @@ class Compiler:
             )
 
         return Budget(
-            size=TARGETS[self.options.target](self.network, orders, self._batches[0], intercepts=intercepts),
+            size=TARGETS[MEASURED.get(self.options.target, self.options.target)](
+                self.network, orders, self._batches[0], intercepts=intercepts
+            ),
             error=Errors(tuple(groups), errors),
             accuracy=trial(agreement(self.outputs, labels, self.team), batches),
             change=trial(output_change(self.outputs, sum(map(len, some)), self.team), some),

@@ -216,6 +216,9 @@ def multiply_adds(
 TARGETS: dict[str, Callable[..., SizeModel]] = {"params": parameters, "flops": multiply_adds}
 """What the ratio counts."""
 
+MEASURED = {"size": "params", "latency": "flops"}
+"""What the ratio measures (`passes.gauges`), and what counts in its place when it is shared out."""
+
 
 def _labels(network: FxNetwork, name: str) -> Mapping[int, Labels]:
     """Labels along each labelled dimension of a parameter."""

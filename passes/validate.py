@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -173,31 +171,6 @@ def onnx_runner(path: str | os.PathLike[str], threads: int = 0) -> Run:
 
 def _as(array: Array, kind: Any) -> Array:
     return array if kind is None else array.astype(kind, copy=False)
-
-
-def latency_ms(path: str | os.PathLike[str], example: Inputs, *, seconds: float = 0.4) -> float:
-    """Median time of one sample in onnxruntime on one thread.
-
-    One thread, since small networks gain nothing from more and the wait for the others is what varies.
-
-    Args:
-        path: An ONNX file.
-        example: An input; only its first sample is used unless the file has a fixed batch.
-        seconds: Roughly how long to measure.
-
-    Returns:
-        Milliseconds per call.
-    """
-    run = onnx_runner(path, threads=1)
-    for _ in range(3):
-        run(example)
-    times: list[float] = []
-    deadline = time.perf_counter() + seconds
-    while len(times) < 5 or (time.perf_counter() < deadline and len(times) < 1000):
-        start = time.perf_counter()
-        run(example)
-        times.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(times)
 
 
 def torch_runner(module: nn.Module) -> Run:

@@ -18,6 +18,7 @@ from subprune_fx.frontends.fx_inputs import spread
 from subprune_fx.frontends.onnx_graph import source_of
 from subprune_fx.frontends.onnx_static import fixed_batch, settle
 from subprune_fx.passes.flops import flops
+from subprune_fx.passes.gauges import GAUGES, reached
 from subprune_fx.passes.goals import drop_of, set_aside, within
 from subprune_fx.passes.outputs import agreement, batches_of, first_tensor, is_score
 from subprune_fx.passes.pipeline import Compiled, Compiler
@@ -118,8 +119,9 @@ def prune_each(
     aside = None
     if max_drops and verification is None:
         inputs, labels, aside = set_aside(inputs, labels, max(fixed_batch(model) or 1, choices.get("team", ALONE).size))
+    settled = settle(model, inputs)
     compiler = Compiler(
-        settle(model, inputs),
+        settled,
         inputs,
         options,
         labels,
@@ -130,6 +132,9 @@ def prune_each(
     )
     before = None if evaluation is None else accuracy(compiler.network.graph_module, *evaluation)
     goals: list[Callable[[], Compiled]] = [*(partial(compiler.compile, ratio) for ratio in ratios)]
+    if options.target in GAUGES:
+        example = inputs[: fixed_batch(settled) or 1]
+        goals = [*(partial(reached, compiler, settled, example, ratio) for ratio in ratios)]
     goals += [*(partial(compiler.compile_fraction, keep) for keep in keeps)]
     if max_drops:
         drop = drop_of(compiler, aside)

@@ -16,7 +16,7 @@ from subprune_fx.errors import SubpruneError
 from subprune_fx.passes.budget import BUDGETS
 from subprune_fx.passes.pipeline import Options, Progress
 from subprune_fx.passes.problems import Settings
-from subprune_fx.passes.size import TARGETS
+from subprune_fx.passes.size import MEASURED, TARGETS
 from subprune_fx.passes.sweep import VARIANTS
 from subprune_fx.plan import Layer
 from subprune_fx.selectors import LABELLED, SELECTORS, Need
@@ -37,7 +37,11 @@ class Choices(TypedDict, total=False):
             original's outputs; `seq`, the pruned network's; `layer`, the original's.
         budget: How the ratio is shared out among groups, a key of `passes.budget.BUDGETS`; None for the selector's
             own rule, where it has one, or the default.
-        target: What the ratio counts: `params`, or `flops`, the multiply-adds of one sample.
+        target: What the ratio counts: `params`, or `flops`, the multiply-adds of one sample; or what it measures:
+            `size`, the bytes of the file, or `latency` in onnxruntime. (`keep`, `layers` and `max_drop` measure
+            nothing of this: there parameters stand for `size`, and multiply-adds for `latency`.)
+        file: Suffix of the file that `size` is about: `.onnx`, `.pt2` or `.pt`.
+        threads: Of onnxruntime where it is timed; 0 for all cores.
         only: Patterns (`fnmatch`) of layers to prune, as the report names them; none: all that can be.
         skip: Patterns of layers to leave alone.
         align: Widths of pruned layers are multiples of this: 8 suits many processors.
@@ -68,6 +72,8 @@ class Choices(TypedDict, total=False):
     variant: str
     budget: str | None
     target: str
+    file: str
+    threads: int
     only: Sequence[str]
     skip: Sequence[str]
     align: int
@@ -90,7 +96,20 @@ class Choices(TypedDict, total=False):
 
 
 _POSED = ("intercept", "feedback", "rounds", "ridge")
-_PLAIN = ("select", "variant", "budget", "target", "align", "reweight", "stochastic", "distil", "memory", "seed")
+_PLAIN = (
+    "select",
+    "variant",
+    "budget",
+    "target",
+    "file",
+    "threads",
+    "align",
+    "reweight",
+    "stochastic",
+    "distil",
+    "memory",
+    "seed",
+)
 
 
 def options_of(choices: Choices) -> Options:
@@ -144,6 +163,7 @@ Check = tuple[Callable[[Any], bool], str]
 _CHECKS: dict[str, Check] = {
     "align": (lambda value: isinstance(value, int) and value >= 1, "a whole number of at least 1"),
     "ridge": (lambda value: math.isfinite(value) and value >= 0, "a number of at least 0"),
+    "threads": (lambda value: isinstance(value, int) and value >= 0, "a whole number of at least 0"),
     "stochastic": (lambda value: value is None or 0 < value < 1, "between 0 and 1"),
     "rounds": (lambda value: isinstance(value, int) and value >= 0, "a whole number of at least 0"),
     "distil": (lambda value: isinstance(value, int) and value >= 0, "a whole number of at least 0"),
@@ -152,8 +172,9 @@ _CHECKS: dict[str, Check] = {
 _TABLES: dict[str, tuple[str, Sequence[str]]] = {
     "variant": ("variant", VARIANTS),
     "budget": ("budget rule", tuple(BUDGETS)),
-    "target": ("target", tuple(TARGETS)),
+    "target": ("target", (*TARGETS, *MEASURED)),
     "select": ("selector", tuple(SELECTORS)),
+    "file": ("file format", (".onnx", ".pt2", ".pt")),
 }
 
 

@@ -12,9 +12,10 @@ from subprune_fx.api import cost
 from subprune_fx.cli import options
 from subprune_fx.errors import SubpruneError
 from subprune_fx.passes.dependencies import analyse
+from subprune_fx.passes.gauges import GAUGES
 from subprune_fx.passes.problems import Settings
 from subprune_fx.passes.rewrite import apply
-from subprune_fx.passes.size import TARGETS
+from subprune_fx.passes.size import MEASURED, TARGETS
 from subprune_fx.passes.sweep import Sweep
 from subprune_fx.selectors import SELECTORS, Evidence
 
@@ -83,11 +84,12 @@ def test_the_ratio_holds_for_its_target(target: str, budget: str | None, select:
 
 
 def test_the_command_line_knows_every_target() -> None:
-    assert tuple(TARGETS) == options.TARGETS
+    assert (*TARGETS, *MEASURED) == options.TARGETS
+    assert MEASURED.keys() == GAUGES.keys()
 
 
 def test_an_unknown_target_is_refused() -> None:
-    with pytest.raises(SubpruneError, match="no target 'bytes'; use one of params, flops"):
+    with pytest.raises(SubpruneError, match="no target 'bytes'; use one of params, flops, size, latency"):
         subprune_fx.prune(Mixed().eval(), torch.randn(4, 3, 8, 8), ratio=2, target="bytes")
 
 

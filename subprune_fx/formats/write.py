@@ -6,6 +6,7 @@ and all, so that loading it again needs `--trust`; `.onnx` and `.pt2` need no tr
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -13,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Self
 
 import torch
 from torch import nn
@@ -25,10 +27,10 @@ from subprune_fx.formats.lines import first_line
 from subprune_fx.formats.load import load_model
 from subprune_fx.frontends.onnx_graph import source_of
 from subprune_fx.passes import export, onnx_rewrite, validate
+from subprune_fx.passes.timing import latencies_ms
 from subprune_fx.report import FileRow
 
 Progress = Callable[[str, int, int], None]
-Measured = tuple[int | None, float | None]
 
 
 class Job:
@@ -55,26 +57,31 @@ class Job:
 
 
 class Baseline:
-    """The network before, written and timed once in each format, however many networks are compared with it."""
+    """The network before, written once in each format, however many networks are compared with it."""
 
     def __init__(self, module: nn.Module, example: Inputs) -> None:
         self._job = Job(module, example)
-        self._measured: dict[str, Measured] = {}
+        self._folder = tempfile.TemporaryDirectory(prefix="subprune-")
+        self._written: dict[str, Path | None] = {}
 
-    def measure(self, writer: Writer, suffix: str) -> Measured:
-        """Bytes, and milliseconds a sample, of the network in a format; None where it has no such form."""
-        if suffix not in self._measured:
-            self._measured[suffix] = self._measure(writer, suffix)
-        return self._measured[suffix]
+    def __enter__(self) -> Self:
+        """Its files live as long as the block."""
+        return self
 
-    def _measure(self, writer: Writer, suffix: str) -> Measured:
-        with tempfile.TemporaryDirectory(prefix="subprune-") as folder:
-            path = Path(folder) / f"original{suffix}"
+    def __exit__(self, *_: object) -> None:
+        """Remove the files."""
+        self._folder.cleanup()
+
+    def file(self, writer: Writer, suffix: str) -> Path | None:
+        """The network in a format; None where it has no such form."""
+        if suffix not in self._written:
+            path = Path(self._folder.name) / f"original{suffix}"
             try:
                 writer.write(self._job, path)
-                return path.stat().st_size, writer.time(path, self._job.example) if writer.time else None
+                self._written[suffix] = path
             except Exception:  # noqa: BLE001 - only figures for the report are lost
-                return None, None
+                self._written[suffix] = None
+        return self._written[suffix]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,12 +91,12 @@ class Writer:
     Attributes:
         write: Writes the network to a path.
         check: Compares the file with the network on calibration inputs; the largest absolute difference.
-        time: Milliseconds per sample; None where the format has no runtime of its own here.
+        timed: Whether onnxruntime runs it.
     """
 
     write: Callable[[Job, Path], None]
     check: Callable[[Job, Path, Inputs], float]
-    time: Callable[[Path, Inputs], float] | None = None
+    timed: bool = False
 
 
 def writer_of(path: str | os.PathLike[str], module: nn.Module | None = None) -> Writer:
@@ -145,8 +152,9 @@ def write_all(
     """
     for target in check_targets(targets):
         writer_of(target, module)
-    baseline = None if original is None else Baseline(original, example)
-    with staged(targets) as temporaries:
+    with contextlib.ExitStack() as stack:
+        baseline = None if original is None else stack.enter_context(Baseline(original, example))
+        temporaries = stack.enter_context(staged(targets))
         return fill(module, baseline, example, calibration, temporaries, progress=progress)
 
 
@@ -157,6 +165,7 @@ def fill(
     calibration: Inputs,
     temporaries: Mapping[Path, Path],
     *,
+    threads: int = 1,
     progress: Progress | None = None,
 ) -> tuple[FileRow, ...]:
     """`write_all` into files that `staged` made, for a caller that renames others along with them.
@@ -167,6 +176,7 @@ def fill(
         example: See `write_all`.
         calibration: See `write_all`.
         temporaries: Target -> where to write it for now.
+        threads: Of onnxruntime where it is timed; 0 for all cores.
         progress: See `write_all`.
 
     Returns:
@@ -182,36 +192,45 @@ def fill(
         if progress:
             progress("write", done, len(temporaries))
         writer = writer_of(target, module)
-        before = (None, None) if original is None else original.measure(writer, target.suffix.lower())
-        rows.append(_write(job, writer, target, temporary, calibration, before))
+        difference = _write(job, writer, target, temporary, calibration)
+        before = None if original is None else original.file(writer, target.suffix.lower())
+        rows.append(_row(writer, target, temporary, before, example, threads, difference))
     if progress:
         progress("write", len(temporaries), len(temporaries))
     return tuple(rows)
 
 
-def _write(
-    job: Job,
-    writer: Writer,
-    target: Path,
-    temporary: Path,
-    calibration: Inputs,
-    before: Measured,
-) -> FileRow:
+def _write(job: Job, writer: Writer, target: Path, temporary: Path, calibration: Inputs) -> float:
+    """Write and compare; the largest difference."""
     try:
         writer.write(job, temporary)
-        difference = writer.check(job, temporary, calibration)
+        return writer.check(job, temporary, calibration)
     except SubpruneError as error:  # name the file the user asked for
         where = error.where.replace(str(temporary), str(target))
         raise type(error)(error.what.replace(str(temporary), str(target)), where=where, remedy=error.remedy) from error
     except Exception as error:  # a full disk, or a layer that cannot be pickled
         what = f"cannot be written ({type(error).__name__}: {first_line(error)})".replace(str(temporary), str(target))
         raise SubpruneError(what, where=str(target)) from error
+
+
+def _row(
+    writer: Writer,
+    target: Path,
+    temporary: Path,
+    before: Path | None,
+    example: Inputs,
+    threads: int,
+    difference: float,
+) -> FileRow:
+    files = [temporary] if before is None else [temporary, before]
+    times = latencies_ms(files, example, threads=threads) if writer.timed else []
+    sizes = [file.stat().st_size for file in files]
     return FileRow(
         path=str(target),
-        bytes=temporary.stat().st_size,
-        bytes_before=before[0],
-        latency_ms=writer.time(temporary, job.example) if writer.time else None,
-        latency_before_ms=before[1],
+        bytes=sizes[0],
+        bytes_before=sizes[1] if before else None,
+        latency_ms=times[0] if times else None,
+        latency_before_ms=times[1] if times and before else None,
         max_difference=difference,
     )
 
@@ -252,13 +271,11 @@ def _check_onnx_back(job: Job, path: Path, calibration: Inputs) -> float:
 
 WRITERS: Mapping[str, Writer] = MappingProxyType(
     {
-        ".onnx": Writer(_write_onnx, _check_onnx, validate.latency_ms),
+        ".onnx": Writer(_write_onnx, _check_onnx, timed=True),
         ".pt2": Writer(_write_pt2, _check_pt2),
         ".pt": Writer(_write_pt, _check_pt),
     }
 )
 
-ONNX_WRITERS: Mapping[str, Writer] = MappingProxyType(
-    {".onnx": Writer(_write_onnx_back, _check_onnx_back, validate.latency_ms)}
-)
+ONNX_WRITERS: Mapping[str, Writer] = MappingProxyType({".onnx": Writer(_write_onnx_back, _check_onnx_back, timed=True)})
 """For networks that came from an ONNX file."""

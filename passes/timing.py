@@ -1,0 +1,53 @@
+"""How long onnxruntime takes, file against file."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+from subprune_fx.bundle import Inputs
+from subprune_fx.passes.validate import onnx_runner
+
+WARM_UP = 3
+STRETCH = 2e-3
+"""Seconds that calls are timed together: a single one of a small network is no longer than the clock's own noise."""
+ROUNDS = 5
+MOST_ROUNDS = 400
+
+
+def latencies_ms(
+    paths: Sequence[str | os.PathLike[str]], example: Inputs, *, threads: int = 1, seconds: float = 0.4
+) -> list[float]:
+    """Median time of a call of each file, timed in turns, so that what else the machine does hits all alike.
+
+    Args:
+        paths: ONNX files.
+        example: An input.
+        threads: Of onnxruntime; 0 for all cores. Small networks gain nothing from more than one, and the wait for the
+            others is what varies.
+        seconds: Roughly how long to measure each.
+
+    Returns:
+        Milliseconds a call, file by file.
+    """
+    runs = [onnx_runner(path, threads=threads) for path in paths]
+    calls = [max(1, round(STRETCH / _warm(lambda run=run: run(example)))) for run in runs]  # type: ignore[misc]
+    times: list[list[float]] = [[] for _ in runs]
+    deadline = time.perf_counter() + seconds * len(runs)
+    while len(times[0]) < ROUNDS or (time.perf_counter() < deadline and len(times[0]) < MOST_ROUNDS):
+        for run, count, found in zip(runs, calls, times, strict=True):
+            start = time.perf_counter()
+            for _ in range(count):
+                run(example)
+            found.append((time.perf_counter() - start) / count)
+    return [1e3 * statistics.median(found) for found in times]
+
+
+def _warm(call: Callable[[], object]) -> float:
+    """Seconds that a call takes once it has been made a few times."""
+    for _ in range(WARM_UP):
+        start = time.perf_counter()
+        call()
+    return max(time.perf_counter() - start, 1e-9)
