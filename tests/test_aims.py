@@ -106,7 +106,7 @@ def test_refitting_lowers_the_error_after_the_activation(inputs: Tensor) -> None
         wanted = network(inputs)
     errors = []
     for rounds in (0, 1, 2, 4):
-        options = Options(budget="uniform", settings=Settings(ridge=1e-6, rounds=rounds))
+        options = Options(budget="uniform", settings=Settings(ridge=1e-6, rounds=rounds), batch=len(inputs))
         (got,) = Compiler(network, inputs, options).compile(2.0).outputs
         errors.append(float((got - wanted).square().sum()))
     assert errors == sorted(errors, reverse=True)  # the last layer's error is what each round lowers

@@ -118,7 +118,7 @@ class _Sums:
         """Add a batch."""
         off = x - self.mean
         self.gram.add(off)
-        self.total += off.sum(0, keepdim=True, dtype=torch.float64)
+        self.total += off.sum(0, keepdim=True)
         self.samples += len(x)
 
     def moments(self) -> Moments:
@@ -156,12 +156,13 @@ def _add_outputs(moments: Moments, reader: ConvReader, x: Tensor, y: Tensor) -> 
     centres = _mean(x), _mean(y)
     x, y = x - centres[0], y - centres[1]
     mean, shift = (centre.double().reshape(groups, -1) for centre in centres)
-    total, inside = x.sum(0, keepdim=True, dtype=torch.float64), _inside(reader, x)
-    sums, targets = reader.columns(total), reader.targets(y.sum(0, keepdim=True, dtype=torch.float64))
+    total, inside = x.sum(0, keepdim=True).double(), _inside(reader, x)
+    sums, targets = reader.columns(total), reader.targets(y.sum(0, keepdim=True).double())
     columns = (sums + n * _level(mean, inside)).sum(2)
     held = (mean[:, :, None, None] * (inside @ targets.mT)[:, None]).reshape(*columns.shape, -1)
     moments.cross += reader.cross(x, y).double() + held + columns[:, :, None] * shift[:, None, :]
-    rows, squares = n * targets.shape[2], y.square().transpose(0, 1).reshape(groups, -1).sum(1, dtype=torch.float64)
+    by_channel = y.square().sum((0, *range(2, y.ndim))).double()
+    rows, squares = n * targets.shape[2], by_channel.reshape(groups, -1).sum(1)
     off = targets.sum(2)
     moments.targets += off + rows * shift
     moments.energy += squares + (shift * (2 * off + rows * shift)).sum(1)
