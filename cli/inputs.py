@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from subprune_fx.bundle import Bundle, Inputs, call, parts
 from subprune_fx.cli.options import Request
+from subprune_fx.cli.progress import Progress
 from subprune_fx.errors import SubpruneError
-from subprune_fx.formats import arrays
 from subprune_fx.formats.arrays import Samples
 from subprune_fx.formats.images import Preparation
 from subprune_fx.formats.lines import first_line
@@ -19,8 +20,8 @@ from subprune_fx.formats.load import Loaded
 from subprune_fx.formats.presets import preset
 from subprune_fx.formats.sources import Wish, load_samples
 from subprune_fx.formats.takes import Taken
-
-SYNTHETIC_SAMPLES = 256
+from subprune_fx.passes.guess import guess
+from subprune_fx.passes.synthesise import start, synthesise
 
 
 def calibration_of(request: Request, loaded: Loaded) -> Samples:
@@ -39,7 +40,7 @@ def calibration_of(request: Request, loaded: Loaded) -> Samples:
         what = f"takes batches of exactly {fixed}, and compiling needs any size"
         raise SubpruneError(what, where=where, remedy="export it again with dynamic_shapes for axis 0")
     if request.calib is None:
-        return _synthetic(request, takes, where)
+        return _made_up(request, loaded, takes)
     return load_samples(request.calib, _wish(request, takes, "--calib"))
 
 
@@ -115,20 +116,11 @@ def _stated(request: Request, takes: tuple[Taken, ...]) -> tuple[Taken, ...]:
     return (*stated, *known[len(shapes) :])
 
 
-def _synthetic(request: Request, takes: Sequence[Taken], where: str) -> Samples:
-    wanted = [taken for taken in takes if taken.required or taken.sample] or list(takes[:1])
-    if not wanted or any(taken.sample is None for taken in wanted):
-        remedy = "pass --calib X.npz, or --input-shape such as 1,3,32,32 (once for each of several inputs)"
-        raise SubpruneError("its input shape is not known", where=where, remedy=remedy)
-    if any(taken.dtype is not None and not taken.dtype.is_floating_point for taken in wanted):
-        raise SubpruneError("takes tokens, which cannot be made up", where=where, remedy="pass --calib X.npz")
-    shapes = [taken.sample for taken in wanted if taken.sample]
-    tensors = [torch.from_numpy(arrays.synthetic(shape, SYNTHETIC_SAMPLES, request.seed)) for shape in shapes]
-    said = " and ".join(str(tuple(shape[1:])) for shape in shapes)
-    note = (
-        f"no --calib: calibrated on {SYNTHETIC_SAMPLES} synthetic inputs (standard normal noise of shape {said}); "
-        "accuracy will suffer, give a few hundred real inputs"
-    )
-    alone = len(wanted) == 1
-    inputs = tensors[0] if alone else Bundle(tuple(tensors), tuple(taken.keyword for taken in wanted))
-    return Samples(inputs, notes=(note,))
+def _made_up(request: Request, loaded: Loaded, takes: Sequence[Taken]) -> Samples:
+    found = guess(loaded.module, takes, str(request.model))
+    probe(loaded.module, start(found.wanted, 2, request.seed), str(request.model))
+    with Progress(shown=not request.quiet) as progress:
+        made = synthesise(loaded.module, found.wanted, request.seed, partial(progress, "synthesise"))
+    guessed = ", a shape guessed from the weights (--input-shape says another)" if found.guessed else ""
+    note = f"no --calib: calibrated on {made.how}{guessed}; a few hundred real inputs keep more accuracy"
+    return Samples(made.inputs, notes=(note,))

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from subprune_fx.bundle import Bundle
 from subprune_fx.errors import SubpruneError
-from subprune_fx.formats import arrays
 from subprune_fx.formats.arrays import load_arrays
 from subprune_fx.formats.npy import MAGIC
 from subprune_fx.formats.takes import Taken
@@ -134,17 +133,6 @@ def test_damaged_bytes_raise_nothing_else(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with contextlib.suppress(SubpruneError):
             load_arrays(path, labelled=True)
-
-
-def test_synthetic_inputs_are_reproducible_and_standard() -> None:
-    x = arrays.synthetic((1, 3, 8, 8), 100, seed=4)
-    assert x.shape == (100, 3, 8, 8)
-    assert x.dtype == np.float32
-    np.testing.assert_array_equal(x, arrays.synthetic((7, 3, 8, 8), 100, seed=4))
-    assert not np.array_equal(x, arrays.synthetic((1, 3, 8, 8), 100, seed=5))
-    # 19,200 draws: their mean is within 5 standard errors of 0, their deviation within 5 of 1.
-    assert abs(float(x.mean())) < 5 / 19200**0.5
-    assert abs(float(x.std()) - 1) < 5 / (2 * 19200) ** 0.5
 
 
 def test_tokens_are_integers(tmp_path: Path) -> None:

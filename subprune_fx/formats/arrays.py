@@ -150,18 +150,3 @@ def _labels(array: Array, samples: int, where: str) -> Tensor:
 
 def _say(shape: Sequence[Any]) -> str:
     return str(tuple(str(size) for size in shape)).replace("'", "")
-
-
-def synthetic(shape: Sequence[int], n: int, seed: int) -> npt.NDArray[np.float32]:
-    """Standard normal inputs, for a network that came without calibration data.
-
-    Args:
-        shape: The network's input shape; its first (batch) axis is replaced by `n`.
-        n: Number of samples.
-        seed: Seed of the generator.
-
-    Returns:
-        Float32 (n, *shape[1:]).
-    """
-    generator = np.random.default_rng(seed)
-    return generator.standard_normal((n, *shape[1:]), dtype=np.float32)
