@@ -15,7 +15,7 @@ from subprune_fx.frontends.fx_tails import Tail, affine
 from subprune_fx.graph.propagation import Consumer
 from subprune_fx.numerics.collect import Collected, add_outputs, parts
 from subprune_fx.numerics.readers import Reader
-from subprune_fx.numerics.saturation import admissible
+from subprune_fx.numerics.saturation import correction
 from subprune_fx.passes.calibrate import parameter
 from subprune_fx.passes.lockstep import Lockstep
 from subprune_fx.passes.problems import Problem, Settings
@@ -147,7 +147,7 @@ def saturated(aim: Aim, posed: Problem, moments: Collected, settings: Settings) 
         The problem with the last targets, and their moments.
     """
     scale, shift = affine(aim.tail, aim.scratch.module, aim.bias)
-    divisor = steering(scale)
+    inverse = 1 / steering(scale)
     for _ in range(settings.rounds):
         weights = posed.solution()
         ours, constant = weights.to(scale.dtype), aim.bias
@@ -156,14 +156,15 @@ def saturated(aim: Aim, posed: Problem, moments: Collected, settings: Settings) 
         moments = moments.untargeted()
         others = aim.others()
         for x, y in zip(aim.walk.inputs(aim.node, aim.source), aim.targets, strict=True):
-            by_channel = [aim.along(vector, y) for vector in (scale, shift, divisor, aim.bias, constant)]
+            ends = (scale, inverse, shift + scale * aim.bias, shift + scale * constant)
+            z, back, aimed, held = (aim.along(vector, y) for vector in ends)
             other = None if others is None else next(others)[1]
             for part in parts(aim.reader, x):
-                z, added, over, bias, offset = by_channel
-                added = added if other is None else added + other[part]
-                wanted = z * (y[part] + bias) + added
-                got = z * (aim.reader.output(x[part], ours) + offset) + added
-                target = y[part] + (admissible(wanted, got, aim.tail.flat) - wanted) / over
+                wanted = torch.addcmul(aimed, z, y[part])
+                got = torch.addcmul(held, z, aim.reader.output(x[part], ours))
+                if other is not None:
+                    wanted, got = wanted.add_(other[part]), got.add_(other[part])
+                target = torch.addcmul(y[part], correction(wanted, got, aim.tail.flat), back)
                 add_outputs(moments, aim.reader, x[part], target)
         moments = aim.walk.team.targets(moments)
         posed = posed.aimed(moments, settings)
