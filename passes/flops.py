@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx
-from torch.utils.flop_counter import FlopCounterMode
 
 from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.onnx_flops import multiply_adds
 from subprune_fx.frontends.onnx_op import OnnxOp
+
+T = TypeVar("T")
 
 Counts = dict[str, tuple[int, tuple[int, ...]]]
 """By node name: multiply-adds for one sample, and the shape of its value."""
@@ -24,6 +27,15 @@ def flops(graph_module: fx.GraphModule, example: Inputs) -> Counts:
     return counter.found
 
 
+def counted(run: Callable[[], T]) -> tuple[T, int]:
+    """What a call returns, and its multiply-adds."""
+    from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415 - imports triton: a second
+
+    with FlopCounterMode(display=False) as mode:
+        value = run()
+    return value, mode.get_total_flops() // 2
+
+
 class _Counter(fx.Interpreter):
     def __init__(self, graph_module: fx.GraphModule, samples: int) -> None:
         super().__init__(graph_module)
@@ -32,9 +44,7 @@ class _Counter(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         operands = fx.node.map_arg(n.args, lambda used: self.env[used])
-        with FlopCounterMode(display=False) as mode:
-            value = super().run_node(n)
-        total = mode.get_total_flops() // 2
+        value, total = counted(functools.partial(super().run_node, n))
         if isinstance(n.target, OnnxOp):
             total = multiply_adds(n.target.op_type, operands, value)
         count = total // self.samples

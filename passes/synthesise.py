@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from subprune_fx.bundle import Bundle, Inputs, call, parts
 from subprune_fx.frontends.onnx_graph import source_of
 from subprune_fx.numerics.scenes import scenes
+from subprune_fx.passes.flops import counted
 
 Tick = Callable[[int, int], None]
 
@@ -111,10 +111,9 @@ def start(wanted: Sequence[Wanted], samples: int, seed: int) -> Inputs:
 
 def _effort(module: nn.Module, example: Inputs) -> tuple[int, int]:
     """Samples and steps."""
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        call(module, example)
-    work = 3 * counter.get_total_flops() / 2 / len(example) * SAMPLES * STEPS
+    with torch.no_grad():
+        _, total = counted(lambda: call(module, example))
+    work = 3 * total / len(example) * SAMPLES * STEPS
     share = min(1.0, WORK / max(work, 1.0)) ** 0.5
     return max(FEWEST_SAMPLES, int(SAMPLES * share) // BATCH * BATCH), max(FEWEST_STEPS, round(STEPS * share))
 

@@ -9,7 +9,6 @@ from typing import NamedTuple, Unpack
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from subprune_fx.arguments import Choices, Given, check_goals, inputs_of, labelled, labels_of, options_of
 from subprune_fx.bundle import Inputs
@@ -17,7 +16,7 @@ from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.fx_inputs import spread
 from subprune_fx.frontends.onnx_graph import source_of
 from subprune_fx.frontends.onnx_static import fixed_batch, settle
-from subprune_fx.passes.flops import flops
+from subprune_fx.passes.flops import counted, flops
 from subprune_fx.passes.gauges import GAUGES, reached
 from subprune_fx.passes.goals import drop_of, set_aside, within
 from subprune_fx.passes.outputs import agreement, batches_of, first_tensor, is_score
@@ -173,10 +172,9 @@ def cost(module: nn.Module, example: Inputs) -> Cost:
     parameters = sum(p.numel() for p in module.parameters())
     if isinstance(module, fx.GraphModule) and source_of(module) is not None:
         return Cost(parameters, sum(count for count, _ in flops(module, example).values()))
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        module(example)
-    return Cost(parameters, counter.get_total_flops() // 2 // len(example))
+    with torch.no_grad():
+        _, total = counted(lambda: module(example))
+    return Cost(parameters, total // len(example))
 
 
 def _report(compiler: Compiler, compiled: Compiled, inputs: Inputs) -> Report:

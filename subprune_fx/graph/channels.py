@@ -9,9 +9,8 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
+from subprune_fx.graph.components import components
 from subprune_fx.graph.labels import Labels, compact, varying
 from subprune_fx.graph.propagation import Consumer, Propagation
 from subprune_fx.graph.step import Tree, leaves
@@ -178,8 +177,7 @@ def _choices(small: NDArray[np.int64], axis: int, made: NDArray[np.bool_]) -> in
         return 0
     numbers, inverse = np.unique(rows[index, column], return_inverse=True)
     size = rows.shape[0] + numbers.size
-    graph = coo_array((np.ones(index.size, np.int8), (index, rows.shape[0] + inverse)), shape=(size, size))
-    return int(np.unique(connected_components(graph, directed=False)[1][rows.shape[0] :]).size)
+    return int(np.unique(components(index, rows.shape[0] + inverse, size)[rows.shape[0] :]).size)
 
 
 def _reasons(state: Propagation, unit: NDArray[np.int64], count: int) -> dict[int, str]:

@@ -7,9 +7,8 @@ from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
+from subprune_fx.graph.components import components
 from subprune_fx.graph.labels import Labels, compact, constant, expand
 from subprune_fx.graph.step import Param, Tree
 
@@ -190,8 +189,7 @@ class Propagation:
         """By label, the number of its set of equal labels, shape (count,)."""
         left = np.concatenate([a for a, _ in self._pairs] or [np.zeros(0, np.int64)])
         right = np.concatenate([b for _, b in self._pairs] or [np.zeros(0, np.int64)])
-        graph = coo_array((np.ones(left.size, np.int8), (left, right)), shape=(self.count, self.count))
-        return connected_components(graph, directed=False)[1].astype(np.int64)
+        return components(left, right, self.count)
 
     def frozen(self) -> list[tuple[Labels, str]]:
         """Frozen labels with the reason, in the order they were found."""
