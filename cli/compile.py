@@ -85,7 +85,8 @@ def _compile(request: Request, team: Team) -> int:
             pruned = list(api.prune_each(module, calibration, ratios=request.pareto, **choices))
         else:
             pruned = [api.prune(module, calibration, ratio=request.ratio, max_drop=request.max_drop, **choices)]
-        reports = outputs.deliver(request, pruned, module, example, calibration, samples.notes, team, progress)
+        compared = calibration, choices["evaluation"], samples.notes
+        reports = outputs.deliver(request, pruned, outputs.Setting(module, example, *compared, team, progress))
     if not request.quiet:
         outputs.say(reports, verbose=request.verbose)
     return 0

@@ -30,6 +30,7 @@ SELECTORS = (
 )
 VARIANTS = ("asym", "seq", "layer")
 TARGETS = ("params", "flops", "size", "latency")
+QUANTISED = ("int8",)
 BUDGETS = ("output", "accuracy", "error", "uniform")
 
 EPILOG = """
@@ -68,6 +69,7 @@ class Request:
     budget: str | None
     target: str
     threads: int
+    quantize: str | None
     only: tuple[str, ...]
     skip: tuple[str, ...]
     align: int
@@ -160,6 +162,10 @@ _PRUNING: tuple[Clash, ...] = (
         f"Missing option '--ratio' (or {' or '.join(list(GOALS)[1:])}).",
     ),
     (lambda values: not values["output"], "Missing option '-o'."),
+    (
+        lambda values: bool(values["quantize"]) and not any(p.suffix.lower() == ".onnx" for p in values["output"]),
+        "--quantize needs an output that ends in .onnx.",
+    ),
     (lambda values: len(_goals(values)) > 1, "{goals} exclude each other."),
 )
 _ALWAYS: tuple[Clash, ...] = ((lambda values: values["quiet"] and values["verbose"], "-q and -v exclude each other."),)
@@ -198,6 +204,8 @@ _ALWAYS: tuple[Clash, ...] = ((lambda values: values["quiet"] and values["verbos
                    "output, or latency in onnxruntime.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=0), default=1, show_default=True, metavar="N",
               help="Of onnxruntime where latency is measured; 0 for all cores.")  # fmt: skip
+@click.option("--quantize", type=click.Choice(QUANTISED), metavar="int8",
+              help="Also write each .onnx with int8 weights and activations, as out-int8.onnx.")  # fmt: skip
 @click.option("--only", multiple=True, metavar="LAYER",
               help="Prune only this layer, as the report names it; * and ? match. May be repeated.")  # fmt: skip
 @click.option("--skip", "--keep", multiple=True, metavar="LAYER", help="Leave this layer alone. May be repeated.")

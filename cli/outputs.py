@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from subprune_fx.api import Pruned
 from subprune_fx.bundle import Inputs
@@ -19,7 +19,9 @@ from subprune_fx.cli import table
 from subprune_fx.cli.options import PROGRAM, Request
 from subprune_fx.errors import SubpruneError
 from subprune_fx.formats import atomic, write
-from subprune_fx.report import Report, curve
+from subprune_fx.formats.quantise import quantise
+from subprune_fx.formats.stages import stages
+from subprune_fx.report import Report, Stage, curve
 from subprune_fx.team import Team
 
 Progress = Callable[[str, int, int], None]
@@ -32,6 +34,12 @@ def networks(request: Request) -> list[list[Path]]:
     return [[path.with_stem(f"{path.stem}-{ratio:g}") for path in request.output] for ratio in request.pareto]
 
 
+def quantised(request: Request, paths: Sequence[Path]) -> dict[Path, Path]:
+    """By ONNX file, where its quantised form goes: `out.onnx`, `out-int8.onnx`."""
+    files = [path for path in paths if request.quantize and path.suffix.lower() == ".onnx"]
+    return {path: path.with_stem(f"{path.stem}-{request.quantize}") for path in files}
+
+
 def targets(request: Request) -> list[Path]:
     """All files to be written, checked.
 
@@ -41,7 +49,8 @@ def targets(request: Request) -> list[Path]:
     for path in request.output:
         write.writer_of(path)
     reports = [path for path in (request.json,) if path is not None]
-    found = atomic.check_targets([path for paths in networks(request) for path in paths] + reports)
+    files = [path for paths in networks(request) for path in (*paths, *quantised(request, paths).values())]
+    found = atomic.check_targets([*files, *reports])
     read = (request.model, request.calib, request.evaluate, request.train, request.verify, request.layers)
     inputs = {Path(path).resolve() for path in read if path is not None}
     for path in found:
@@ -50,27 +59,36 @@ def targets(request: Request) -> list[Path]:
     return found
 
 
-def deliver(
-    request: Request,
-    pruned: Sequence[Pruned],
-    original: nn.Module,
-    example: Inputs,
-    calibration: Inputs,
-    notes: Sequence[str],
-    team: Team,
-    progress: Progress,
-) -> list[Report]:
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What networks are compared with, and on what.
+
+    Attributes:
+        original: The network before.
+        example: One input.
+        calibration: Inputs that files are compared on.
+        evaluation: Labelled inputs, if there are any.
+        notes: Warnings that come first.
+        team: Processes that do the same.
+        progress: Told (stage, done, total).
+    """
+
+    original: nn.Module
+    example: Inputs
+    calibration: Inputs
+    evaluation: tuple[Inputs, Tensor] | None
+    notes: Sequence[str]
+    team: Team
+    progress: Progress
+
+
+def deliver(request: Request, pruned: Sequence[Pruned], setting: Setting) -> list[Report]:
     """Write networks and report.
 
     Args:
         request: The command line.
         pruned: A network for each of `networks`.
-        original: The network before.
-        example: One input.
-        calibration: Inputs that files are compared on.
-        notes: Warnings that come first.
-        team: Processes that have done the same.
-        progress: Told (stage, done, total).
+        setting: What they are compared with.
 
     Returns:
         The reports with what was written.
@@ -79,18 +97,41 @@ def deliver(
         SubpruneError: See `subprune_fx.formats.write.fill`.
     """
     reports = []
-    with write.Baseline(original, example) as baseline, atomic.staged(targets(request)) as temporaries:
+    baseline = write.Baseline(setting.original, setting.example)
+    with baseline, atomic.staged(targets(request)) as temporaries:
         for paths, result in zip(networks(request), pruned, strict=True):
-            files = {path: temporaries[path] for path in paths}
             rows = write.fill(
-                *(result.module, baseline, example, calibration, files), threads=request.threads, progress=progress
+                *(result.module, baseline, setting.example, setting.calibration),
+                {path: temporaries[path] for path in paths},
+                threads=request.threads,
+                progress=setting.progress,
             )
-            every = dict.fromkeys([*notes, *result.report.notes])
-            reports.append(dataclasses.replace(result.report, files=rows, notes=tuple(every)))
+            steps: tuple[Stage, ...] = ()
+            for path, smaller in quantised(request, paths).items():
+                made = {"pruned": (temporaries[path], path), str(request.quantize): (temporaries[smaller], smaller)}
+                steps += _quantise(
+                    made, baseline.file(write.writer_of(path, setting.original), ".onnx"), request, setting
+                )
+            notes = tuple(dict.fromkeys([*setting.notes, *result.report.notes]))
+            reports.append(dataclasses.replace(result.report, files=rows, notes=notes, stages=steps))
         if request.json is not None:
             temporaries[request.json].write_text(as_json(reports), encoding="utf-8")
-        team.wait()  # nothing is in place before all have come to the end
+        setting.team.wait()  # nothing is in place before all have come to the end
     return reports
+
+
+def _quantise(
+    made: Mapping[str, tuple[Path, Path]], original: Path | None, request: Request, setting: Setting
+) -> tuple[Stage, ...]:
+    """Write the last of the files from the one before it, and measure all."""
+    (source, _), (target, name) = made.values()
+    setting.progress("quantise", 0, 1)
+    quantise(source, target, setting.calibration, where=str(name))
+    rows = stages(
+        *(original, made, setting.calibration, setting.evaluation), example=setting.example, threads=request.threads
+    )
+    setting.progress("quantise", 1, 1)
+    return rows
 
 
 def say(reports: Sequence[Report], *, verbose: bool) -> None:

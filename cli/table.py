@@ -26,6 +26,9 @@ def show(reports: Sequence[Report], *, verbose: bool, console: Console | None = 
         console.width = PIPE_WIDTH
     console.print(_groups(reports))
     console.print(_summary(reports[0]) if len(reports) == 1 else _curve(reports))
+    for report in reports:
+        if report.stages:
+            console.print(_stages(report))
     last = reports[-1]
     if verbose and last.searched:
         steps = ((f"{step.ratio:.3g}", f"{step.value:.2f}") for step in last.searched)
@@ -34,8 +37,17 @@ def show(reports: Sequence[Report], *, verbose: bool, console: Console | None = 
         console.print(_frozen(last))
     if verbose and last.seconds:
         console.print(_pairs("stage", "seconds", ((name, f"{value:.2f}") for name, value in last.seconds)))
-    for row in (row for report in reports for row in report.files):
-        console.print(f"wrote {row.path}", markup=False, highlight=False, soft_wrap=True)
+    for path in written(reports):
+        console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def written(reports: Sequence[Report]) -> list[str]:
+    """The paths of all networks."""
+    paths: list[str] = []
+    for report in reports:
+        paths += [row.path for row in report.files]
+        paths += [row.path for row in report.stages if row.path is not None]
+    return list(dict.fromkeys(paths))
 
 
 def _groups(reports: Sequence[Report]) -> Table:
@@ -70,6 +82,18 @@ def _curve(reports: Sequence[Report]) -> Table:
         table.add_column(heading, justify="right")
     for cells in zip(*used.values(), strict=True):
         table.add_row(*cells)
+    return table
+
+
+def _stages(report: Report) -> Table:
+    """What quantising has added to pruning."""
+    table = Table("stage", box=box.SIMPLE_HEAD)
+    for heading in ("file size", "latency", "same class", "accuracy"):
+        table.add_column(heading, justify="right")
+    for row in report.stages:
+        name = row.name if row.path is None else f"{row.name}: {row.path}"
+        cells = _bytes(row.bytes), _milliseconds(row.latency_ms), _percent(row.agreement), _percent(row.accuracy)
+        table.add_row(_plain(name), *cells)
     return table
 
 

@@ -158,15 +158,24 @@ def onnx_runner(path: str | os.PathLike[str], threads: int = 0) -> Run:
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads slow the next session
     session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
-    takes = {value.name: INPUTS.get(value.type) for value in session.get_inputs()}
+    feed = feeder(session)
 
     def run(batch: Inputs) -> Sequence[Array]:
-        given = arguments(batch)[1]
-        named = given if given.keys() == takes.keys() else dict(zip(takes, parts(batch), strict=True))
-        arrays = {name: _as(tensor.numpy(), takes[name]) for name, tensor in named.items()}
-        return [np.asarray(value) for value in session.run(None, arrays)]
+        return [np.asarray(value) for value in session.run(None, feed(batch))]
 
     return run
+
+
+def feeder(session: onnxruntime.InferenceSession) -> Callable[[Inputs], dict[str, Array]]:
+    """From inputs to what a session is fed: by name where they have the session's, else by position."""
+    takes = {value.name: INPUTS.get(value.type) for value in session.get_inputs()}
+
+    def feed(batch: Inputs) -> dict[str, Array]:
+        given = arguments(batch)[1]
+        named = given if given.keys() == takes.keys() else dict(zip(takes, parts(batch), strict=True))
+        return {name: _as(tensor.numpy(), takes[name]) for name, tensor in named.items()}
+
+    return feed
 
 
 def _as(array: Array, kind: Any) -> Array:

@@ -89,6 +89,28 @@ class Step:
 
 
 @dataclasses.dataclass(frozen=True)
+class Stage:
+    """A file of the network on the way from the original to the quantised one, as onnxruntime runs it.
+
+    Attributes:
+        name: `original`, `pruned`, `int8`.
+        bytes: Its size.
+        latency_ms: Median time of one sample, milliseconds; all stages are timed in turns.
+        agreement: Fraction of calibration inputs with the same arg-max as the original; None where the output is not a
+            class score.
+        accuracy: Top-1 accuracy on the evaluation set, 0 to 1; None without one.
+        path: Where it was written; None for the original.
+    """
+
+    name: str
+    bytes: int
+    latency_ms: float
+    agreement: float | None
+    accuracy: float | None
+    path: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
     """The whole result of one compilation.
 
@@ -106,6 +128,7 @@ class Report:
         seconds: Wall time by stage.
         notes: Warnings worth a line each.
         files: What was written.
+        stages: Original, pruned and quantised network, where it was quantised.
         searched: What was measured to find the ratio, where it was not given.
         drop: What the network loses where it was found by that, in percentage points, on inputs it was not made from.
     """
@@ -122,6 +145,7 @@ class Report:
     seconds: tuple[tuple[str, float], ...] = ()
     notes: tuple[str, ...] = ()
     files: tuple[FileRow, ...] = ()
+    stages: tuple[Stage, ...] = ()
     searched: tuple[Step, ...] = ()
     drop: float | None = None
 
