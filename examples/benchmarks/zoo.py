@@ -17,17 +17,20 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 from zoo_table import Network, build, networks
 
 import subprune_fx
 from subprune_fx.api import Pruned
+from subprune_fx.arguments import inputs_of
+from subprune_fx.bundle import Inputs, call
 from subprune_fx.errors import SubpruneError, ValidationError
 from subprune_fx.passes.dependencies import analyse
 from subprune_fx.passes.masked import masked
@@ -80,10 +83,11 @@ def measure(network: Network, *, onnx: bool = True) -> Row:
     start = time.perf_counter()
     try:
         model = build(network)
-        inputs = network.inputs(network.samples)
+        given = network.inputs(network.samples)
+        inputs = inputs_of(given, network.name)
         row = dataclasses.replace(row, parameters=sum(p.numel() for p in model.parameters()))
         start = time.perf_counter()
-        pruned = subprune_fx.prune(model, inputs, keep=KEEP)
+        pruned = subprune_fx.prune(model, given, keep=KEEP)
         frozen: Counter[str] = Counter()
         for item in pruned.report.frozen:
             frozen[item.reason] += item.channels
@@ -108,18 +112,18 @@ def measure(network: Network, *, onnx: bool = True) -> Row:
     return dataclasses.replace(row, total=round(time.perf_counter() - start, 2))
 
 
-def _compared(row: Row, model: torch.nn.Module, pruned: Pruned, inputs: Any) -> Row:
+def _compared(row: Row, model: torch.nn.Module, pruned: Pruned, inputs: Inputs) -> Row:
     """The pruned network's outputs against the masked and reweighted original's.
 
     Raises:
         ValidationError: They differ by more than rounding.
     """
-    few = tree_map(lambda x: x[:4], inputs)
+    few = inputs[:4]
     reference = masked(analyse(model, few), pruned.plan)
     with torch.no_grad():
         wanted, found = (
             [leaf for leaf in tree_leaves(run(few)) if isinstance(leaf, torch.Tensor)]
-            for run in (reference.run, pruned.module)
+            for run in (reference.run, partial(call, pruned.module))
         )
     worst = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, wanted, strict=True))
     if not worst < TOLERANCE:
@@ -127,13 +131,12 @@ def _compared(row: Row, model: torch.nn.Module, pruned: Pruned, inputs: Any) -> 
     return dataclasses.replace(row, masked=worst)
 
 
-def _written(row: Row, module: torch.nn.Module, model: torch.nn.Module, inputs: Any) -> Row:
+def _written(row: Row, module: torch.nn.Module, model: torch.nn.Module, inputs: Inputs) -> Row:
     """Parity and latencies of the ONNX file."""
     from subprune_fx.formats.write import write_all  # noqa: PLC0415 - imports onnx
 
     with tempfile.TemporaryDirectory(prefix="zoo-") as folder:
-        example = tree_map(lambda x: x[:1], inputs)
-        (file,) = write_all(module, model, example, inputs, [Path(folder) / "small.onnx"])
+        (file,) = write_all(module, model, inputs[:1], inputs, [Path(folder) / "small.onnx"])
     return dataclasses.replace(
         row, parity=file.max_difference, before_ms=file.latency_before_ms, after_ms=file.latency_ms
     )

@@ -94,9 +94,51 @@ def _create(name: str, **options: Any) -> nn.Module:
     return model
 
 
+_WORDS, _LENGTH = 256, 16
+_ENCODER = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+_DECODER = {"vocab_size": _WORDS, "use_cache": False, "bos_token_id": None, "eos_token_id": None}
+_IMAGE = {"image_size": 32, "patch_size": 8}
+
+
+def _tokens(count: int) -> dict[str, Tensor]:
+    return {"input_ids": torch.randint(_WORDS, (count, _LENGTH))}
+
+
+# Module and class, its configuration (small, as the time of a zoo counts), what it is fed.
+_TRANSFORMERS: tuple[tuple[str, str, dict[str, Any], Inputs], ...] = (
+    ("bert", "BertForSequenceClassification", {"vocab_size": _WORDS, **_ENCODER}, _tokens),
+    ("distilbert", "DistilBertForSequenceClassification",
+     {"vocab_size": _WORDS, "dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 128}, _tokens),
+    ("vit", "ViTForImageClassification", {**_IMAGE, **_ENCODER}, noise(3, 32, 32)),
+    ("deit", "DeiTForImageClassification", {**_IMAGE, **_ENCODER}, noise(3, 32, 32)),
+    ("swin", "SwinForImageClassification",
+     {"image_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 32, "depths": [2, 2], "num_heads": [2, 4]},
+     noise(3, 32, 32)),
+    ("gpt2", "GPT2LMHeadModel", {**_DECODER, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 32}, _tokens),
+    ("llama", "LlamaForCausalLM", {**_DECODER, **_ENCODER, "num_key_value_heads": 2}, _tokens),
+    ("qwen2", "Qwen2ForCausalLM", {**_DECODER, **_ENCODER, "num_key_value_heads": 2}, _tokens),
+    ("whisper", "WhisperEncoder",
+     {"d_model": 64, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 128, "num_mel_bins": 16,
+      "max_source_positions": 32}, noise(16, 64)),
+)  # fmt: skip
+
+
+def _transformers() -> Iterator[Network]:
+    for family, kind, settings, inputs in _TRANSFORMERS:
+        yield Network("transformers", kind, partial(_configured, family, kind, settings), inputs)
+
+
+def _configured(family: str, kind: str, settings: dict[str, Any]) -> nn.Module:
+    module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    configuration = getattr(module, kind).config_class(**settings)
+    model = getattr(module, kind)(configuration)
+    assert isinstance(model, nn.Module)
+    return model
+
+
 def networks() -> tuple[Network, ...]:
     """All rows; those of packages that are not installed fail when they are built."""
-    return (*_torchvision(), *_timm())
+    return (*_torchvision(), *_timm(), *_transformers())
 
 
 def build(network: Network, seed: int = 0) -> nn.Module:
