@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -13,7 +13,7 @@ from subprune_fx.bundle import Inputs
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.describe import FxNetwork, describe
 from subprune_fx.frontends.tracing import traces
-from subprune_fx.graph.channels import ChannelGraph, Frozen, Group
+from subprune_fx.graph.channels import Frozen
 
 
 def analyse(module: nn.Module, example: Inputs) -> FxNetwork:
@@ -57,20 +57,24 @@ def restrict(network: FxNetwork, only: Sequence[str], skip: Sequence[str]) -> Fx
         chosen = not only or any(fnmatchcase(name, pattern) for pattern in only)
         return chosen and not any(fnmatchcase(name, pattern) for pattern in skip)
 
-    kept = tuple(group for group in groups if wanted(group.name))
-    if not kept:
+    left = {group.name: "you asked to leave it alone" for group in groups if not wanted(group.name)}
+    if len(left) == len(groups):
         raise SubpruneError("nothing to prune: every prunable layer is excluded", remedy="exclude fewer")
+    return narrowed(network, left)
+
+
+def narrowed(network: FxNetwork, reasons: Mapping[str, str]) -> FxNetwork:
+    """The same network, some groups (by name) frozen for the reasons given."""
+    channels = network.channels
+    kept = tuple(group for group in channels.groups if group.name not in reasons)
     left = tuple(
-        Frozen(group.name, len(group.units), "you asked to leave it alone") for group in groups if group not in kept
+        Frozen(group.name, len(group.units), reasons[group.name]) for group in channels.groups if group.name in reasons
     )
-    return dataclasses.replace(network, channels=_with(network.channels, kept, left))
-
-
-def _with(channels: ChannelGraph, groups: tuple[Group, ...], frozen: tuple[Frozen, ...]) -> ChannelGraph:
     prunable = np.zeros_like(channels.prunable)
-    for group in groups:
+    for group in kept:
         prunable[group.units] = True
-    return dataclasses.replace(channels, groups=groups, frozen=(*channels.frozen, *frozen), prunable=prunable)
+    narrower = dataclasses.replace(channels, groups=kept, frozen=(*channels.frozen, *left), prunable=prunable)
+    return dataclasses.replace(network, channels=narrower)
 
 
 def clearest(module: nn.Module, example: Inputs) -> FxNetwork:

@@ -41,6 +41,7 @@ from subprune_fx.passes.memory import Store, batch_within
 from subprune_fx.passes.outputs import agreement, batches_of, head, output_change
 from subprune_fx.passes.patches import keeping
 from subprune_fx.passes.problems import Settings
+from subprune_fx.passes.proof import proven
 from subprune_fx.passes.rewrite import apply
 from subprune_fx.passes.scratch import Scratch
 from subprune_fx.passes.size import MEASURED, TARGETS, parameters
@@ -172,8 +173,9 @@ class Compiler:
         self._clock = _Clock()
         fixed = fixed_batch(module)
         with self._clock("dependencies"):
-            network = analyse(module, calibration[: fixed or 2])
-            self.network = restrict(network, options.only, options.skip)
+            example = calibration[: fixed or 2]
+            network = restrict(analyse(module, example), options.only, options.skip)
+            self.network = proven(network, example)
         self._store = Store(options.memory)
         self._step = fixed or 1
         self._batch = fixed or batch_within(options.memory, options.batch, network.graph_module, calibration[:1])

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from support import difference
 from torch import Tensor, nn
 
 import subprune_fx
+from subprune_fx.passes.proof import difference
 
 
 class Net(nn.Module):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from support import against_masked, difference, halved, parameters
+from support import against_masked, parameters
 from torch import Tensor, nn
 
 import subprune_fx
@@ -16,6 +16,7 @@ from subprune_fx.bundle import Bundle, call
 from subprune_fx.errors import SubpruneError
 from subprune_fx.formats.write import write_all
 from subprune_fx.passes.dependencies import analyse
+from subprune_fx.passes.proof import difference, halved
 
 
 class Heads(NamedTuple):

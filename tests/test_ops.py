@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - everyone calls it F
-from support import against_masked, halved, parameters
+from support import against_masked, parameters
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -17,6 +17,7 @@ from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.describe import describe
 from subprune_fx.frontends.tracing import traces
 from subprune_fx.passes.dependencies import analyse
+from subprune_fx.passes.proof import halved
 
 OUTPUT = "it is an output of the network"
 BODIES: dict[str, Callable[[Any, Tensor], Any]] = {

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from support import against_masked, halved
+from support import against_masked
 from torch import Tensor, nn
 
 import subprune_fx
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.describe import FxNetwork, describe
 from subprune_fx.frontends.tracing import traces
+from subprune_fx.passes.proof import halved
 
 
 class Branching(nn.Module):

@@ -10,10 +10,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from support import against_masked, halved, parameters
+from support import against_masked, parameters
 
 import subprune_fx
 from subprune_fx.passes.dependencies import analyse
+from subprune_fx.passes.proof import halved
 
 pytest.importorskip("torchvision")
 

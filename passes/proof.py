@@ -1,0 +1,119 @@
+"""Before anything is decided: does a pruned network compute what masking says it must?
+
+The dependency graph rests on a rule for each op, and a rule may be wrong for what a network does with it. So half of
+the channels of every group are dropped once, and the smaller network has to give the outputs of the masked original.
+Groups that break this are found by halving the set, and stay as they are, with the reason.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from subprune_fx.bundle import Inputs
+from subprune_fx.errors import SubpruneError
+from subprune_fx.frontends.describe import FxNetwork
+from subprune_fx.frontends.onnx_graph import source_of
+from subprune_fx.graph.channels import Group
+from subprune_fx.passes.dependencies import narrowed
+from subprune_fx.passes.masked import masked
+from subprune_fx.passes.rewrite import apply
+from subprune_fx.passes.scratch import Scratch
+from subprune_fx.plan import Decision, Plan
+
+SINGLE, DOUBLE = 1e-3, 1e-6
+"""Largest difference that passes for rounding, as a fraction of the largest output, in float32 and float64.
+
+A wrong channel moves an output by its own scale. What float32 leaves undecided is run again in float64.
+"""
+
+
+def proven(network: FxNetwork, example: Inputs) -> FxNetwork:
+    """The network, without the groups whose pruning differs from their masking.
+
+    Args:
+        network: The analysed network.
+        example: Inputs to compare outputs on; two samples are enough.
+
+    Raises:
+        SubpruneError: If no group is left.
+    """
+    while guilty := _guilty(network.channels.groups, partial(_fault, network, example=example)):
+        network = narrowed(network, {group.name: f"pruned and masked network differ ({why})" for group, why in guilty})
+        if not network.channels.groups:
+            raise SubpruneError(f"nothing to prune: pruned and masked network differ ({guilty[0][1]})")
+    return network
+
+
+def halved(network: FxNetwork, seed: int = 0) -> tuple[Plan, fx.GraphModule]:
+    """A plan in which every group keeps a random half of its units, weights as they are, and what it makes."""
+    rng, channels = np.random.default_rng(seed), network.channels
+    kept = [np.sort(rng.permutation(group.units.size)[: max(1, group.units.size // 2)]) for group in channels.groups]
+    alive = np.ones(channels.prunable.size, dtype=bool)
+    for group, chosen in zip(channels.groups, kept, strict=True):
+        alive[group.units] = False
+        alive[group.units[chosen]] = True
+    scratch = Scratch(network)
+    scratch.shrink(alive)
+    decisions = tuple(
+        Decision(group.name, group.units.size, tuple(chosen.tolist()), 0.0)
+        for group, chosen in zip(channels.groups, kept, strict=True)
+    )
+    plan = scratch.plan(decisions)
+    return plan, apply(plan, network.graph_module)
+
+
+def difference(left: Any, right: Any) -> float:
+    """Largest difference of two outputs as a fraction of the second's largest value; infinite where shapes differ."""
+    worst = 0.0
+    for a, b in zip(pytree.tree_leaves(left), pytree.tree_leaves(right), strict=True):
+        if not isinstance(b, Tensor):
+            worst = worst if a == b else math.inf
+        elif a.shape != b.shape:
+            worst = math.inf
+        elif b.numel():
+            scale = float(b.abs().max().clamp(min=1e-12))
+            worst = max(worst, float((a.to(b.dtype) - b).abs().max()) / scale)
+    return worst
+
+
+def _guilty(groups: Sequence[Group], fault: Callable[[Sequence[Group]], str]) -> list[tuple[Group, str]]:
+    """Groups that cannot be pruned, with what goes wrong; where only all of them together fail, the later half."""
+    why = fault(groups)
+    if not why:
+        return []
+    if len(groups) == 1:
+        return [(groups[0], why)]
+    middle = len(groups) // 2
+    first, second = groups[:middle], groups[middle:]
+    return _guilty(first, fault) + _guilty(second, fault) or [(group, why) for group in second]
+
+
+def _fault(network: FxNetwork, groups: Sequence[Group], *, example: Inputs) -> str:
+    """What goes wrong when these groups alone are halved; empty: nothing."""
+    others = {group.name: "" for group in network.channels.groups if group not in groups}
+    network = narrowed(network, others)
+    try:
+        worst = _apart(network, example)
+        if worst < SINGLE or source_of(network.graph_module) is not None:
+            return "" if worst < SINGLE else f"by {worst:.1e} of the largest output"
+    except Exception as error:  # noqa: BLE001 - whatever the user's code raises on a size it did not expect
+        return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+    wide = dataclasses.replace(network, graph_module=copy.deepcopy(network.graph_module).double())
+    worst = _apart(wide, example.double())
+    return "" if worst < DOUBLE else f"by {worst:.1e} of the largest output"
+
+
+@torch.no_grad()
+def _apart(network: FxNetwork, example: Inputs) -> float:
+    plan, small = halved(network)
+    return difference(small(example), masked(network, plan).run(example))

@@ -1,0 +1,82 @@
+"""Rules that are wrong for an op: the proof finds the groups that suffer, and only those, and says why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - everyone calls it F
+from support import against_masked
+from torch import Tensor, nn
+
+import subprune_fx
+from subprune_fx.errors import SubpruneError
+from subprune_fx.graph.optable import BY_TORCH
+from subprune_fx.passes.dependencies import analyse
+from subprune_fx.passes.proof import difference, halved, proven
+
+ELEMENTWISE = BY_TORCH["relu"]
+
+
+class Net(nn.Module):
+    """Three layers before the output; an op between the second and the third."""
+
+    def __init__(self, op: Callable[[Tensor], Tensor] | None = None) -> None:
+        super().__init__()
+        self.op = op or torch.relu
+        self.stem, self.first, self.second = nn.Conv2d(3, 10, 1), nn.Conv2d(10, 10, 1), nn.Conv2d(10, 12, 1)
+        self.head = nn.Conv2d(12, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(self.stem(x).relu())
+        y: Tensor = self.head(self.second(self.op(x)).relu())
+        return y
+
+
+def images() -> Tensor:
+    return torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+def test_right_rules_pass() -> None:
+    network = analyse(Net(), images())
+    assert proven(network, images()) is network
+
+
+@pytest.mark.parametrize(
+    ("name", "op", "why"),
+    [
+        ("flip", lambda x: x.flip(1), "of the largest output"),
+        ("channel_shuffle", lambda x: F.channel_shuffle(x, 2), "RuntimeError: "),
+    ],
+)
+def test_wrong_rule(name: str, op: Callable[[Tensor], Tensor], why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BY_TORCH, name, ELEMENTWISE)
+    net, x = Net(op), images()
+    pruned = subprune_fx.prune(net, x, keep=0.5)
+    assert [group.name for group in pruned.report.groups] == ["stem", "second"]
+    (reason,) = [item.reason for item in pruned.report.frozen if item.name == "first"]
+    assert reason.startswith("pruned and masked network differ (")
+    assert why in reason
+    network = proven(analyse(net, x), x)
+    assert against_masked(network, pruned.plan, pruned.module, x) < 1e-5
+
+
+def test_nothing_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BY_TORCH, "flip", ELEMENTWISE)
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), Flip(), nn.Conv2d(8, 2, 1))
+    with pytest.raises(SubpruneError, match="nothing to prune: pruned and masked network differ"):
+        subprune_fx.prune(net, images(), keep=0.5)
+
+
+class Flip(nn.Module):
+    """Channels in reverse."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flip(1)
+
+
+def test_difference_of_shapes() -> None:
+    plan, small = halved(network := analyse(Net(), images()))
+    assert plan.decisions
+    assert difference(small(images()), network.graph_module(images())[:, :1]) == float("inf")
