@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -187,9 +188,10 @@ def _keeps_samples_apart(module: fx.GraphModule, takes: Sequence[Taken]) -> bool
         return False
     if not (isinstance(whole, Tensor) and isinstance(part, Tensor)):
         return False
-    if whole.shape != (2 * batch + 1, *part.shape[1:]) or len(part) != batch:
+    scale = float(part.abs().max()) if part.numel() else math.nan
+    if whole.shape != (2 * batch + 1, *part.shape[1:]) or len(part) != batch or not math.isfinite(scale):
         return False
-    return torch.allclose(whole[:batch], part, rtol=1e-3, atol=1e-4 * float(part.abs().max()))
+    return torch.allclose(whole[:batch], part, rtol=1e-3, atol=1e-4 * scale)
 
 
 def _noise(shape: Shape, dtype: torch.dtype | None, generator: torch.Generator) -> Tensor:
