@@ -98,14 +98,15 @@ def output(budget: Budget, target: int) -> Keep:
     """Least predicted change of the network's output: sum over groups of D_g(k_g), under the size constraint.
 
     D_g is measured at a few k with only that group pruned, and interpolated along the group's error curve (both are
-    monotone, and one drives the other). Greedy descent: take the step that costs least output change per parameter.
+    monotone, and one drives the other). Greedy descent: take the step that costs least output change per parameter; the
+    last one may save more than is asked for, so single units come back while they fit.
     """
     probes = {group: _probes(curve) for group, curve in budget.error.items()}
     measured = budget.change(_frozen(probes))
     cost = {
         group: _interpolated(curve, np.asarray(probes[group]), measured[group]) for group, curve in budget.error.items()
     }
-    return _descend(budget, target, cost)
+    return _climbed(budget, target, _descend(budget, target, cost), cost)
 
 
 def _filled(budget: Budget, target: int, keep: Keep) -> Keep:
@@ -162,6 +163,24 @@ def _descend(budget: Budget, target: int, cost: Curves) -> Keep:
         keep[group] = fewer
         for name in neighbours[group]:
             prices.pop(name, None)
+
+
+def _climbed(budget: Budget, target: int, keep: Keep, cost: Curves) -> Keep:
+    """Add the unit that lowers the cost most per parameter, while one fits."""
+    keep, size = dict(keep), budget.size
+    while True:
+        now = size.of(keep)
+        best, gain = "", -1.0
+        for group, k in keep.items():
+            if k == size.units[group]:
+                continue
+            more = size.of({**keep, group: k + 1})
+            worth = float(cost[group][k] - cost[group][k + 1]) / max(1, more - now)
+            if more <= target and worth > gain:
+                best, gain = group, worth
+        if not best:
+            return keep
+        keep[best] += 1
 
 
 def _cheapest(

@@ -219,6 +219,16 @@ def equation_6(toy: Toy, target: float) -> Keep:
     raise AssertionError
 
 
+@pytest.mark.parametrize("rule", ["output", "accuracy"])
+@pytest.mark.parametrize("ratio", [1.5, 3, 6])
+def test_no_room_is_left(rule: str, ratio: float) -> None:
+    budget = Toy((24, 40, 16), 3).budget()
+    keep = allot(BUDGETS[rule], budget, ratio)
+    more = [{**keep, group: k + 1} for group, k in keep.items() if k < budget.size.units[group]]
+    assert more
+    assert all(budget.size.total / budget.size.of(larger) < ratio for larger in more)
+
+
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("ratio", [1.5, 2, 4])
 def test_accuracy_rule_is_equation_6(seed: int, ratio: float, monkeypatch: pytest.MonkeyPatch) -> None:
