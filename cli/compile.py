@@ -54,7 +54,7 @@ def run(request: Request) -> int:
     """
     with team_of_environment() as team:
         if team.rank > 0:  # the first writes and speaks
-            request = dataclasses.replace(request, output=(), json=None, quiet=True)
+            request = dataclasses.replace(request, output=(), json=None, report=None, quiet=True)
         torch.manual_seed(request.seed)
         if request.explain:
             return _explain(request)

@@ -87,6 +87,7 @@ class Request:
     input_shape: tuple[tuple[int, ...], ...]
     seed: int
     json: Path | None
+    report: Path | None
     quiet: bool
     verbose: bool
 
@@ -273,6 +274,8 @@ _ALWAYS: tuple[Clash, ...] = ((lambda values: values["quiet"] and values["verbos
 @click.option("--trust", is_flag=True, help="Load MODEL even if that runs code from it.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random.")
 @click.option("--json", type=click.Path(path_type=Path), metavar="REPORT.json", help="Write the report as JSON too.")
+@click.option("--report", type=click.Path(path_type=Path), metavar="OUT.html",
+              help="Write the report as a page too: curves, layers, what is coupled and what stays.")  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.option("-v", "--verbose", is_flag=True, help="Also list what was not pruned and why, and tracebacks.")
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")

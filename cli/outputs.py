@@ -19,11 +19,13 @@ from subprune_fx.cli import table
 from subprune_fx.cli.options import PROGRAM, Request
 from subprune_fx.errors import SubpruneError
 from subprune_fx.formats import atomic, write
+from subprune_fx.formats.page import page
 from subprune_fx.formats.quantise import quantise
 from subprune_fx.formats.stages import stages
 from subprune_fx.report import Report, Stage, curve
 from subprune_fx.team import Team
 
+PAGES = (".html", ".htm")
 Progress = Callable[[str, int, int], None]
 
 
@@ -48,7 +50,9 @@ def targets(request: Request) -> list[Path]:
     """
     for path in request.output:
         write.writer_of(path)
-    reports = [path for path in (request.json,) if path is not None]
+    if request.report is not None and request.report.suffix.lower() not in PAGES:
+        raise SubpruneError("is no page", where=str(request.report), remedy=f"end it in {' or '.join(PAGES)}")
+    reports = [path for path in (request.json, request.report) if path is not None]
     files = [path for paths in networks(request) for path in (*paths, *quantised(request, paths).values())]
     found = atomic.check_targets([*files, *reports])
     read = (request.model, request.calib, request.evaluate, request.train, request.verify, request.layers)
@@ -116,6 +120,8 @@ def deliver(request: Request, pruned: Sequence[Pruned], setting: Setting) -> lis
             reports.append(dataclasses.replace(result.report, files=rows, notes=notes, stages=steps))
         if request.json is not None:
             temporaries[request.json].write_text(as_json(reports), encoding="utf-8")
+        if request.report is not None:
+            temporaries[request.report].write_text(page(reports, request.model.name), encoding="utf-8")
         setting.team.wait()  # nothing is in place before all have come to the end
     return reports
 

@@ -8,6 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from subprune_fx.formats import words
 from subprune_fx.report import FileRow, Point, Report, curve
 
 PIPE_WIDTH = 120  # where stdout is not a terminal, wide enough for layer names not to break
@@ -92,7 +93,12 @@ def _stages(report: Report) -> Table:
         table.add_column(heading, justify="right")
     for row in report.stages:
         name = row.name if row.path is None else f"{row.name}: {row.path}"
-        cells = _bytes(row.bytes), _milliseconds(row.latency_ms), _percent(row.agreement), _percent(row.accuracy)
+        cells = (
+            words.size(row.bytes),
+            words.milliseconds(row.latency_ms),
+            words.percent(row.agreement),
+            words.percent(row.accuracy),
+        )
         table.add_row(_plain(name), *cells)
     return table
 
@@ -117,11 +123,11 @@ def _summary(report: Report) -> Table:
         for cells in _file(row):
             table.add_row(*cells)
     if report.agreement is not None:
-        table.add_row("same class as the original", "", _percent(report.agreement), "")
+        table.add_row("same class as the original", "", words.percent(report.agreement), "")
     if report.drop is not None:
         table.add_row("loss on inputs it was not made from", "", f"{report.drop:.2f} points", "")
     if report.accuracy_after is not None:
-        table.add_row("accuracy", _percent(report.accuracy_before), _percent(report.accuracy_after), "")
+        table.add_row("accuracy", words.percent(report.accuracy_before), words.percent(report.accuracy_after), "")
     return table
 
 
@@ -129,13 +135,13 @@ def _file(row: FileRow) -> Iterator[tuple[str, str, str, str]]:
     suffix = row.path[row.path.rfind(".") :]
     yield (
         f"file size, {suffix}",
-        _bytes(row.bytes_before),
-        _bytes(row.bytes),
-        _ratio(row.bytes_before, row.bytes),
+        words.size(row.bytes_before),
+        words.size(row.bytes),
+        words.ratio(row.bytes_before, row.bytes),
     )
     if row.latency_ms is not None:
-        before, after = _milliseconds(row.latency_before_ms), _milliseconds(row.latency_ms)
-        yield "latency, onnxruntime, one sample", before, after, _ratio(row.latency_before_ms, row.latency_ms)
+        before, after = words.milliseconds(row.latency_before_ms), words.milliseconds(row.latency_ms)
+        yield "latency, onnxruntime, one sample", before, after, words.ratio(row.latency_before_ms, row.latency_ms)
     if row.max_difference is not None:
         yield f"largest difference to torch, {suffix}", "", f"{row.max_difference:.1e}", ""
 
@@ -149,25 +155,7 @@ def _pairs(left: str, right: str, rows: Iterator[tuple[str, str]]) -> Table:
 
 
 def _counts(before: int, after: int) -> tuple[str, str, str]:
-    return f"{before:,}", f"{after:,}", _ratio(before, after)
-
-
-def _ratio(before: float | None, after: float) -> str:
-    return "" if before is None or after <= 0 else f"{before / after:.2f}x"
-
-
-def _bytes(size: int | None) -> str:
-    if size is None:
-        return ""
-    return f"{size / 1e3:,.1f} kB" if size < 1e6 else f"{size / 1e6:,.2f} MB"
-
-
-def _milliseconds(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f} ms"
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.2f} %"
+    return f"{before:,}", f"{after:,}", words.ratio(before, after)
 
 
 def _plain(text: str) -> str:
@@ -179,9 +167,9 @@ CURVE: dict[str, Callable[[Point], str]] = {
     "ratio": lambda point: f"{point.ratio:g}x",
     "parameters": lambda point: f"{point.parameters:,}",
     "FLOPs": lambda point: f"{point.flops:,}",
-    "file size": lambda point: _bytes(point.bytes),
-    "latency": lambda point: _milliseconds(point.latency_ms),
-    "same class": lambda point: _percent(point.agreement),
-    "accuracy": lambda point: _percent(point.accuracy),
+    "file size": lambda point: words.size(point.bytes),
+    "latency": lambda point: words.milliseconds(point.latency_ms),
+    "same class": lambda point: words.percent(point.agreement),
+    "accuracy": lambda point: words.percent(point.accuracy),
 }
 """Columns of a curve: heading, and the cell of a point; empty where there is no figure."""

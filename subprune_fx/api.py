@@ -188,6 +188,9 @@ def _report(compiler: Compiler, compiled: Compiled, inputs: Inputs) -> Report:
             len(decided[group.name].kept),
             decided[group.name].error,
             tuple(channels.contractions[name].module for name in group.consumers),
+            group.producers,
+            group.followers,
+            compiler.curve(group.name),
         )
         for group in channels.groups
     ]

@@ -17,6 +17,9 @@ class GroupRow:
         kept: Units after.
         error: Relative input change of the group's consumers at `kept` units, 0 to 1 (paper eq. 1, normalised).
         consumers: Names of the layers that read the group.
+        producers: Names of the layers that make it.
+        followers: Layers and parameters that are cut along.
+        curve: Some numbers of units, ascending, and the error with so many kept; empty where it is not known.
     """
 
     name: str
@@ -24,6 +27,9 @@ class GroupRow:
     kept: int
     error: float
     consumers: tuple[str, ...]
+    producers: tuple[str, ...] = ()
+    followers: tuple[str, ...] = ()
+    curve: tuple[tuple[int, float], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +68,7 @@ class FileRow:
         path: Where it was written.
         bytes: Its size.
         bytes_before: Size of the original network in the same format; None where it was not made.
-        latency_ms: Median onnxruntime latency of one sample, milliseconds; None where the format has none.
+        latency_ms: Onnxruntime latency of one sample (`passes.timing`), milliseconds; None where the format has none.
         latency_before_ms: The same for the original network.
         max_difference: Largest absolute output difference to the torch network over the calibration inputs.
     """
@@ -95,7 +101,7 @@ class Stage:
     Attributes:
         name: `original`, `pruned`, `int8`.
         bytes: Its size.
-        latency_ms: Median time of one sample, milliseconds; all stages are timed in turns.
+        latency_ms: Time of one sample (`passes.timing`), milliseconds; all stages are timed in turns.
         agreement: Fraction of calibration inputs with the same arg-max as the original; None where the output is not a
             class score.
         accuracy: Top-1 accuracy on the evaluation set, 0 to 1; None without one.

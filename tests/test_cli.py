@@ -227,6 +227,15 @@ def test_quiet_says_nothing(run: Callable[..., Result], stub: dict[str, Any]) ->
     assert result == (0, "", "")
 
 
+def test_a_page_is_written_with_the_rest(run: Callable[..., Result], stub: dict[str, Any], folder: Path) -> None:
+    del stub
+    assert run("net.pt", "--ratio", "2", "--calib", "x.npz", "-o", "a.onnx", "--report", "r.html").code == 0
+    text = (folder / "r.html").read_text(encoding="utf-8")
+    assert text.startswith("<!doctype html>")
+    assert "net.pt" in text
+    assert "conv[0]" in text
+
+
 def test_json_has_no_nan(run: Callable[..., Result], stub: dict[str, Any], folder: Path) -> None:
     del stub
     assert run("net.pt", "--ratio", "2", "--calib", "x.npz", "-o", "a.onnx", "--json", "r.json").code == 0
@@ -296,6 +305,8 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "two goals": ((*GOOD, "--pareto", "2,4"), "--ratio and --pareto exclude each other"),
     "three goals": ((*GOOD, "--pareto", "2,4", "--max-drop", "1"), "--ratio and --max-drop and --pareto exclude"),
     "pareto in the way": (("net.pt", "--pareto", "2,4", "-o", "./a.onnx"), "named twice"),
+    "report is no page": ((*GOOD, "--report", "r.pdf"), "r.pdf: is no page; end it in .html"),
+    "report twice": ((*GOOD, "--report", "r.html", "--json", "r.html"), "named twice"),
     "align 0": ((*GOOD, "--align", "0"), "0 is not in the range"),
     "layers missing": ((*GOOD, "--layers", "gone.toml"), "gone.toml: no such file"),
     "layers no toml": ((*GOOD, "--layers", "x.npz"), "x.npz: is not TOML"),

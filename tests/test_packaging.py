@@ -21,6 +21,7 @@ MAPPED = ("cli", "passes")
 INDIRECT = {
     "onnxscript",  # torch.onnx.export(dynamo=True) imports it
 }
+OTHER = {"subprune_fx/py.typed", "subprune_fx/formats/report.html.jinja"}
 OPTIONAL = {"PIL", "timm", "torchvision"}  # extras: images, presets, classes that are allowed in pickles
 
 
@@ -78,7 +79,7 @@ def test_wheel_holds_every_module_and_nothing_else(repository: Path, modules: se
     subprocess.run([sys.executable, "-c", build], cwd=tmp_path, capture_output=True, check=True)
     (wheel,) = (tmp_path / "dist").iterdir()
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name for name in names if ".dist-info/" not in name} == modules | {"subprune_fx/py.typed"}
+    assert {name for name in names if ".dist-info/" not in name} == modules | OTHER
     assert any(name.endswith("/licenses/LICENSE") for name in names)
 
 
