@@ -25,8 +25,8 @@ from subprune_fx.passes.calibrate import Tick, parameter
 from subprune_fx.passes.memory import Store
 from subprune_fx.passes.problems import Problem, Settings, column_units, pose
 
-IN_MEMORY = 1 << 25
-"""Elements of matrices of problems that are kept for the next trial (256 MB)."""
+IN_MEMORY = 1 << 24
+"""Elements of moments that are kept for the next trial (128 MB, and as much again for what is posed)."""
 
 Metric = Callable[[Sequence[Any]], float]
 """From the outputs of all batches to one number."""

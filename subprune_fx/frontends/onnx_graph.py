@@ -49,6 +49,11 @@ class Source:
     batch: int | None = None
     settled: bool = False
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Source:
+        """Itself: nobody changes it, and the model is as large as the network."""
+        del memo
+        return self
+
 
 def source_of(module: nn.Module) -> Source | None:
     """The ONNX model that `module` came from, if it did."""

@@ -15,6 +15,7 @@ from typing import Any
 import onnx
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from subprune_fx.bundle import Bundle, Inputs
 from subprune_fx.errors import SubpruneError
@@ -71,11 +72,26 @@ def specialise(module: fx.GraphModule, example: Tensor) -> fx.GraphModule:
 
 
 def record(module: fx.GraphModule, example: Inputs) -> dict[fx.Node, Any]:
-    """The value of every node for one input."""
-    interpreter = fx.Interpreter(module, garbage_collect_values=False)
+    """The value of every node for one input; of large tensors only the shape and type, on memory that is not theirs."""
+    interpreter = _Recorder(module)
     with torch.no_grad():
         interpreter.run(example)
-    return dict(interpreter.env)
+    return interpreter.found
+
+
+class _Recorder(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.found: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        self.found[n] = value if n.op == "get_attr" else pytree.tree_map_only(Tensor, _light, value)
+        return value
+
+
+def _light(tensor: Tensor) -> Tensor:
+    return tensor if tensor.numel() <= LARGEST else tensor.new_zeros(()).expand(tensor.shape)
 
 
 def fixed_batch(module: nn.Module) -> int | None:
