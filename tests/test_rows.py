@@ -38,6 +38,7 @@ def both(reader: Reader, x: Tensor, y: Tensor, monkeypatch: pytest.MonkeyPatch) 
     found: list[Collected] = []
     for few in (10**9, 0):
         monkeypatch.setattr(row_moments, "FEW", few)
+        monkeypatch.setattr(row_moments, "SCARCE", 2)
         collector = Collector(reader, 2)
         collector.add(x[: len(x) // 2])
         collector.add(x[len(x) // 2 :])
@@ -161,7 +162,8 @@ def test_one_group_of_several(others: str, ridge: float, monkeypatch: pytest.Mon
 
 def test_the_form_is_the_cheaper_one() -> None:
     assert row_moments.share(25_088, 512) == 1
-    assert row_moments.share(4608, 2000) == 1
+    assert row_moments.share(4608, 2000) is None
+    assert row_moments.share(4608, 256) == 1
     assert row_moments.share(4608, 25_088) is None
     assert row_moments.share(512, 8) is None
     assert row_moments.share(18_432, 200_000) == pytest.approx(row_moments.ROWS / 200_000)
@@ -169,6 +171,7 @@ def test_the_form_is_the_cheaper_one() -> None:
 
 def test_of_too_many_rows_some_are_kept_those_of_input_and_target_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_moments, "FEW", 0)
+    monkeypatch.setattr(row_moments, "SCARCE", 2)
     monkeypatch.setattr(row_moments, "MANY", 10)
     x = draw(40, 3, 6, 6)
     y = torch.nn.functional.conv2d(x, draw(2, 3, 3, 3, seed=1), padding=1)
@@ -198,6 +201,7 @@ class Both(Team):
 
 def test_rows_of_two_processes_are_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_moments, "FEW", 0)
+    monkeypatch.setattr(row_moments, "SCARCE", 2)
     x, y, weight = draw(4, 12), draw(4, 5, seed=1), draw(1, 12, 5, seed=2)
 
     def collected(some: slice) -> RowMoments:
