@@ -34,7 +34,7 @@ CHOICES = (
         "feedback",
         "rounds",
     ),
-    *("ridge", "distil", "stochastic", "memory", "seed"),
+    *("ridge", "distil", "stochastic", "memory", "precision", "seed"),
 )
 """Options that `subprune_fx.prune` has under the same name."""
 

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from subprune_fx.cli.input_options import input_options
+from subprune_fx.precisions import DEFAULT_PRECISION, PRECISIONS
 from subprune_fx.sizes import size_of
 
 PROGRAM = "subprune-compile"
@@ -82,6 +83,7 @@ class Request:
     distil: int
     stochastic: float | None
     memory: int | None
+    precision: str
     arch: str | None
     trust: bool
     input_shape: tuple[tuple[int, ...], ...]
@@ -260,6 +262,13 @@ _ALWAYS: tuple[Clash, ...] = ((lambda values: values["quiet"] and values["verbos
     callback=_memory,
     metavar="4GiB",
     help="Most activations to keep in memory; the rest goes to temporary files.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default=DEFAULT_PRECISION,
+    show_default=True,
+    help="Of forward passes over the calibration inputs; what is fitted to them is not rounded.",
 )
 @click.option(
     "--explain",

@@ -14,6 +14,7 @@ from subprune_fx.graph.propagation import Consumer
 from subprune_fx.numerics.collect import Collected, Collector
 from subprune_fx.numerics.moments import Moments
 from subprune_fx.numerics.readers import Reader
+from subprune_fx.passes.forward import Forward
 from subprune_fx.team import ALONE, Team
 
 Tick = Callable[[int, int], None]
@@ -49,7 +50,7 @@ def run(network: FxNetwork, batches: Sequence[Inputs], tick: Tick | None = None)
     outputs = []
     with torch.no_grad():
         for done, batch in enumerate(batches, 1):
-            outputs.append(network.graph_module(batch))
+            outputs.append(Forward(network).run(batch))
             if tick is not None:
                 tick(done, len(batches))
     return outputs
@@ -74,11 +75,11 @@ def parameter(module: torch.nn.Module, name: str) -> Tensor:
     return found.detach()
 
 
-class _Recorder(fx.Interpreter):
+class _Recorder(Forward):
     """Collects what every consumer reads; consumers that read the same in the same way share it."""
 
     def __init__(self, network: FxNetwork, batches: float) -> None:
-        super().__init__(network.graph_module)
+        super().__init__(network)
         self.network = network
         self.reads: dict[str, tuple[str, Reader]] = {
             name: (network.channels.contractions[name].source, network.readers[name])

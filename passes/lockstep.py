@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from subprune_fx.bundle import Inputs, parts
+from subprune_fx.passes.forward import Forward
 from subprune_fx.passes.memory import Store
 from subprune_fx.passes.scratch import Live, Scratch
 from subprune_fx.team import ALONE, Team
@@ -38,8 +39,8 @@ class Lockstep:
         self._scratch = scratch
         self._store = store or Store()
         self._batches = batches
-        self._first = fx.Interpreter(original)
-        self._second = fx.Interpreter(scratch.module)
+        self._first = Forward(scratch.network, original)
+        self._second = Forward(scratch.network, scratch.module)
         self._twin = dict(zip(original.graph.nodes, scratch.module.graph.nodes, strict=True))
         self._constant = _constants(original.graph, scratch.network.channels.contractions)
         self._originals: list[Environment] = [{} for _ in batches]

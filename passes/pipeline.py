@@ -37,6 +37,7 @@ from subprune_fx.passes.calibrate import Tick, calibrate, run
 from subprune_fx.passes.dependencies import analyse, restrict
 from subprune_fx.passes.distil import distil, trained
 from subprune_fx.passes.evidence import Errors, Gatherer
+from subprune_fx.passes.forward import check_precision
 from subprune_fx.passes.memory import Store, batch_within
 from subprune_fx.passes.outputs import agreement, batches_of, head, output_change
 from subprune_fx.passes.patches import keeping
@@ -49,6 +50,7 @@ from subprune_fx.passes.steps import only_layers, rounded, stepped, steps_of, un
 from subprune_fx.passes.sweep import Sweep
 from subprune_fx.passes.trials import Metric, trials
 from subprune_fx.plan import Layer, Plan
+from subprune_fx.precisions import DEFAULT_PRECISION
 from subprune_fx.report import Step
 from subprune_fx.selectors import DEFAULT_SELECTOR, LABELLED, SELECTORS, Need, Ranking
 from subprune_fx.team import ALONE, Team
@@ -85,6 +87,7 @@ class Options:
         seed: Of everything random.
         batch: Most samples a forward pass.
         memory: Most bytes of activations that are kept in memory, see `passes.memory`; None: no limit.
+        precision: What forward passes are computed in, see `subprune_fx.precisions`.
     """
 
     select: str = DEFAULT_SELECTOR
@@ -104,6 +107,7 @@ class Options:
     seed: int = 0
     batch: int = 64
     memory: int | None = None
+    precision: str = DEFAULT_PRECISION
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +180,8 @@ class Compiler:
         with self._clock("dependencies"):
             example = calibration[: fixed or 2]
             network = restrict(analyse(module, example), options.only, options.skip)
-            self.network = proven(network, example)
+            self.network = dataclasses.replace(proven(network, example), precision=options.precision)
+        check_precision(options.precision, network.graph_module)
         self._store = Store(options.memory)
         self._step = fixed or 1
         self._batch = fixed or batch_within(options.memory, options.batch, network.graph_module, calibration[:1])

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.passes.calibrate import operand, parameter
+from subprune_fx.passes.forward import Forward
 from subprune_fx.team import ALONE, Team
 
 ELEMENTS_AT_ONCE = 1 << 22
@@ -63,9 +64,9 @@ def shares(columns: Tensor, weight: Tensor) -> Tensor:
     return found
 
 
-class _Recorder(fx.Interpreter):
+class _Recorder(Forward):
     def __init__(self, network: FxNetwork) -> None:
-        super().__init__(network.graph_module)
+        super().__init__(network)
         self.network = network
         self.consumers = set(network.channels.consumers)
         self.found: dict[str, Tensor] = {}

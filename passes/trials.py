@@ -22,6 +22,7 @@ from subprune_fx.graph.channels import Group
 from subprune_fx.numerics.collect import Collected
 from subprune_fx.numerics.moments import Moments
 from subprune_fx.passes.calibrate import Tick, parameter
+from subprune_fx.passes.forward import Forward
 from subprune_fx.passes.memory import Store
 from subprune_fx.passes.problems import Problem, Settings, column_units, pose
 
@@ -56,7 +57,7 @@ def trials(
     """
     store = store or Store()
     store.exempt(part for batch in batches for part in parts(batch))
-    interpreter = fx.Interpreter(network.graph_module)
+    interpreter = Forward(network)
     nodes = list(network.graph_module.graph.nodes)
     starts: dict[str, list[Group]] = {}
     for group in network.channels.groups:

@@ -19,6 +19,7 @@ from subprune_fx.passes.problems import Settings
 from subprune_fx.passes.size import MEASURED, TARGETS
 from subprune_fx.passes.sweep import VARIANTS
 from subprune_fx.plan import Layer
+from subprune_fx.precisions import PRECISIONS
 from subprune_fx.selectors import LABELLED, SELECTORS, Need
 from subprune_fx.sizes import size_of
 from subprune_fx.team import Team
@@ -57,6 +58,8 @@ class Choices(TypedDict, total=False):
             pruning. This is training; 0: none.
         memory: Most activations that are kept in memory, in bytes or as `4GiB`: more are kept in temporary files, and
             fewer inputs are run at a time. Moments and the network itself come on top. None: no limit.
+        precision: What forward passes over the calibration inputs are computed in: `float32`, `bf16`, or on an NVIDIA
+            GPU `tf32`. Moments stay float32 and float64.
         labels: Class of each calibration input, (samples,); the `accuracy` budget uses them, and some selectors
             cannot do without.
         training: More labelled inputs, which only the selector `layergreedyfs-fd` reads.
@@ -86,6 +89,7 @@ class Choices(TypedDict, total=False):
     stochastic: float | None
     distil: int
     memory: int | str | None
+    precision: str
     labels: Array | None
     training: tuple[Given, Array] | None
     verification: tuple[Given, Array] | None
@@ -108,6 +112,7 @@ _PLAIN = (
     "stochastic",
     "distil",
     "memory",
+    "precision",
     "seed",
 )
 
@@ -174,6 +179,7 @@ _TABLES: dict[str, tuple[str, Sequence[str]]] = {
     "budget": ("budget rule", tuple(BUDGETS)),
     "target": ("target", (*TARGETS, *MEASURED)),
     "select": ("selector", tuple(SELECTORS)),
+    "precision": ("precision", PRECISIONS),
     "file": ("file format", (".onnx", ".pt2", ".pt")),
 }
 

@@ -30,6 +30,7 @@ from subprune_fx.graph.rules import propagate
 from subprune_fx.graph.step import Param, Step, Tree, leaves
 from subprune_fx.numerics.readers import Reader
 from subprune_fx.plan import Constant
+from subprune_fx.precisions import DEFAULT_PRECISION
 
 _LABEL_METHODS = {"view": "reshape", "view_as": "reshape_as"}
 
@@ -60,6 +61,7 @@ class FxNetwork:
         intercepts: Where a consumer's intercept goes, by node name; absent where it has no place.
         sites: Nodes whose arguments may spell sizes.
         tails: What follows each contraction, by node name.
+        precision: What its forward passes are computed in, see `subprune_fx.precisions`.
     """
 
     graph_module: fx.GraphModule
@@ -68,6 +70,7 @@ class FxNetwork:
     intercepts: dict[str, Intercept]
     sites: tuple[Site, ...]
     tails: dict[str, Tail]
+    precision: str = DEFAULT_PRECISION
 
 
 def describe(graph_module: fx.GraphModule, example: Inputs) -> FxNetwork:
