@@ -167,11 +167,31 @@ def _check(plan: Any) -> None:
     for name in plan.values:
         _expect(name in plan.shapes, f"value of {name}")
     for constant in plan.constants:
-        known = constant.owner in ("module", "node") and isinstance(constant.name, str)
-        path = bool(constant.path) and all(isinstance(step, (str, int)) for step in constant.path)
-        _expect(known and path, f"size in {constant.name}")
+        _expect(isinstance(constant.name, str) and _leads(constant), f"size in {constant.name}")
+        _expect(_is_size(constant.value), f"value of a size in {constant.name}")
     for made in plan.decisions:
         _expect(isinstance(made.error, (int, float)) and _ascending(made.kept, made.channels), f"group {made.group}")
+
+
+def _leads(constant: Any) -> bool:
+    """Whether a path leads to one argument of a node (never to the op it calls) or one attribute of a module."""
+    path = constant.path
+    if not path or not all(isinstance(step, (str, int)) for step in path):
+        return False
+    return {"node": len(path) > 1 and path[0] in ("args", "kwargs"), "module": len(path) == 1}.get(
+        constant.owner, False
+    )
+
+
+def _is_size(value: Any) -> bool:
+    """Whether it is a number or nothing, some of them, or a range."""
+    if isinstance(value, dict):
+        return list(value) == ["start", "stop", "step"] and all(_is_number(item) for item in value.values())
+    return all(map(_is_size, value)) if isinstance(value, list) else _is_number(value)
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or isinstance(value, (int, float))
 
 
 def _ascending(index: tuple[Any, ...], size: Any) -> bool:

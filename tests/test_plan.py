@@ -193,6 +193,8 @@ def test_another_network_is_refused(pruned: Pruned) -> None:
     [
         Constant("module", "gone", ("groups",), 3),
         Constant("module", "stem", ("gone",), 3),
+        Constant("module", "stem", ("forward",), 3),
+        Constant("module", "stem", ("weight",), 3),
         Constant("node", "gone", ("args", 1), 3),
         Constant("node", "flatten", ("args", 7, 2), 3),
         Constant("node", "flatten", ("kwargs", "gone", 1), 3),
@@ -257,6 +259,15 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a size of nobody": lambda tree: {**tree, "constants": [["nobody", "stem", ["groups"], 3]]},
     "a size without a path": lambda tree: {**tree, "constants": [["module", "stem", [], 3]]},
     "a size with a strange path": lambda tree: {**tree, "constants": [["module", "stem", [[1]], 3]]},
+    "the op of a node": lambda tree: {**tree, "constants": [["node", "flatten", ["target"], "numpy"]]},
+    "all arguments of a node": lambda tree: {**tree, "constants": [["node", "flatten", ["args"], ["x"]]]},
+    "a size that is text": lambda tree: {**tree, "constants": [["node", "flatten", ["args", 1], "/tmp/x"]]},
+    "sizes that are text": lambda tree: {**tree, "constants": [["node", "flatten", ["args", 1], [1, ["x"]]]]},
+    "a range of text": lambda tree: {
+        **tree,
+        "constants": [["node", "flatten", ["args", 1], {"start": "a", "stop": 1, "step": 1}]],
+    },
+    "a path into a module": lambda tree: {**tree, "constants": [["module", "stem", ["groups", "real"], 3]]},
     "a group keeps more than it has": lambda tree: {**tree, "decisions": [["stem", 2, [0, 5], 0.0]]},
     "a group without an error": lambda tree: {**tree, "decisions": [["stem", 2, [0], "small"]]},
 }

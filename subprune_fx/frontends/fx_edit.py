@@ -22,7 +22,7 @@ def set_constant(module: nn.Module, constant: Constant) -> None:
         if constant.owner == "module":
             value = tuple(constant.value) if isinstance(constant.value, list) else constant.value
             owner = module.get_submodule(constant.name)
-            getattr(owner, str(constant.path[0]))
+            _check_sizes(getattr(owner, str(constant.path[0])))
             setattr(owner, str(constant.path[0]), value)
             return
         assert isinstance(module, fx.GraphModule)
@@ -34,6 +34,12 @@ def set_constant(module: nn.Module, constant: Constant) -> None:
             where=type(module).__name__,
             remedy="apply the plan to its own network",
         ) from error
+
+
+def _check_sizes(value: Any) -> None:
+    """That an attribute of a module is one size or some."""
+    if not all(isinstance(item, int) for item in (value if isinstance(value, (tuple, list)) else [value])):
+        raise TypeError
 
 
 def edited_over(module: fx.GraphModule, copy: fx.GraphModule, constant: Constant) -> Constant:
