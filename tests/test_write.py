@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -176,3 +180,34 @@ def test_rights_follow_the_umask(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+
+
+LOOP = """
+import sys
+from subprune_fx.formats import atomic
+one, two = sys.argv[1:]
+print("ready", flush=True)
+for turn in range(10**6):
+    with atomic.staged([one, two]) as temporaries:
+        for temporary in temporaries.values():
+            with temporary.open("wb") as file:
+                for _ in range(64):
+                    file.write(b"%d" % (turn % 10) * 4096)
+"""
+
+
+def test_killed_at_any_moment_it_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
+    targets = [tmp_path / "one.bin", tmp_path / "two.bin"]
+    dice = random.Random(0)
+    for _ in range(12):
+        command = [sys.executable, "-c", LOOP, *map(str, targets)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None
+            child.stdout.readline()
+            time.sleep(dice.uniform(0.001, 0.05))
+            child.kill()
+        for target in (target for target in targets if target.exists()):
+            content = target.read_bytes()
+            assert len(content) == 64 * 4096
+            assert len(set(content)) == 1
+    assert all(target.exists() for target in targets)  # at least one turn was over before a kill
