@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from subprune_fx.api import Pruned, prune, prune_each
     from subprune_fx.errors import SubpruneError, ValidationError
     from subprune_fx.explanation import Explanation
+    from subprune_fx.passes.data_free import synthetic_inputs
     from subprune_fx.passes.diagnose import Diagnosis, diagnose
     from subprune_fx.passes.explain import explain
     from subprune_fx.passes.rewrite import apply
@@ -29,6 +30,7 @@ __all__ = [
     "explain",
     "prune",
     "prune_each",
+    "synthetic_inputs",
 ]
 
 _HOME = {
@@ -45,6 +47,7 @@ _HOME = {
     "explain": "subprune_fx.passes.explain",
     "prune": "subprune_fx.api",
     "prune_each": "subprune_fx.api",
+    "synthetic_inputs": "subprune_fx.passes.data_free",
 }
 
 

@@ -159,10 +159,12 @@ def _check(plan: Any) -> None:
         ValueError: If they do not (or another error of a look-up that fails).
     """
     for name, shape in plan.shapes.items():
-        _expect(shape is None or all(isinstance(size, int) and size >= 0 for size in shape), f"shape of {name}")
+        _expect(shape is None or all(_whole(size) and size >= 0 for size in shape), f"shape of {name}")
+    cuts = [(item.parameter, item.axis) for item in plan.slices]
+    _expect(len(set(cuts)) == len(cuts), "an axis that is sliced twice")
     for item in plan.slices:
         shape = plan.shapes[item.parameter]
-        _expect(shape is not None and 0 <= item.axis < len(shape), f"axis of {item.parameter}")
+        _expect(shape is not None and _whole(item.axis) and 0 <= item.axis < len(shape), f"axis of {item.parameter}")
         _expect(_ascending(item.index, shape[item.axis]), f"indices of {item.parameter}")
     for name in plan.values:
         _expect(name in plan.shapes, f"value of {name}")
@@ -196,8 +198,13 @@ def _is_number(value: Any) -> bool:
 
 def _ascending(index: tuple[Any, ...], size: Any) -> bool:
     """Whether `index` holds some positions below `size`, each once and in order."""
-    whole = bool(index) and all(isinstance(i, int) for i in index)
+    whole = bool(index) and all(_whole(i) for i in index)
     return whole and list(index) == sorted(set(index)) and index[0] >= 0 and index[-1] < size
+
+
+def _whole(value: Any) -> bool:
+    """Whether this is an integer; JSON's true and false are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _expect(fine: bool, what: str) -> None:

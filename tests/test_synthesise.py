@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import subprune_fx
 from subprune_fx.bundle import Bundle
 from subprune_fx.cli.main import main
 from subprune_fx.errors import SubpruneError
@@ -182,6 +183,17 @@ def test_free_sizes_are_filled_in() -> None:
 def test_what_cannot_be_guessed(network: nn.Module, takes: Any, says: str) -> None:
     with pytest.raises(SubpruneError, match=says):
         guess(network, takes, "net.pt")
+
+
+def test_in_python() -> None:
+    network = trained().train()
+    made = subprune_fx.synthetic_inputs(network, SHAPE, seed=1)
+    assert isinstance(made, Tensor)
+    assert made.shape == (192, *SHAPE)
+    assert network.training
+    assert torch.equal(made, synthesise(network, [Wanted("input", SHAPE)], seed=1).inputs)  # type: ignore[arg-type]
+    small = subprune_fx.prune(network, made, ratio=2).module
+    assert small(made[:2]).shape == (2, 10)
 
 
 def test_the_command_says_what_it_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

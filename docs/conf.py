@@ -1,0 +1,44 @@
+"""Sphinx's settings: `pip install -e '.[docs]' && sphinx-build -W docs site`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+import click
+from sphinx.application import Sphinx
+
+from subprune_fx.cli.options import command
+
+project = "subprune_fx"
+author = "the authors of subprune_fx"
+release = importlib.metadata.version("subprune_fx")
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+html_theme = "furo"
+html_title = f"subprune_fx {release}"
+html_show_sphinx = False
+autodoc_typehints = "signature"
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True}
+myst_heading_anchors = 3
+OPTIONS = "{{ options }}"
+
+
+def table() -> str:
+    """Every option of the command with its help, in its order."""
+    context = click.Context(command)
+    rows = ["| option | meaning |", "|---|---|"]
+    for parameter in command.params:
+        record = parameter.get_help_record(context)
+        if record is not None:
+            name, text = (part.replace("|", "\\|") for part in record)
+            rows.append(f"| `{name}` | {text} |")
+    return "\n".join(rows)
+
+
+def _fill_in(_app: Sphinx, _name: str, source: list[str]) -> None:
+    source[0] = source[0].replace(OPTIONS, table()) if OPTIONS in source[0] else source[0]
+
+
+def setup(app: Sphinx) -> None:
+    """Called by Sphinx: a page that says `{{ options }}` gets the table."""
+    app.connect("source-read", _fill_in)
