@@ -29,8 +29,6 @@ from subprune_fx.passes.dependencies import analyse
 from subprune_fx.passes.size import TARGETS
 
 FOLDER = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
-MOMENTS_FIT = 12_000
-"""Columns of the widest layer up to which second moments are affordable here; beyond, weights are only sliced."""
 
 
 def filled(path: Path, seed: int = 0) -> onnx.ModelProto:
@@ -79,12 +77,8 @@ def run(path: Path, samples: int, *, plain: bool) -> dict[str, Any]:
         orders = {group.name: np.arange(len(group.units)) for group in groups}
         size = TARGETS["params"](network, orders, torch.from_numpy(inputs[:1]), intercepts=False)
         ratio = size.total / size.of({name: -(-n // 2) for name, n in size.units.items()})
-        widest = max(
-            consumer.labels.size * network.readers[name].taps
-            for name, consumer in network.channels.contractions.items()
-        )
-        sliced = plain or widest > MOMENTS_FIT
-        rest = ["--select", "weightnorm", "--no-reweight"] if sliced else []
+        rest = ["--select", "weightnorm", "--no-reweight"] if plain else []
+        del network, size
         words = [str(big), "--ratio", f"{ratio - 1e-3:.4f}", "--calib", str(calib), "--budget", "uniform", "-q"]
         start = time.perf_counter()
         code = compile_main([*words, "-o", str(small), "--json", str(report), *rest])
@@ -93,7 +87,7 @@ def run(path: Path, samples: int, *, plain: bool) -> dict[str, Any]:
             found = json.loads(report.read_text())
             file = found["files"][0]
             kept = sum(row["kept"] for row in found["groups"]) / sum(row["channels"] for row in found["groups"])
-            row |= {"ratio": round(found["achieved"], 2), "kept": round(kept, 3), "reweighted": not sliced}
+            row |= {"ratio": round(found["achieved"], 2), "kept": round(kept, 3), "reweighted": not plain}
             row |= {
                 key: file[key] for key in ("bytes_before", "bytes", "latency_before_ms", "latency_ms", "max_difference")
             }
