@@ -46,7 +46,8 @@ def write_back(module: fx.GraphModule, example: Inputs) -> onnx.ModelProto:
     model = onnx.ModelProto()
     model.CopyFrom(source.model)
     constants = Constants(model)
-    values = {node.name: value for node, value in record(module, example).items()}
+    # A placeholder that was packed and unpacked again is not called after its target any more.
+    values = {str(n.target) if n.op == "placeholder" else n.name: v for n, v in record(module, example).items()}
     sizes = Sizes(model, source, values, constants)
     _weights(module, source, constants, sizes)
     _attributes(module, source, model)

@@ -29,7 +29,7 @@ SAFETY = 10.0
 BATCH_SIZES = (1, 3, 32, 32, 64)
 
 
-INPUTS = {"tensor(float16)": np.float16, "tensor(double)": np.float64}
+INPUTS = {"tensor(float16)": np.float16, "tensor(double)": np.float64, "tensor(int32)": np.int32}
 """Types of a file's input that inputs are converted to."""
 
 

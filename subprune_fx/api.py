@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple, Unpack
+from typing import Literal, NamedTuple, Unpack
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,7 +15,7 @@ from subprune_fx.bundle import Inputs
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.fx_inputs import spread
 from subprune_fx.frontends.onnx_graph import source_of
-from subprune_fx.frontends.onnx_static import fixed_batch, settle
+from subprune_fx.frontends.onnx_static import fixed_batch, ordered, settle
 from subprune_fx.passes.flops import counted, flops
 from subprune_fx.passes.gauges import GAUGES, reached
 from subprune_fx.passes.goals import drop_of, set_aside, within
@@ -110,11 +110,10 @@ def prune_each(
     """
     check_goals(ratios, keeps, max_drops)
     options = options_of(choices)
-    inputs = inputs_of(calibration, "calibration")
+    inputs = ordered(model, inputs_of(calibration, "calibration"))
     given = choices.get("labels")
     labels = None if given is None else labels_of(given, len(inputs), "labels")
-    verification = labelled(choices.get("verification"), "verification")
-    evaluation = labelled(choices.get("evaluation"), "evaluation")
+    evaluation, verification, training = (_pairs(model, choices, name) for name in PAIRS)
     aside = None
     if max_drops and verification is None:
         inputs, labels, aside = set_aside(inputs, labels, max(fixed_batch(model) or 1, choices.get("team", ALONE).size))
@@ -124,7 +123,7 @@ def prune_each(
         inputs,
         options,
         labels,
-        labelled(choices.get("training"), "training"),
+        training,
         verification,
         choices.get("progress"),
         choices.get("team", ALONE),
@@ -147,6 +146,17 @@ def prune_each(
             after = accuracy(compiled.module, *evaluation)
             report = dataclasses.replace(report, accuracy_before=before, accuracy_after=after)
         yield Pruned(spread(compiled.module), compiled.plan, report)
+
+
+PAIRS: tuple[Literal["evaluation", "verification", "training"], ...] = ("evaluation", "verification", "training")
+"""Choices that are inputs and their labels."""
+
+
+def _pairs(
+    model: nn.Module, choices: Choices, name: Literal["evaluation", "verification", "training"]
+) -> tuple[Inputs, Tensor] | None:
+    found = labelled(choices.get(name), name)
+    return None if found is None else (ordered(model, found[0]), found[1])
 
 
 def accuracy(module: nn.Module, inputs: Inputs, labels: Tensor) -> float:

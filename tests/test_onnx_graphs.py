@@ -424,7 +424,7 @@ BAD: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "domain": (foreign, [], "my.company.Wow, a domain that onnxruntime lacks"),
     "external data": (scattered, [], "its external data cannot be read.*keep the data file beside it"),
     "no weights": (weightless, [], "has no float weights"),
-    "two inputs": (two_inputs, [], r"takes 2 inputs \(x, b\)"),
+    "two inputs": (two_inputs, [], r"takes 2 inputs, and there is no array 'b'"),
     "wrong input": (other_input, [], r"has shape \(20, 7\), the network takes \(n, 6\)"),
     "not a graph": (twice, [], "is not a model that onnxruntime runs"),
     "pt2": (lambda path: onnx.save(mlp(), path), ["-o", "b.pt2"], "came from an ONNX file cannot be written as .pt2"),

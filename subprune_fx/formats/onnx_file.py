@@ -55,7 +55,7 @@ def load_onnx(data: bytes, path: str) -> OnnxNetwork:
 
     Raises:
         SubpruneError: It is damaged or no valid ONNX, its opset or a domain is not supported, external data is missing,
-            it takes several inputs, or it has no float weights.
+            it takes no input, or it has no float weights.
     """
     model = _parse(data, path)
     _check_versions(model, path)
@@ -64,9 +64,8 @@ def load_onnx(data: bytes, path: str) -> OnnxNetwork:
         model = inline_local_functions(model)
     _check_runs(model, path)
     inputs = _inputs(model)
-    if len(inputs) != 1:
-        what = f"takes {len(inputs)} inputs ({', '.join(value.name for value in inputs)}), only one is supported"
-        raise SubpruneError(what, where=path, remedy="make the others constants")
+    if not inputs:
+        raise SubpruneError("takes no input: it computes a constant", where=path, remedy=_EXPORT)
     if not any(_is_weight(tensor) for tensor in tensors(model.graph)):
         raise SubpruneError("has no float weights: there is nothing to prune", where=path, remedy=_EXPORT)
     try:

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from subprune_fx.bundle import Bundle, Inputs
+from subprune_fx.bundle import Bundle, Inputs, joined
 from subprune_fx.errors import SubpruneError
+from subprune_fx.frontends.fx_inputs import PACKED
 from subprune_fx.frontends.onnx_graph import META, source_of
 from subprune_fx.frontends.onnx_op import OnnxOp, item
 
@@ -40,7 +41,7 @@ _RANDOM = frozenset(
 Values = Mapping[fx.Node, Any]
 
 
-def specialise(module: fx.GraphModule, example: Tensor) -> fx.GraphModule:
+def specialise(module: fx.GraphModule, example: Inputs) -> fx.GraphModule:
     """Write computed sizes into the calls of an imported ONNX graph, in place.
 
     Args:
@@ -53,7 +54,7 @@ def specialise(module: fx.GraphModule, example: Tensor) -> fx.GraphModule:
     source = source_of(module)
     assert source is not None
     first = record(module, example)
-    second = first if source.batch is not None else record(module, torch.cat([example, example[:1]]))
+    second = first if source.batch is not None else record(module, joined([example, example[:1]]))
     writer = _Writer(module, _static(module), first, second)
     for node in list(module.graph.nodes):
         operand = first.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
@@ -75,8 +76,42 @@ def record(module: fx.GraphModule, example: Inputs) -> dict[fx.Node, Any]:
     """The value of every node for one input; of large tensors only the shape and type, on memory that is not theirs."""
     interpreter = _Recorder(module)
     with torch.no_grad():
-        interpreter.run(example)
+        interpreter.run(*operands(module, example))
     return interpreter.found
+
+
+def operands(module: fx.GraphModule, example: Inputs) -> list[Inputs]:
+    """Inputs in the order of a graph's placeholders; of a packed graph, which has a single one, as they are."""
+    names = [str(node.target) for node in module.graph.nodes if node.op == "placeholder"]
+    if not isinstance(example, Bundle) or names == [PACKED]:
+        return [example]
+    given = dict(zip(example.names or names, example.parts, strict=True))
+    return [given[name] for name in names]
+
+
+def ordered(module: nn.Module, inputs: Inputs) -> Inputs:
+    """Several inputs of an imported ONNX graph in its own order, under the names that its placeholders have.
+
+    Args:
+        module: Any module; inputs of all but imported graphs are returned as they are.
+        inputs: Names, if there are any, are the file's or the placeholders'.
+
+    Raises:
+        SubpruneError: They are not the inputs that the graph takes.
+    """
+    source = source_of(module)
+    if source is None or not isinstance(inputs, Bundle) or not isinstance(module, fx.GraphModule):
+        return inputs
+    holders = {node.name: str(node.target) for node in module.graph.nodes if node.op == "placeholder"}
+    takes = {holders[node]: name for name, node in source.values.items() if isinstance(node, str) and node in holders}
+    named = dict(zip(inputs.names or takes, inputs.parts, strict=False))
+    given = {holder: named.get(name, named.get(holder)) for holder, name in takes.items()}
+    found = {holder: tensor for holder, tensor in given.items() if tensor is not None}
+    if not len(takes) == len(found) == len(inputs.parts):
+        what = f"takes {len(takes)} inputs ({', '.join(takes.values())})"
+        told = f", given are {', '.join(inputs.names)}" if inputs.names else f", given are {len(inputs.parts)}"
+        raise SubpruneError(what + told, where="calibration", remedy="give a dict by the names of the file's inputs")
+    return Bundle(tuple(found.values()), tuple(found))
 
 
 class _Recorder(fx.Interpreter):
@@ -218,8 +253,6 @@ def settle(module: nn.Module, inputs: Inputs) -> nn.Module:
     if source is None or source.settled:
         return module
     assert isinstance(module, fx.GraphModule)
-    if isinstance(inputs, Bundle):
-        raise SubpruneError("takes several inputs, which ONNX files may not here", remedy="load the PyTorch network")
     batch = None if _is_free(module, inputs) else stated_batch(source.model) or 1
     twin = copy.copy(module)
     twin.meta = {**module.meta, META: dataclasses.replace(source, batch=batch, settled=True)}
@@ -234,12 +267,14 @@ def stated_batch(model: onnx.ModelProto) -> int | None:
     return dims[0].dim_value if dims and dims[0].dim_value > 0 else None
 
 
-def _is_free(module: fx.GraphModule, example: Tensor) -> bool:
+def _is_free(module: fx.GraphModule, example: Inputs) -> bool:
     """Whether two samples together give what each gives alone, or three what two give."""
-    samples = torch.cat([example[:1], example[-1:] * 0.5 + 0.1, example[:1]])
+    first, last = _parts(example[:1]), _parts(example[-1:])
+    other = last.map(lambda part: part * 0.5 + 0.1 if part.is_floating_point() else part)
+    samples = joined([first, other, first])
     try:
         with torch.no_grad():
-            three, two = _flat(module(samples)), _flat(module(samples[1:]))
+            three, two = (_flat(module(*operands(module, some))) for some in (samples, samples[1:]))
     except Exception:  # noqa: BLE001 - a size that is built in makes some op fail, whichever
         return False
     return all(
@@ -249,6 +284,10 @@ def _is_free(module: fx.GraphModule, example: Tensor) -> bool:
         and torch.allclose(a[1:], b, rtol=1e-3, atol=1e-4 * float(b.abs().max().clamp(min=1e-6)))
         for a, b in zip(three, two, strict=True)
     )
+
+
+def _parts(inputs: Inputs) -> Bundle:
+    return inputs if isinstance(inputs, Bundle) else Bundle((inputs,))
 
 
 def _flat(value: Any) -> list[Tensor]:

@@ -111,7 +111,7 @@ def _compute(part: nn.Module) -> None:
 
 
 def _symbolic(module: nn.Module, example: Inputs) -> fx.GraphModule:
-    if isinstance(module, fx.GraphModule) and source_of(module) is not None and isinstance(example, Tensor):
+    if isinstance(module, fx.GraphModule) and source_of(module) is not None:
         return specialise(module, example)
     return module if isinstance(module, fx.GraphModule) else fx.symbolic_trace(module)
 
