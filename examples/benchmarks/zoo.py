@@ -230,19 +230,21 @@ def summary(rows: Iterable[Row]) -> str:
 
 @click.command(help=__doc__)
 @click.option("--only", default="", help="Parts of names, separated by commas.")
+@click.option("--skip", default="", help="Parts of names to leave out.")
 @click.option("--source", default="", help="torchvision, timm or transformers.")
 @click.option("--limit", default=300.0, help="Seconds a network.")
 @click.option("--results", type=click.Path(path_type=Path), default=Path("results"))
 @click.option("--onnx/--no-onnx", default=True, help="Write, validate and time ONNX files.")
 @click.option("--again", is_flag=True, help="Run those that did not end well once more.")
-def main(only: str, source: str, limit: float, results: Path, onnx: bool, again: bool) -> None:
+def main(only: str, skip: str, source: str, limit: float, results: Path, onnx: bool, again: bool) -> None:
     """Run what has no row yet, then write the tables."""
     results.mkdir(parents=True, exist_ok=True)
     path = results / "zoo.jsonl"
     rows = read(path)
-    parts = [part for part in only.split(",") if part]
+    parts, others = ([part for part in names.split(",") if part] for names in (only, skip))
     for network in networks():
         wanted = source in ("", network.source) and (not parts or any(part in network.name for part in parts))
+        wanted = wanted and not any(part in network.name for part in others)
         known = rows.get(network.name)
         if not wanted or (known is not None and not (again and known.status != "ok")):
             continue
