@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
@@ -237,3 +238,37 @@ def test_finished_runs_are_not_repeated(repository: Path, folder: Path) -> None:
     assert again.count("seed 43") == 3
     assert "seed" not in run("42-43")
     assert (folder / "out" / "paper.csv").read_text().count("lenet_mnist") == 6
+
+
+def test_speed_is_measured_once_and_tabulated(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speed = load("speed")
+    calls: list[str] = []
+
+    def counted(name: str, seconds: float) -> Callable[[], dict[str, float]]:
+        def run() -> dict[str, float]:
+            calls.append(name)
+            return {"seconds": seconds}
+
+        return run
+
+    made = {f"curve units={n}": counted("curve", 1e-6 * n**2) for n in (128, 256, 512)}
+    monkeypatch.setattr(speed, "tasks", lambda _: {"help": counted("help", 0.5), **made})
+    runner = CliRunner()
+    for expected in (2, 2, 8):  # two of one task, which are known the second time, and two of the three others
+        only = ["--only", "help"] if expected == 2 else []
+        done = runner.invoke(speed.main, ["--results", str(tmp_path), "--repeat", "2", *only])
+        assert done.exit_code == 0, done.output
+        assert len(calls) == expected
+    assert "help: seconds 0.500" in done.output
+    assert "exponent 2.00" in done.output
+    assert (tmp_path / "speed.png").stat().st_size > 0
+
+
+def test_speed_lists_every_task(load: Load) -> None:
+    names = load("speed_tasks").tasks(None)
+    assert {"help", "import", "greedy d=4608 r=9 m=512", "greedy d=4096 r=1 m=4096", "curve depth=32"} <= names.keys()
+    assert {"command resnet56_cifar10 c=4", "forward vgg11_cifar10", "torch-pruning lenet_mnist c=4"} <= names.keys()
+
+
+def test_greedy_alone_is_timed(load: Load) -> None:
+    assert load("speed_tasks").greedy_alone(16, 4, 8)["seconds"] > 0

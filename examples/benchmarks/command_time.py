@@ -21,12 +21,14 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import numpy as np
 from data import data_option, draw, load_images, normalise
 from models import BENCHMARKS, files, nets_option
+
+T = TypeVar("T")
 
 SEED = 42
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024
@@ -81,10 +83,10 @@ def calibration(name: str, data: Path | None, samples: int, path: Path) -> None:
     np.savez(path, x=normalise(images.train[draw(len(images.train), samples, SEED)], kind).numpy())
 
 
-def apart(task: Callable[..., None], *arguments: Any) -> None:
+def apart(task: Callable[..., T], *arguments: Any) -> T:
     """Run `task` in a process of its own: a child's peak memory counts its parent's when it was started."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        pool.submit(task, *arguments).result()
+        return pool.submit(task, *arguments).result()
 
 
 @click.command()
