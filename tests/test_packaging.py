@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 MAPPED = ("cli", "passes")
 
@@ -69,18 +72,70 @@ def test_top_level_import_is_refused(repository: Path, name: str) -> None:
     assert f"ImportError: import subprune_fx.{name}, not {name}" in found.stderr
 
 
-def test_wheel_holds_every_module_and_nothing_else(repository: Path, modules: set[str], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `python -m build` does: a source archive of the tree, and the wheel of that archive."""
+    tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("dist")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(repository / name, tmp_path)
+        shutil.copy(repository / name, tree)
     for name in ("subprune_fx", *MAPPED):
         ignore = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(repository / name, tmp_path / name, symlinks=True, ignore=ignore)
-    build = "from setuptools.build_meta import build_wheel; build_wheel('dist')"
-    subprocess.run([sys.executable, "-c", build], cwd=tmp_path, capture_output=True, check=True)
-    (wheel,) = (tmp_path / "dist").iterdir()
+        shutil.copytree(repository / name, tree / name, symlinks=True, ignore=ignore)
+    _build("sdist", tree, out)
+    (source,) = out.iterdir()
+    with tarfile.open(source) as archive:
+        archive.extractall(out, filter="data")
+    (unpacked,) = (path for path in out.iterdir() if path.is_dir())
+    _build("wheel", unpacked, out)
+    (found,) = out.glob("*.whl")
+    return found
+
+
+def _build(kind: str, tree: Path, out: Path) -> None:
+    code = f"from setuptools.build_meta import build_{kind} as build; build({str(out)!r})"
+    found = subprocess.run([sys.executable, "-c", code], cwd=tree, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+
+
+def test_wheel_holds_every_module_and_nothing_else(wheel: Path, modules: set[str]) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name for name in names if ".dist-info/" not in name} == modules | OTHER
     assert any(name.endswith("/licenses/LICENSE") for name in names)
+
+
+def test_installed_elsewhere_the_command_runs_from_any_folder(
+    wheel: Path, project: dict[str, Any], tmp_path: Path
+) -> None:
+    site, folder = tmp_path / "site", tmp_path / "work"
+    folder.mkdir()
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-index",
+        "--no-deps",
+        "--target",
+        str(site),
+        str(wheel),
+    ]
+    subprocess.run(install, check=True, capture_output=True)
+    torch.save(torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2)), folder / "net.pt")
+
+    def run(*arguments: str) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(site)}
+        command = [sys.executable, "-P", *arguments]
+        found = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        assert found.returncode == 0, found.stderr
+        return found.stdout
+
+    where = run("-c", "import subprune_fx, subprune_fx.passes as p; print(subprune_fx.__file__, p.__file__)")
+    assert where.split() == [str(site / "subprune_fx" / part) for part in ("__init__.py", "passes/__init__.py")]
+    command = str(site / "bin" / "subprune-compile")
+    assert run(command, "--version").startswith(f"subprune-compile {project['project']['version']}")
+    run(command, "net.pt", "--ratio", "1.5", "-o", "small.onnx")
+    assert (folder / "small.onnx").exists()
 
 
 def test_command_is_installed_and_says_the_version(project: dict[str, Any]) -> None:
