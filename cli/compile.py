@@ -17,6 +17,8 @@ from subprune_fx.formats.layers import load_layers
 from subprune_fx.formats.load import load_model
 from subprune_fx.frontends.onnx_static import fixed_batch, settle
 from subprune_fx.passes.explain import explain
+from subprune_fx.plan import Plan
+from subprune_fx.repeating import repeat
 from subprune_fx.team import Team, team_of_environment
 
 CHOICES = (
@@ -37,6 +39,9 @@ CHOICES = (
     *("ridge", "distil", "stochastic", "memory", "precision", "seed"),
 )
 """Options that `subprune_fx.prune` has under the same name."""
+
+FILES = (".onnx", ".pt2", ".pt")
+"""Formats whose bytes `--target size` counts: those that hold a network."""
 
 
 def run(request: Request) -> int:
@@ -75,17 +80,21 @@ def _compile(request: Request, team: Team) -> int:
         "labels": labels,
         **labelled_of(request, loaded, calibration),
         "team": team,
-        "file": next((path.suffix.lower() for path in request.output), ".onnx"),
+        "file": next((path.suffix.lower() for path in request.output if path.suffix.lower() in FILES), ".onnx"),
         "layers": load_layers(request.layers) if request.layers else (),
         **{name: getattr(request, name) for name in CHOICES},
     }
+    plan = None if request.plan is None else Plan.load(request.plan)
     with Progress(shown=not request.quiet) as progress:
         choices["progress"] = progress
-        if request.pareto:
+        if plan is not None:
+            pruned = [repeat(module, plan, calibration, choices["evaluation"])]
+        elif request.pareto:
             pruned = list(api.prune_each(module, calibration, ratios=request.pareto, **choices))
         else:
             pruned = [api.prune(module, calibration, ratio=request.ratio, max_drop=request.max_drop, **choices)]
-        compared = calibration, choices["evaluation"], samples.notes
+        notes = samples.notes if plan is None else ()  # inputs decide nothing of a plan
+        compared = calibration, choices["evaluation"], notes
         reports = outputs.deliver(request, pruned, outputs.Setting(module, example, *compared, team, progress))
     if not request.quiet:
         outputs.say(reports, verbose=request.verbose)

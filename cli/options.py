@@ -53,6 +53,7 @@ class Request:
     ratio: float | None
     max_drop: float | None
     pareto: tuple[float, ...]
+    plan: Path | None
     explain: bool
     output: tuple[Path, ...]
     calib: str | None
@@ -149,7 +150,7 @@ def _version(context: click.Context, option: click.Parameter, value: bool) -> No
     context.exit()
 
 
-GOALS = {"--ratio": "ratio", "--max-drop": "max_drop", "--pareto": "pareto"}
+GOALS = {"--ratio": "ratio", "--max-drop": "max_drop", "--pareto": "pareto", "--plan": "plan"}
 """Options that say how small the network is to be, and their fields: one is needed."""
 
 
@@ -157,7 +158,7 @@ def _goals(values: Mapping[str, Any]) -> list[str]:
     return [option for option, field in GOALS.items() if values[field] not in (None, ())]
 
 
-_OTHERS = "--max-drop, --pareto or --layers"
+_OTHERS = "--max-drop, --pareto, --plan or --layers"
 Clash = tuple[Callable[[Mapping[str, Any]], bool], str]
 _PRUNING: tuple[Clash, ...] = (
     (
@@ -169,6 +170,7 @@ _PRUNING: tuple[Clash, ...] = (
         lambda values: bool(values["quantize"]) and not any(p.suffix.lower() == ".onnx" for p in values["output"]),
         "--quantize needs an output that ends in .onnx.",
     ),
+    (lambda values: values["plan"] and values["layers"], "--plan and --layers exclude each other."),
     (lambda values: len(_goals(values)) > 1, "{goals} exclude each other."),
 )
 _ALWAYS: tuple[Clash, ...] = ((lambda values: values["quiet"] and values["verbose"], "-q and -v exclude each other."),)
@@ -193,8 +195,10 @@ _ALWAYS: tuple[Clash, ...] = ((lambda values: values["quiet"] and values["verbos
                    "accuracy on --verify, or else of agreement on calibration inputs held out.")  # fmt: skip
 @click.option("--pareto", callback=_ratios, metavar="2,4,8",
               help="Instead of --ratio: several from one calibration, out-2.onnx and so on, and a curve.")  # fmt: skip
+@click.option("--plan", type=click.Path(path_type=Path), metavar="IN.plan",
+              help="Instead of --ratio: do again what a plan (from -o out.plan) says.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
-              help="Where to write; .onnx, .pt2 or .pt. May be repeated.")  # fmt: skip
+              help="Where to write; .onnx, .pt2, .pt, .safetensors or .plan. May be repeated.")  # fmt: skip
 @input_options
 @click.option("--select", type=click.Choice(SELECTORS), default="inchange", show_default=True,
               help="How channels are chosen; some need labels y in --calib, and say so.")  # fmt: skip

@@ -55,7 +55,7 @@ def targets(request: Request) -> list[Path]:
     reports = [path for path in (request.json, request.report) if path is not None]
     files = [path for paths in networks(request) for path in (*paths, *quantised(request, paths).values())]
     found = atomic.check_targets([*files, *reports])
-    read = (request.model, request.calib, request.evaluate, request.train, request.verify, request.layers)
+    read = (request.model, request.calib, request.evaluate, request.train, request.verify, request.layers, request.plan)
     inputs = {Path(path).resolve() for path in read if path is not None}
     for path in found:
         if path.resolve() in inputs:
@@ -107,6 +107,7 @@ def deliver(request: Request, pruned: Sequence[Pruned], setting: Setting) -> lis
             rows = write.fill(
                 *(result.module, baseline, setting.example, setting.calibration),
                 {path: temporaries[path] for path in paths},
+                plan=result.plan,
                 threads=request.threads,
                 progress=setting.progress,
             )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from subprune_fx.passes.explain import explain
     from subprune_fx.passes.rewrite import apply
     from subprune_fx.plan import Layer, Plan
+    from subprune_fx.repeating import repeat
     from subprune_fx.report import Report
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "explain",
     "prune",
     "prune_each",
+    "repeat",
     "synthetic_inputs",
 ]
 
@@ -47,6 +49,7 @@ _HOME = {
     "explain": "subprune_fx.passes.explain",
     "prune": "subprune_fx.api",
     "prune_each": "subprune_fx.api",
+    "repeat": "subprune_fx.repeating",
     "synthetic_inputs": "subprune_fx.passes.data_free",
 }
 

@@ -16,6 +16,7 @@ from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.fx_inputs import spread
 from subprune_fx.frontends.onnx_graph import source_of
 from subprune_fx.frontends.onnx_static import fixed_batch, ordered, settle
+from subprune_fx.graph.channels import ChannelGraph
 from subprune_fx.passes.flops import counted, flops
 from subprune_fx.passes.gauges import GAUGES, reached
 from subprune_fx.passes.goals import drop_of, set_aside, within
@@ -26,6 +27,8 @@ from subprune_fx.report import Cost, FrozenRow, GroupRow, Report
 from subprune_fx.team import ALONE
 
 EVALUATION_BATCH = 256
+Curve = tuple[tuple[int, float], ...]
+"""Numbers of units and errors."""
 
 
 class Pruned(NamedTuple):
@@ -187,11 +190,16 @@ def cost(module: nn.Module, example: Inputs) -> Cost:
     return Cost(parameters, total // len(example))
 
 
-def _report(compiler: Compiler, compiled: Compiled, inputs: Inputs) -> Report:
-    smaller, network, options = compiled.module, compiler.network, compiler.options
-    channels = network.channels
-    decided = {decision.group: decision for decision in compiled.plan.decisions}
-    rows = [
+def rows_of(channels: ChannelGraph, plan: Plan, curve: Callable[[str], Curve] | None = None) -> tuple[GroupRow, ...]:
+    """A row for each group that a plan decides, in the order of the graph.
+
+    Args:
+        channels: The network's groups.
+        plan: What was decided.
+        curve: By group, errors at some numbers of units, where they are known.
+    """
+    decided = {decision.group: decision for decision in plan.decisions}
+    return tuple(
         GroupRow(
             group.name,
             group.units.size,
@@ -200,10 +208,20 @@ def _report(compiler: Compiler, compiled: Compiled, inputs: Inputs) -> Report:
             tuple(channels.contractions[name].module for name in group.consumers),
             group.producers,
             group.followers,
-            compiler.curve(group.name),
+            () if curve is None else curve(group.name),
         )
         for group in channels.groups
-    ]
+        if group.name in decided
+    )
+
+
+def frozen_of(channels: ChannelGraph) -> tuple[FrozenRow, ...]:
+    """What stays, and why."""
+    return tuple(FrozenRow(item.name, item.channels, item.reason) for item in channels.frozen)
+
+
+def _report(compiler: Compiler, compiled: Compiled, inputs: Inputs) -> Report:
+    smaller, network, options = compiled.module, compiler.network, compiler.options
     example = inputs[: fixed_batch(smaller) or 1]
     scores = is_score(first_tensor(compiler.outputs[0]))
     settings = {
@@ -226,8 +244,8 @@ def _report(compiler: Compiler, compiled: Compiled, inputs: Inputs) -> Report:
         ratio=compiled.ratio,
         before=cost(network.graph_module, example),
         after=cost(smaller, example),
-        groups=tuple(rows),
-        frozen=tuple(FrozenRow(item.name, item.channels, item.reason) for item in channels.frozen),
+        groups=rows_of(network.channels, compiled.plan, compiler.curve),
+        frozen=frozen_of(network.channels),
         agreement=agreement(compiler.outputs, None, compiler.team)(compiled.outputs) if scores else None,
         settings=tuple((name, str(value)) for name, value in settings.items()),
         seconds=tuple(compiled.seconds.items()),

@@ -14,10 +14,12 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+import subprune_fx
 from subprune_fx.errors import SubpruneError, ValidationError
 from subprune_fx.formats import atomic, write
 from subprune_fx.formats.load import load_model
 from subprune_fx.passes import validate
+from subprune_fx.plan import same
 
 
 def network(width: int = 4) -> fx.GraphModule:
@@ -30,7 +32,7 @@ def inputs(n: int = 20) -> Tensor:
 
 
 def test_every_format_is_written_validated_and_measured(tmp_path: Path) -> None:
-    targets = [tmp_path / f"net{suffix}" for suffix in write.WRITERS]
+    targets = [tmp_path / f"net{suffix}" for suffix in write.WRITERS if suffix != ".plan"]
     rows = write.write_all(network(4), network(400), inputs(1), inputs(), targets)
     assert [row.path for row in rows] == [str(target) for target in targets]
     for row, target in zip(rows, targets, strict=True):
@@ -50,6 +52,18 @@ def test_written_networks_load_again(suffix: str, trust: bool, tmp_path: Path) -
     write.write_all(network(), None, inputs(1), inputs(), [path])
     loaded = load_model(path, trust=trust)
     assert torch.allclose(loaded.module(inputs()), network()(inputs()), atol=1e-6)
+
+
+def test_a_plan_is_what_it_was(tmp_path: Path) -> None:
+    module, path = network(), tmp_path / "net.plan"
+    with pytest.raises(SubpruneError, match="net.plan: there is no plan to write"):
+        write.write_all(module, None, inputs(1), inputs(), [path])
+    assert not list(tmp_path.iterdir())
+    plan = subprune_fx.prune(module, inputs(), ratio=1.5).plan
+    with atomic.staged([path]) as temporaries:
+        (row,) = write.fill(module, None, inputs(1), inputs(), temporaries, plan=plan)
+    assert same(plan, subprune_fx.Plan.load(path))
+    assert (row.bytes, row.bytes_before, row.latency_ms) == (path.stat().st_size, None, None)
 
 
 def test_unknown_suffix_names_the_known_ones(tmp_path: Path) -> None:

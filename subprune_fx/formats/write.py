@@ -1,7 +1,8 @@
 """Write the pruned network in every format asked for, each compared with it before anything is renamed.
 
 Each format is a row of `WRITERS`. A `.pt` holds the `fx.GraphModule` as `torch.save` writes it: Python source
-and all, so that loading it again needs `--trust`; `.onnx` and `.pt2` need no trust.
+and all, so that loading it again needs `--trust`; `.onnx` and `.pt2` need no trust. A `.plan` holds what was decided,
+`.safetensors` the weights alone.
 """
 
 from __future__ import annotations
@@ -17,17 +18,19 @@ from types import MappingProxyType
 from typing import Self
 
 import torch
+from safetensors.torch import load, save
 from torch import nn
 from torch.export import ExportedProgram
 
 from subprune_fx.bundle import Inputs
-from subprune_fx.errors import SubpruneError
+from subprune_fx.errors import SubpruneError, ValidationError
 from subprune_fx.formats.atomic import check_targets, staged
 from subprune_fx.formats.lines import first_line
 from subprune_fx.formats.load import load_model
 from subprune_fx.frontends.onnx_graph import source_of
 from subprune_fx.passes import export, onnx_rewrite, validate
 from subprune_fx.passes.timing import latencies_ms
+from subprune_fx.plan import Plan, same
 from subprune_fx.report import FileRow
 
 Progress = Callable[[str, int, int], None]
@@ -39,11 +42,13 @@ class Job:
     Attributes:
         module: The network, in eval mode.
         example: One input, batch axis first.
+        plan: What made it; None where nothing did.
     """
 
-    def __init__(self, module: nn.Module, example: Inputs) -> None:
+    def __init__(self, module: nn.Module, example: Inputs, plan: Plan | None = None) -> None:
         self.module = module
         self.example = example
+        self.plan = plan
 
     @functools.cached_property
     def captured(self) -> tuple[ExportedProgram, bool]:
@@ -120,7 +125,7 @@ def writer_of(path: str | os.PathLike[str], module: nn.Module | None = None) -> 
         return WRITERS[suffix]
     if suffix not in ONNX_WRITERS:
         what = f"a network that came from an ONNX file cannot be written as {suffix}"
-        raise SubpruneError(what, where=str(path), remedy="end it in .onnx")
+        raise SubpruneError(what, where=str(path), remedy="end it in .onnx or .plan")
     return ONNX_WRITERS[suffix]
 
 
@@ -165,6 +170,7 @@ def fill(
     calibration: Inputs,
     temporaries: Mapping[Path, Path],
     *,
+    plan: Plan | None = None,
     threads: int = 1,
     progress: Progress | None = None,
 ) -> tuple[FileRow, ...]:
@@ -176,6 +182,7 @@ def fill(
         example: See `write_all`.
         calibration: See `write_all`.
         temporaries: Target -> where to write it for now.
+        plan: What made the network, for the formats that hold it.
         threads: Of onnxruntime where it is timed; 0 for all cores.
         progress: See `write_all`.
 
@@ -186,7 +193,7 @@ def fill(
         SubpruneError: See `write_all`.
         ValidationError: See `write_all`.
     """
-    job = Job(module, example)
+    job = Job(module, example, plan)
     rows = []
     for done, (target, temporary) in enumerate(temporaries.items()):
         if progress:
@@ -261,6 +268,33 @@ def _check_pt(job: Job, path: Path, calibration: Inputs) -> float:
     return validate.validate(run, job.module, calibration, where=str(path))
 
 
+def _write_plan(job: Job, path: Path) -> None:
+    if job.plan is None:
+        raise SubpruneError("there is no plan to write", where=str(path), remedy="use Plan.save")
+    job.plan.save(path)
+
+
+def _check_plan(job: Job, path: Path, calibration: Inputs) -> float:
+    del calibration
+    if job.plan is None or not same(Plan.load(path), job.plan):
+        raise ValidationError("does not hold the plan that was written", where=str(path))
+    return 0.0
+
+
+def _write_weights(job: Job, path: Path) -> None:
+    """Tied weights under each of their names: a class of the user's own ties them again."""
+    state = {name: value.detach().clone().contiguous() for name, value in job.module.state_dict().items()}
+    path.write_bytes(save(state))
+
+
+def _check_weights(job: Job, path: Path, calibration: Inputs) -> float:
+    del calibration
+    found, wanted = load(path.read_bytes()), job.module.state_dict()
+    if found.keys() != wanted.keys() or not all(torch.equal(found[name], value) for name, value in wanted.items()):
+        raise ValidationError("does not hold the weights that were written", where=str(path))
+    return 0.0
+
+
 def _write_onnx_back(job: Job, path: Path) -> None:
     onnx_rewrite.save(job.module, job.example, path)
 
@@ -274,8 +308,12 @@ WRITERS: Mapping[str, Writer] = MappingProxyType(
         ".onnx": Writer(_write_onnx, _check_onnx, timed=True),
         ".pt2": Writer(_write_pt2, _check_pt2),
         ".pt": Writer(_write_pt, _check_pt),
+        ".plan": Writer(_write_plan, _check_plan),
+        ".safetensors": Writer(_write_weights, _check_weights),
     }
 )
 
-ONNX_WRITERS: Mapping[str, Writer] = MappingProxyType({".onnx": Writer(_write_onnx_back, _check_onnx_back, timed=True)})
+ONNX_WRITERS: Mapping[str, Writer] = MappingProxyType(
+    {".onnx": Writer(_write_onnx_back, _check_onnx_back, timed=True), ".plan": Writer(_write_plan, _check_plan)}
+)
 """For networks that came from an ONNX file."""
