@@ -56,7 +56,7 @@ def test_written_networks_load_again(suffix: str, trust: bool, tmp_path: Path) -
 
 def test_a_plan_is_what_it_was(tmp_path: Path) -> None:
     module, path = network(), tmp_path / "net.plan"
-    with pytest.raises(SubpruneError, match="net.plan: there is no plan to write"):
+    with pytest.raises(SubpruneError, match=r"net\.plan: there is no plan to write"):
         write.write_all(module, None, inputs(1), inputs(), [path])
     assert not list(tmp_path.iterdir())
     plan = subprune_fx.prune(module, inputs(), ratio=1.5).plan
