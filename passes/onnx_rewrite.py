@@ -126,7 +126,7 @@ def _operands(node: fx.Node, proto: onnx.NodeProto, module: fx.GraphModule, size
     assert isinstance(args, (list, tuple))
     for position, arg in enumerate(args):
         wanted = sizes.wanted(arg, module)
-        if wanted is None:
+        if wanted is None or not sizes.written(arg, wanted):
             continue
         found = sizes.computed(proto, position)
         if found is not None and np.array_equal(found, wanted):

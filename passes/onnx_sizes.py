@@ -92,6 +92,11 @@ class Sizes:
             return as_array([self._values[entry.name] if isinstance(entry, fx.Node) else entry for entry in arg])
         return as_array(arg)
 
+    def written(self, arg: Any, value: Array) -> bool:
+        """Whether an operand belongs into the file: a bias that the node never had does if it is not zero."""
+        added = isinstance(arg, fx.Node) and str(arg.target) in self._source.biases
+        return not added or bool(value.any())
+
     def computed(self, proto: onnx.NodeProto, position: int) -> Array | None:
         """What the file computes for an operand; None where it says nothing or fails."""
         if position < len(proto.input) and proto.input[position]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.describe import FxNetwork
+from subprune_fx.frontends.onnx_graph import source_of
 from subprune_fx.graph.labels import Labels, compact, varying, vector
 from subprune_fx.graph.step import leaves
 from subprune_fx.passes.flops import flops
@@ -174,10 +175,12 @@ def parameters(
     del example
     named = dict(network.graph_module.named_parameters())
     terms = [Term(1, tuple(value.shape), _labels(network, name)) for name, value in named.items()]
+    source = source_of(network.graph_module)
+    added = source.biases if source is not None else frozenset()
     if intercepts:
         for name in network.channels.consumers:
             where = network.intercepts.get(name)
-            if where is not None and where.new:
+            if where is not None and (where.new or where.name in added):
                 outputs = network.channels.contractions[name].outputs
                 terms.append(Term(1, outputs.shape, {0: outputs}))
     return SizeModel(network, orders, terms, sum(value.numel() for value in named.values()))

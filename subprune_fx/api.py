@@ -183,7 +183,10 @@ def accuracy(module: nn.Module, inputs: Inputs, labels: Tensor) -> float:
 def cost(module: nn.Module, example: Inputs) -> Cost:
     """Parameters, and multiply-adds of one sample."""
     parameters = sum(p.numel() for p in module.parameters())
-    if isinstance(module, fx.GraphModule) and source_of(module) is not None:
+    source = source_of(module)
+    if isinstance(module, fx.GraphModule) and source is not None:
+        added = [tensor for name, tensor in module.named_buffers() if name in source.biases]
+        parameters += sum(bias.numel() for bias in added if bool(bias.any()))
         return Cost(parameters, sum(count for count, _ in flops(module, example).values()))
     with torch.no_grad():
         _, total = counted(lambda: module(example))

@@ -155,6 +155,38 @@ def test_half_precision(compiled: Compile) -> None:
     assert {tensor.data_type for tensor in found.graph.initializer} == {TensorProto.FLOAT16}
 
 
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose", "Gemm"])
+def test_an_intercept_for_a_layer_without_bias(op: str, tmp_path: Path) -> None:
+    """The reader of pruned channels gets a bias that takes over their mean; without intercepts it stays without."""
+    flat, last = op == "Gemm", {"ConvTranspose": (16, 3, 1, 1)}.get(op, (3, 16, 1, 1))
+    weights = {"w": random(16, 2, 1, 1), "v": random(16, 3) if flat else random(*last)}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["h0"], name="first"),
+        helper.make_node("Relu", ["h0"], ["h"]),
+        *([helper.make_node("Flatten", ["h"], ["rows"])] if flat else []),
+        helper.make_node(op, ["rows" if flat else "h", "v"], ["y"], name="last"),
+    ]
+    size = 1 if flat else 3
+    onnx.save(
+        model(nodes, weights, [BATCH, 2, size, size], out=[BATCH, 3, *([] if flat else [size, size])]),
+        tmp_path / "a.onnx",
+    )
+    x = random(200, 2, size, size) + 2
+    np.savez(tmp_path / "x.npz", x=x)
+    offset = {}
+    for word, inputs in (("--rounds=0", 3), ("--no-intercept", 2)):
+        after = tmp_path / f"{inputs}.onnx"
+        words = [str(tmp_path / "a.onnx"), "--ratio", "3", "--calib", str(tmp_path / "x.npz"), "-o", str(after), "-q"]
+        assert main([*words, word]) == 0
+        (node,) = (node for node in onnx.load(str(after)).graph.node if node.name == "last")
+        assert len(node.input) == inputs
+        (first,) = (node for node in onnx.load(str(after)).graph.node if node.name == "first")
+        assert len(first.input) == 2  # nothing to make up for, no bias of zeros
+        difference = outputs(after, x) - outputs(tmp_path / "a.onnx", x)
+        offset[inputs] = float(abs(difference.swapaxes(0, 1).reshape(3, -1).mean(1)).max())
+    assert offset[3] < 1e-4 < offset[2]
+
+
 def test_equal_biases_stored_once_go_their_own_ways(compiled: Compile) -> None:
     """Exporters store equal constants once; two layers that prune differently then need two."""
     weights = {"w": random(6, 16), "b": np.zeros(16, np.float32), "u": random(16, 16), "v": random(16, 3)}

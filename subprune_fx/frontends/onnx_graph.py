@@ -6,7 +6,7 @@ import dataclasses
 import keyword
 import operator
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,12 @@ META = "onnx"
 _FLOATS = (np.float16, np.float32, np.float64)
 _STATISTICS = {"BatchNormalization": (3, 4)}
 """Inputs that torch keeps as buffers: statistics, not parameters."""
+_UNBIASED: Mapping[str, Callable[[tuple[int, ...], Mapping[str, Any]], int]] = {
+    "Conv": lambda shape, _attributes: shape[0],
+    "ConvTranspose": lambda shape, attributes: shape[1] * int(attributes.get("group", 1)),
+    "Gemm": lambda shape, attributes: shape[0 if attributes.get("transB") else 1],
+}
+"""Ops that may lack a bias: how many channels it would have, by the weight's shape and the attributes."""
 _OBJECTS = (onnx.AttributeProto.TENSOR, onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 
 
@@ -39,6 +45,7 @@ class Source:
         attributes: By fx node name, the attributes that the node had before anything was pruned.
         batch: The only batch size that the graph runs with; None for any.
         settled: Whether that has been found out.
+        biases: Buffers, zeros at first, that nodes without a bias read as theirs: an intercept may go there.
     """
 
     model: onnx.ModelProto
@@ -48,6 +55,7 @@ class Source:
     attributes: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     batch: int | None = None
     settled: bool = False
+    biases: frozenset[str] = frozenset()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Source:
         """Itself: nobody changes it, and the model is as large as the network."""
@@ -85,6 +93,7 @@ class _Importer:
         self.alias = _aliases(self.source, self.constants)
         self.statistics = _statistics(self.source)
         self.flat = _flat_biases(self.source)
+        self.biases: list[str] = []
 
     def graph_module(self) -> fx.GraphModule:
         for tensor in self.source.inputs:
@@ -100,7 +109,7 @@ class _Importer:
             name: found.name if isinstance(found, fx.Node) else (found[0].name, found[1])
             for name, found in self.values.items()
         }
-        module.meta[META] = Source(self.model, self.tensors, self.nodes, values)
+        module.meta[META] = Source(self.model, self.tensors, self.nodes, values, biases=frozenset(self.biases))
         return module
 
     def _node(self, position: int, node: gs.Node, proto: onnx.NodeProto) -> None:
@@ -110,6 +119,7 @@ class _Importer:
         operands: list[Any] = [self._own_operand(tensor.name) for tensor in node.inputs]
         while operands and operands[-1] is None:
             operands.pop()
+        operands += self._bias(node)
         operands += [self._operand(name) for name in captured]
         args = (operands,) if node.op in VARIADIC else tuple(operands)
         name = _identifier(node.name or f"{node.op}_{node.outputs[0].name}")
@@ -156,6 +166,20 @@ class _Importer:
             self.root.register_buffer(attribute, tensor)
         self.tensors[attribute] = name
         return self.graph.get_attr(attribute)
+
+    def _bias(self, node: gs.Node) -> list[fx.Node]:
+        """Zeros as the bias of a node that could have one, where nothing that follows could take an intercept."""
+        channels = _UNBIASED.get(node.op)
+        if channels is None or node.domain or len(node.inputs) != 2 or node.attrs.get("beta", 1.0) != 1.0:
+            return []
+        weight = self.constants.get(self.alias.get(node.inputs[1].name, node.inputs[1].name))
+        followed = [user.op for user in node.outputs[0].outputs]
+        if weight is None or weight.dtype not in _FLOATS or followed in (["BatchNormalization"], ["Add"]):
+            return []
+        attribute = self._attribute(f"{node.name or node.outputs[0].name}_bias")
+        self.root.register_buffer(attribute, torch.zeros(channels(weight.shape, node.attrs)))
+        self.biases.append(attribute)
+        return [self.graph.get_attr(attribute)]
 
     def _attribute(self, name: str) -> str:
         attribute = _identifier(name)
