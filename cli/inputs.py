@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
@@ -116,8 +117,21 @@ def _stated(request: Request, takes: tuple[Taken, ...]) -> tuple[Taken, ...]:
     return (*stated, *known[len(shapes) :])
 
 
+def _seen(request: Request, takes: Sequence[Taken]) -> Sequence[Taken]:
+    """What the network takes; where that is not known, of the shape that labelled inputs have."""
+    if all(taken.sample is not None for taken in takes if taken.required) and takes:
+        return takes
+    for source in (request.evaluate, request.verify, request.train):
+        with contextlib.suppress(SubpruneError):  # it is said where they are needed
+            found = _labelled(source, _wish(request, tuple(takes), ""))
+            if found is not None:
+                alike = zip(_alike(takes, found[0]), parts(found[0]), strict=True)
+                return [dataclasses.replace(t, sample=(1, *p.shape[1:]), dtype=p.dtype) for t, p in alike]
+    return takes
+
+
 def _made_up(request: Request, loaded: Loaded, takes: Sequence[Taken]) -> Samples:
-    found = guess(loaded.module, takes, str(request.model))
+    found = guess(loaded.module, _seen(request, takes), str(request.model))
     probe(loaded.module, start(found.wanted, 2, request.seed), str(request.model))
     with Progress(shown=not request.quiet) as progress:
         made = synthesise(loaded.module, found.wanted, request.seed, partial(progress, "synthesise"))

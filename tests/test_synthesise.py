@@ -202,3 +202,13 @@ def test_the_command_says_what_it_used(tmp_path: Path, capsys: pytest.CaptureFix
     said = capsys.readouterr().err
     assert re.search(r"warning: no --calib: .*dead leaves of shape \(3, 32, 32\), moved to match 2 Batch", said), said
     assert "guessed from the weights" in said
+
+
+def test_labelled_inputs_say_the_shape(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(trained(), tmp_path / "net.pt")
+    np.savez(tmp_path / "xy.npz", x=np.zeros((9, 3, 20, 20), np.float32), y=np.zeros(9, np.int64))
+    arguments = [str(tmp_path / "net.pt"), "--ratio", "2", "--eval", str(tmp_path / "xy.npz")]
+    assert main([*arguments, "-o", str(tmp_path / "a.onnx")]) == 0
+    said = capsys.readouterr().err
+    assert "of shape (3, 20, 20)" in said
+    assert "guessed" not in said
