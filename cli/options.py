@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from subprune_fx.cli.input_options import input_options
 from subprune_fx.precisions import DEFAULT_PRECISION, PRECISIONS
@@ -158,6 +159,11 @@ def _goals(values: Mapping[str, Any]) -> list[str]:
     return [option for option, field in GOALS.items() if values[field] not in (None, ())]
 
 
+DECIDING = (
+    *("select", "variant", "budget", "target", "only", "skip", "align", "reweight", "intercept", "feedback"),
+    *("rounds", "ridge", "distil", "stochastic", "train", "verify"),
+)
+"""Options that say how to decide what stays: with --plan that is decided."""
 _OTHERS = "--max-drop, --pareto, --plan or --layers"
 Clash = tuple[Callable[[Mapping[str, Any]], bool], str]
 _PRUNING: tuple[Clash, ...] = (
@@ -300,4 +306,14 @@ def command(**values: Any) -> Request:
     for wrong, says in (*(() if values["explain"] else _PRUNING), *_ALWAYS):
         if wrong(values):
             raise click.UsageError(says.format(goals=" and ".join(_goals(values))))
+    idle = [option for option in _given(DECIDING) if values["plan"]]
+    if idle:
+        raise click.UsageError(f"--plan has decided already; leave {' and '.join(idle)} out.")
     return Request(**values)
+
+
+def _given(fields: Sequence[str]) -> list[str]:
+    """Those options among `fields` that stand on the command line."""
+    context = click.get_current_context()
+    stated = [field for field in fields if context.get_parameter_source(field) is ParameterSource.COMMANDLINE]
+    return [parameter.opts[0] for parameter in context.command.params if parameter.name in stated]

@@ -143,6 +143,10 @@ def test_plan_and_weights_go_into_the_users_own_class(folder: Path, capsys: pyte
         (("--plan", "xy.npz"), "xy.npz: not a plan file"),
         (("--plan", "a.plan", "--ratio", "2"), "--ratio and --plan exclude each other"),
         (("--plan", "a.plan", "--layers", "a.toml"), "--plan and --layers exclude each other"),
+        (
+            ("--plan", "a.plan", "--align", "8", "--no-reweight"),
+            "decided already; leave --align and --reweight",
+        ),
         (("--plan", "a.plan", "-o", "a.plan"), "is an input as well as an output"),
     ],
 )
