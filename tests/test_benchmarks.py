@@ -241,6 +241,7 @@ def test_finished_runs_are_not_repeated(repository: Path, folder: Path) -> None:
 
 
 def test_speed_is_measured_once_and_tabulated(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
     speed = load("speed")
     calls: list[str] = []
 
