@@ -95,6 +95,7 @@ def aim(
     if variant == "layer" or (variant == "seq" and len(inputs) == len(consumer.labels)):
         return None
     weight, tail = scratch.get(consumer.weight), network.tails[node.name]
+    outputs = outputs.to(weight.device)
     bias = weight.new_zeros(len(outputs)) if consumer.bias is None else scratch.get(consumer.bias)
     named = None if consumer.bias is None else parameter(network.graph_module, consumer.bias)
     biases: Iterator[Tensor | None] = itertools.repeat(named)
@@ -126,7 +127,7 @@ def _feed_back(found: Aim) -> None:
 
 def steering(scale: Tensor) -> Tensor:
     """The scale to divide by; infinite for channels that are as good as switched off."""
-    return torch.where(scale.abs() > NEGLIGIBLE * scale.abs().max(), scale, torch.inf)
+    return scale.masked_fill(scale.abs() <= NEGLIGIBLE * scale.abs().max(), torch.inf)
 
 
 def saturated(aim: Aim, posed: Problem, moments: Collected, settings: Settings) -> tuple[Problem, Collected]:
@@ -150,9 +151,9 @@ def saturated(aim: Aim, posed: Problem, moments: Collected, settings: Settings) 
     inverse = 1 / steering(scale)
     for _ in range(settings.rounds):
         weights = posed.solution()
-        ours, constant = weights.to(scale.dtype), aim.bias
+        ours, constant = weights.to(scale), aim.bias
         if settings.intercept:
-            constant = constant + moments.intercept(weights).reshape(-1).to(scale.dtype)
+            constant = constant + moments.intercept(weights).reshape(-1).to(scale)
         moments = moments.untargeted()
         others = aim.others()
         for x, y in zip(aim.walk.inputs(aim.node, aim.source), aim.targets, strict=True):

@@ -158,7 +158,7 @@ class Gatherer:
         found = []
         for name in group.consumers:
             consumer, reader = self.network.channels.contractions[name], self.network.readers[name]
-            weight = reader.matrix(parameter(self.network.graph_module, consumer.weight)).double()
+            weight = reader.matrix(parameter(self.network.graph_module, consumer.weight)).cpu().double()
             units = local[column_units(consumer, reader.taps, self.network.channels.unit)]
             for matrix, unit in zip(weight, units, strict=True):
                 own = torch.from_numpy(np.flatnonzero(unit >= 0))

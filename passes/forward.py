@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from subprune_fx.bundle import device_of
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.frontends.onnx_graph import source_of
@@ -69,12 +70,6 @@ class Forward(fx.Interpreter):
 
 def _wide(value: Tensor) -> Tensor:
     return value.float() if value.dtype == torch.bfloat16 else value
-
-
-def device_of(module: torch.nn.Module) -> torch.device:
-    """Where the network is."""
-    known = next((value for value in (*module.parameters(), *module.buffers())), None)
-    return torch.device("cpu") if known is None else known.device
 
 
 def check_precision(precision: str, module: fx.GraphModule) -> None:

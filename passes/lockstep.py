@@ -144,7 +144,7 @@ class Lockstep:
         """
         used = _input(node, source)
         for environment, x in zip(self._originals, self.inputs(node, source), strict=True):
-            whole = environment[used].index_copy(axis, kept, x)
+            whole = environment[used].index_copy(axis, kept.to(x.device), x)
             yield _run(self._first, node, {**environment, used: whole}, None)
 
     def both(self, node: fx.Node) -> Iterator[tuple[Tensor, Tensor]] | None:

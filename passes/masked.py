@@ -78,7 +78,7 @@ class Masked(fx.Interpreter):
         found, spec = pytree.tree_flatten(self._small.run_node(twin))
         tensors = iter(leaves(labels))
         full = [
-            _put(torch.zeros(_size(item, one := next(tensors)), dtype=item.dtype), _index(one, self._keep), item)
+            _put(item.new_zeros(_size(item, one := next(tensors))), _index(one, self._keep), item)
             if isinstance(item, Tensor)
             else item
             for item in found
@@ -93,13 +93,13 @@ class Masked(fx.Interpreter):
         if labels is None or not isinstance(value, Tensor):
             return value
         for axis, index in enumerate(_index(labels, self._keep)):
-            value = value if index is None else value.index_select(axis, torch.from_numpy(index))
+            value = value if index is None else value.index_select(axis, torch.from_numpy(index).to(value.device))
         return value
 
     def _bias(self, name: str, value: Tensor) -> Tensor:
         consumer = self._network.channels.contractions[name]
         full = value.new_zeros(value.shape[consumer.axis])
-        full[torch.from_numpy(np.flatnonzero(self._keep[consumer.outputs]))] = self._biases[name].to(value.dtype)
+        full[torch.from_numpy(np.flatnonzero(self._keep[consumer.outputs]))] = self._biases[name].to(value)
         axis = consumer.axis % value.ndim
         return full.reshape([-1 if d == axis else 1 for d in range(value.ndim)])
 
@@ -137,7 +137,7 @@ def _zeroed(value: Any, labels: Tree, keep: Keep) -> Any:
     for item in flat:
         alive = keep[compact(next(tensors))] if isinstance(item, Tensor) else None
         if isinstance(item, Tensor) and alive is not None and not alive.all():
-            item = torch.where(torch.from_numpy(alive), item, torch.zeros((), dtype=item.dtype))  # noqa: PLW2901
+            item = torch.where(torch.from_numpy(alive).to(item.device), item, item.new_zeros(()))  # noqa: PLW2901
         done.append(item)
     return pytree.tree_unflatten(done, spec)
 

@@ -38,11 +38,11 @@ def agreement(
     outputs: Sequence[Any], labels: Sequence[Tensor] | None, team: Team = ALONE
 ) -> Callable[[Sequence[Any]], float]:
     """Top-1 accuracy against `labels`, or agreement with the arg-max of `outputs`, over the batches of all `team`."""
-    wanted = labels or [first_tensor(output).argmax(-1) for output in outputs]
+    wanted = labels or [first_tensor(output).argmax(-1).cpu() for output in outputs]
 
     def metric(found: Sequence[Any]) -> float:
         hits = sum(
-            (first_tensor(output).argmax(-1) == want).double().mean().item() * len(want)
+            (first_tensor(output).argmax(-1).cpu() == want).double().mean().item() * len(want)
             for output, want in zip(found, wanted, strict=False)
         )
         hits, count = team.numbers(hits, sum(len(want) for want in wanted[: len(found)]))
@@ -77,7 +77,7 @@ def is_score(output: Tensor) -> bool:
 
 def _flat(output: Any) -> Tensor:
     tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
-    return torch.cat([tensor.double().flatten(1) for tensor in tensors], dim=1)
+    return torch.cat([tensor.cpu().double().flatten(1) for tensor in tensors], dim=1)
 
 
 def loss(output: Any, labels: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def scaled(network: FxNetwork, consumer: Consumer, weight: Tensor, factor: NDArr
     """A consumer's full-size weight with the columns of each unit multiplied by its factor."""
     reader = network.readers[consumer.name]
     units = column_units(consumer, reader.taps, network.channels.unit)
-    matrix = reader.matrix(weight) * torch.from_numpy(factor[units]).to(weight.dtype)[:, :, None]
+    matrix = reader.matrix(weight) * torch.from_numpy(factor[units]).to(weight)[:, :, None]
     return reader.weight(matrix, weight)
 
 

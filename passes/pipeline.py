@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from subprune_fx.bundle import Inputs, joined
+from subprune_fx.bundle import Inputs, device_of, joined, placed
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.onnx_graph import source_of
 from subprune_fx.frontends.onnx_static import fixed_batch
@@ -176,6 +176,7 @@ class Compiler:
         self.team = team
         self._report = progress or (lambda _stage, _done, _total: None)
         self._clock = _Clock()
+        calibration = placed(calibration, device_of(module))
         fixed = fixed_batch(module)
         with self._clock("dependencies"):
             example = calibration[: fixed or 2]
@@ -191,7 +192,8 @@ class Compiler:
         self._labels = None if labels is None else cut(team.share(labels))
         self.verification = None
         if verification is not None:
-            self.verification = cut(team.share(verification[0])), cut(team.share(verification[1]))
+            held_out = placed(team.share(verification[0]), device_of(module))
+            self.verification = cut(held_out), cut(team.share(verification[1]))
         if options.distil and source_of(self.network.graph_module) is not None:
             what = "distillation needs gradients, and onnxruntime gives none"
             raise SubpruneError(what, remedy="leave distil out, or start from the PyTorch network")

@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, fx, nn
 
+from subprune_fx.bundle import device_of
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.fx_edit import set_constant
 from subprune_fx.plan import Plan
@@ -33,18 +34,14 @@ def apply(plan: Plan, module: Module) -> Module:
             code of `module`'s forward and so cannot be changed from outside.
     """
     _check(plan, module)
-    smaller = copy.deepcopy(module)
+    smaller, device = copy.deepcopy(module), device_of(module)
     places = owners(smaller)
     for item in plan.slices:
-        index = torch.tensor(item.index)
-        put(
-            smaller,
-            places,
-            item.parameter,
-            _get(smaller, item.parameter).detach().index_select(item.axis, index),
-        )
+        whole = _get(smaller, item.parameter).detach()
+        index = torch.tensor(item.index, device=whole.device)
+        put(smaller, places, item.parameter, whole.index_select(item.axis, index))
     for name, value in plan.values.items():
-        put(smaller, places, name, value.detach().clone())
+        put(smaller, places, name, value.detach().clone().to(device))
     for constant in plan.constants:
         set_constant(smaller, constant)
     for child in smaller.modules():

@@ -117,7 +117,7 @@ class Scratch:
             for axis, index in enumerate(per_axis)
             if index is not None and name not in self._changed
         )
-        values = {name: self.get(name).clone() for name in self._changed}
+        values = {name: self.get(name).clone().cpu() for name in self._changed}
         known = {**dict(original.named_parameters(remove_duplicate=False)), **dict(original.named_buffers())}
         named = dict.fromkeys([*(item.parameter for item in slices), *values])
         shapes = {name: tuple(known[name].shape) if name in known else None for name in named}
@@ -147,7 +147,7 @@ def _parameter_cuts(
 def cut(tensor: Tensor, per_axis: tuple[Index | None, ...]) -> Tensor:
     """Keep the given indices of each dimension."""
     for axis, index in enumerate(per_axis):
-        tensor = tensor if index is None else tensor.index_select(axis, torch.from_numpy(index))
+        tensor = tensor if index is None else tensor.index_select(axis, torch.from_numpy(index).to(tensor.device))
     return tensor
 
 

@@ -147,6 +147,7 @@ class Sweep:
         else:
             units = live_units(units, alive)
             matrix = reader.matrix(self.scratch.get(consumer.weight))
+        matrix = matrix.cpu()
         moments = self._collected(node, consumer, walk).untargeted(matrix.shape[2])
         if aimed is None:
             moments = moments.towards(matrix)
@@ -197,7 +198,7 @@ class Sweep:
                 continue
             reader, weight = self.network.readers[name], self.scratch.get(consumer.weight)
             units = live_units(column_units(consumer, reader.taps, self.network.channels.unit), alive)
-            columns = torch.from_numpy(factor[units]).to(weight.dtype)
+            columns = torch.from_numpy(factor[units]).to(weight)
             self.scratch.set(consumer.weight, reader.weight(reader.matrix(weight) * columns[:, :, None], weight))
 
     def _reweight(self, name: str, consumer: Consumer, posed: Problem, moments: Collected, aimed: Aim | None) -> None:
@@ -210,11 +211,11 @@ class Sweep:
         if aimed is not None and aimed.tail.saturates:
             posed, moments = saturated(aimed, posed, moments, settings)
         new, old = posed.solution(), scratch.get(consumer.weight)
-        scratch.set(consumer.weight, self.network.readers[name].weight(new, old).to(old.dtype))
+        scratch.set(consumer.weight, self.network.readers[name].weight(new, old).to(old))
         if not settings.intercept or where is None:
             return
         shift = moments.intercept(new).reshape(-1)
         if where.new and float(shift.abs().max()) == 0:
             return
-        current = torch.zeros_like(shift) if where.new else scratch.get(where.name).double()
-        scratch.set(where.name, (current + where.sign * shift.reshape(current.shape)).to(old.dtype))
+        current = torch.zeros_like(shift) if where.new else scratch.get(where.name).cpu().double()
+        scratch.set(where.name, (current + where.sign * shift.reshape(current.shape)).to(old))

@@ -144,7 +144,7 @@ class Reweighter:
     def _pose(self, name: str) -> tuple[Collected, Problem]:
         network = self.network
         consumer, reader = network.channels.contractions[name], network.readers[name]
-        weight = reader.matrix(parameter(network.graph_module, consumer.weight))
+        weight = reader.matrix(parameter(network.graph_module, consumer.weight)).cpu()
         units = column_units(consumer, reader.taps, network.channels.unit)
         moments = self._inputs[name].towards(weight)
         return moments, pose(moments, weight, units, self.settings.of(name in network.intercepts))
@@ -164,11 +164,11 @@ class Reweighter:
         solved = self.reweight and consumer.weight not in network.channels.shared
         full[mask] = problem.reweighted(alive).reshape(-1, full.shape[2]) if solved else problem.weight[mask]
         weight = parameter(network.graph_module, consumer.weight)
-        patch = {consumer.weight: network.readers[name].weight(full, weight).to(weight.dtype)}
+        patch = {consumer.weight: network.readers[name].weight(full, weight).to(weight)}
         where = network.intercepts.get(name)
         if solved and self.settings.intercept and where is not None and not where.new:
             current = parameter(network.graph_module, where.name)
-            shift = moments.intercept(full).reshape(-1).to(current.dtype)
+            shift = moments.intercept(full).reshape(-1).to(current)
             patch[where.name] = current + where.sign * shift.reshape(current.shape)
         return patch
 

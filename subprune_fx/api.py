@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from subprune_fx.arguments import Choices, Given, check_goals, inputs_of, labelled, labels_of, options_of
-from subprune_fx.bundle import Inputs
+from subprune_fx.bundle import Inputs, device_of, placed
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.fx_inputs import spread
 from subprune_fx.frontends.onnx_graph import source_of
@@ -175,14 +175,14 @@ def accuracy(module: nn.Module, inputs: Inputs, labels: Tensor) -> float:
     batches = (batches_of(t, fixed or EVALUATION_BATCH, whole=fixed is not None) for t in (inputs, labels))
     with torch.no_grad():
         for x, y in zip(*batches, strict=True):
-            hits += int((first_tensor(module(x)).argmax(-1) == y).sum())
+            hits += int((first_tensor(module(placed(x, device_of(module)))).argmax(-1).cpu() == y).sum())
             seen += len(y)
     return hits / seen
 
 
 def cost(module: nn.Module, example: Inputs) -> Cost:
     """Parameters, and multiply-adds of one sample."""
-    parameters = sum(p.numel() for p in module.parameters())
+    parameters, example = sum(p.numel() for p in module.parameters()), placed(example, device_of(module))
     source = source_of(module)
     if isinstance(module, fx.GraphModule) and source is not None:
         added = [tensor for name, tensor in module.named_buffers() if name in source.biases]

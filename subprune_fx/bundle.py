@@ -50,6 +50,17 @@ def parts(inputs: Inputs) -> tuple[Tensor, ...]:
     return inputs.parts if isinstance(inputs, Bundle) else (inputs,)
 
 
+def placed(inputs: Inputs, device: torch.device) -> Inputs:
+    """The same on a device."""
+    return inputs.map(lambda part: part.to(device)) if isinstance(inputs, Bundle) else inputs.to(device)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a network is."""
+    known = next((value for value in (*module.parameters(), *module.buffers())), None)
+    return torch.device("cpu") if known is None else known.device
+
+
 def arguments(inputs: Inputs) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """Positional and keyword arguments of a forward."""
     if isinstance(inputs, Bundle) and inputs.names is not None:

@@ -67,7 +67,7 @@ class Collector:
         self._rows = [] if self._rows is None else self._rows
         for some in parts(self._reader, x):
             columns = self._reader.columns(x[some])
-            self._rows.append(columns[:, :, picked(self._seen, columns.shape[2], part)].contiguous())
+            self._rows.append(columns[:, :, picked(self._seen, columns.shape[2], part)].contiguous().cpu())
             self._seen += columns.shape[2]
 
     def _add_rows(self, columns: Tensor) -> None:
@@ -124,11 +124,12 @@ class _Sums:
     def moments(self) -> Moments:
         """Of the inputs themselves."""
         groups, n = self.reader.groups, self.samples
-        inside, mean = _inside(self.reader, self.total), self.mean.double().reshape(groups, -1)
-        sums, level = self.reader.columns(self.total), _level(mean, inside)
+        total, mean = self.total.cpu(), self.mean.cpu().double().reshape(groups, -1)
+        inside = _inside(self.reader, total)
+        sums, level = self.reader.columns(total), _level(mean, inside)
         ends = (sums + n / 2 * level) @ inside.mT
         ends = (ends[:, :, None, :] * mean[:, None, :, None]).reshape(groups, level.shape[1], -1)
-        found = self.gram.total()
+        found = self.gram.total().cpu()
         found += ends
         found += ends.mT
         columns = (sums + n * level).sum(2)
@@ -155,13 +156,14 @@ def _add_outputs(moments: Moments, reader: ConvReader, x: Tensor, y: Tensor) -> 
     groups, n = reader.groups, len(x)
     centres = _mean(x), _mean(y)
     x, y = x - centres[0], y - centres[1]
-    mean, shift = (centre.double().reshape(groups, -1) for centre in centres)
-    total, inside = x.sum(0, keepdim=True).double(), _inside(reader, x)
-    sums, targets = reader.columns(total), reader.targets(y.sum(0, keepdim=True).double())
+    mean, shift = (centre.cpu().double().reshape(groups, -1) for centre in centres)
+    total = x.sum(0, keepdim=True).cpu().double()
+    inside = _inside(reader, total)
+    sums, targets = reader.columns(total), reader.targets(y.sum(0, keepdim=True).cpu().double())
     columns = (sums + n * _level(mean, inside)).sum(2)
     held = (mean[:, :, None, None] * (inside @ targets.mT)[:, None]).reshape(*columns.shape, -1)
-    moments.cross += reader.cross(x, y).double() + held + columns[:, :, None] * shift[:, None, :]
-    by_channel = y.square().sum((0, *range(2, y.ndim))).double()
+    moments.cross += reader.cross(x, y).cpu().double() + held + columns[:, :, None] * shift[:, None, :]
+    by_channel = y.square().sum((0, *range(2, y.ndim))).cpu().double()
     rows, squares = n * targets.shape[2], by_channel.reshape(groups, -1).sum(1)
     off = targets.sum(2)
     moments.targets += off + rows * shift

@@ -54,8 +54,8 @@ class Moments:
             targets: Targets, transposed: (groups, m, rows); None where only the input's moments are wanted.
         """
         inputs = _Centred.of(columns)
-        self.gram += inputs.product(inputs)
-        self.columns += inputs.total()
+        self.gram += inputs.product(inputs).cpu()
+        self.columns += inputs.total().cpu()
         self.rows += columns.shape[2]
         if targets is not None:
             self._add_targets(inputs, targets)
@@ -87,9 +87,9 @@ class Moments:
 
     def _add_targets(self, inputs: _Centred, targets: Tensor) -> None:
         outputs = _Centred.of(targets)
-        self.cross += inputs.product(outputs)
-        self.targets += outputs.total()
-        self.energy += outputs.energy()
+        self.cross += inputs.product(outputs).cpu()
+        self.targets += outputs.total().cpu()
+        self.energy += outputs.energy().cpu()
 
     def centred(self) -> Moments:
         """Moments about the mean: what remains to be explained once an intercept takes the means."""
