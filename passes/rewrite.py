@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from subprune_fx.bundle import device_of
 from subprune_fx.errors import SubpruneError
+from subprune_fx.frontends.computed import compute_parameters
 from subprune_fx.frontends.fx_edit import set_constant
 from subprune_fx.plan import Plan
 
@@ -24,7 +25,7 @@ def apply(plan: Plan, module: Module) -> Module:
         plan: What to do.
         module: The network the plan was made for: the traced graph module, or a fresh instance of the user's class
             with the same parameter names and shapes (its parameter values are the ones that are sliced, except where
-            the plan holds new ones).
+            the plan holds new ones; computed ones, as of weight_norm, become plain).
 
     Returns:
         A copy with sliced parameters; `module` is unchanged.
@@ -33,8 +34,9 @@ def apply(plan: Plan, module: Module) -> Module:
         SubpruneError: If names or shapes differ from the plan's, or the plan changes sizes that are written in the
             code of `module`'s forward and so cannot be changed from outside.
     """
-    _check(plan, module)
     smaller, device = copy.deepcopy(module), device_of(module)
+    compute_parameters(smaller)
+    _check(plan, smaller)
     places = owners(smaller)
     for item in plan.slices:
         whole = _get(smaller, item.parameter).detach()

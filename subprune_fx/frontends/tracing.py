@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils import parametrize
 
 from subprune_fx.bundle import Bundle, Inputs, arguments, call, parts
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.blame import culprit
 from subprune_fx.frontends.calls import bind
+from subprune_fx.frontends.computed import compute_parameters
 from subprune_fx.frontends.fx_inputs import free_samples, pack
 from subprune_fx.frontends.fx_modes import ExportedModule
 from subprune_fx.frontends.fx_order import shallow_first
@@ -92,22 +92,8 @@ def _plain(module: nn.Module) -> nn.Module:
             remedy="detach its weights; of torch.nn.utils.weight_norm, use the one in torch.nn.utils.parametrizations",
         ) from error
     twin.eval()
-    for part in list(twin.modules()):
-        if parametrize.is_parametrized(part):
-            _compute(part)
+    compute_parameters(twin)
     return twin
-
-
-def _compute(part: nn.Module) -> None:
-    """Parameters that are computed, once and for all.
-
-    `remove_parametrizations` would change the class, which the user's own module shares.
-    """
-    values = {name: getattr(part, name).detach().clone() for name in part._modules["parametrizations"]._modules}  # type: ignore[union-attr] # noqa: SLF001
-    part.__class__ = type(part).__bases__[0]
-    del part._modules["parametrizations"]  # noqa: SLF001
-    for name, value in values.items():
-        part.register_parameter(name, nn.Parameter(value))
 
 
 def _symbolic(module: nn.Module, example: Inputs) -> fx.GraphModule:
