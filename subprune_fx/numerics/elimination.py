@@ -104,7 +104,11 @@ class Elimination(abc.ABC):
         position, r = self._where[unit], self._r
         own = slice(position * r, position * r + r)
         rows, explained = self._pivot(own)
-        root = factor(rows[:, :, own] + torch.diag_embed(self._floor[:, position]))
+        # What is left of a dependent column is rounding, and dividing by it would grow with every pivot.
+        left = self._diagonal[:, position].diagonal(dim1=1, dim2=2) > self._floor[:, position]
+        rows, explained = (found.where(left[:, :, None], 0.0) for found in (rows, explained))
+        pivot = rows[:, :, own].where(left[:, None, :], 0.0)
+        root = factor(pivot + torch.diag_embed(self._floor[:, position].where(left, 1.0)))
         n = torch.linalg.solve_triangular(root, rows, upper=False)
         s = torch.linalg.solve_triangular(root, explained, upper=False)
         t = s - 0.5 * torch.linalg.solve_triangular(root, s[:, :, own].mT, upper=False).mT @ n
