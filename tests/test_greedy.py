@@ -207,6 +207,20 @@ def test_rank_deficiency(kind: str, widths: list[int], seed: int) -> None:
     assert float(found.error[-1]) < DEFICIENT * energy(data)
 
 
+@pytest.mark.parametrize("width", [1, 2])
+def test_a_consumer_that_is_explained_early(width: int) -> None:
+    """Its remaining columns are rounding for a hundred pivots that other consumers ask for."""
+    rng = np.random.default_rng(5)
+    data = []
+    for rows in (20, 30, 600):
+        unit = np.repeat(np.arange(150), width)
+        design = rng.normal(size=(rows, unit.size)) @ rng.normal(size=(unit.size, unit.size)) / unit.size**0.5
+        data.append(Data(design, design @ rng.normal(size=(unit.size, 4)), unit, 1.0))
+    found = greedy([part.block() for part in data], 150)
+    check_curve(data, found, DEFICIENT)
+    assert float(found.error[-1]) < DEFICIENT * energy(data)
+
+
 def test_a_copy_gains_nothing() -> None:
     """All that is new comes before the second of two equal units, however little it brings."""
     data = problem(5, [2], seed=3)
