@@ -19,7 +19,7 @@ from subprune_fx.frontends.fx_resize import resize
 from subprune_fx.graph.labels import Labels, relative, shrink
 from subprune_fx.graph.step import Tree, leaves
 from subprune_fx.passes.calibrate import parameter
-from subprune_fx.passes.rewrite import owners, put
+from subprune_fx.passes.rewrite import owners, put, refresh
 from subprune_fx.plan import Constant, Decision, Plan, Slice
 
 Index = NDArray[np.int64]
@@ -95,6 +95,8 @@ class Scratch:
             set_constant(self.module, constant)
             self._written[constant.name, constant.path] = constant
             self.edited.add(constant.name)
+        for child in self.module.modules():
+            refresh(child)
         for live in values:
             labels = self.network.channels.values.get(live.node.name)
             for environment in live.environments:
