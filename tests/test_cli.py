@@ -417,7 +417,7 @@ from subprune_fx.passes import export
 from subprune_fx.report import Cost, Report
 
 class Pruned:
-    report = Report(2.0, Cost(2, 2), Cost(2, 2), (), ())
+    report, plan = Report(2.0, Cost(2, 2), Cost(2, 2), (), ()), None
 
 def prune(model, calibration, **options):
     Pruned.module = fx.symbolic_trace(model)

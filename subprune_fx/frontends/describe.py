@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -58,7 +59,7 @@ class FxNetwork:
         graph_module: The network.
         channels: Its dependency graph.
         readers: Geometry of every contraction, by node name.
-        intercepts: Where a consumer's intercept goes, by node name; absent where it has no place.
+        places: Where a contraction's intercept would go, by node name; absent where it has no place.
         sites: Nodes whose arguments may spell sizes.
         tails: What follows each contraction, by node name.
         precision: What its forward passes are computed in, see `subprune_fx.precisions`.
@@ -67,9 +68,16 @@ class FxNetwork:
     graph_module: fx.GraphModule
     channels: ChannelGraph
     readers: dict[str, Reader]
-    intercepts: dict[str, Intercept]
+    places: dict[str, Intercept]
     sites: tuple[Site, ...]
     tails: dict[str, Tail]
+
+    @functools.cached_property
+    def intercepts(self) -> dict[str, Intercept]:
+        """The places in use: a bias of its own is new to a layer, and worth it only where channels are lost."""
+        consumers = set(self.channels.consumers)
+        return {name: place for name, place in self.places.items() if name in consumers or not place.new}
+
     precision: str = DEFAULT_PRECISION
 
 
@@ -81,17 +89,17 @@ def describe(graph_module: fx.GraphModule, example: Inputs) -> FxNetwork:
     channels = _verified(walker)
     nodes = {node.name: node for node in graph_module.graph.nodes}
     readers = {name: walker.readers[name] for name in channels.contractions}
-    intercepts = {
+    places = {
         name: found
         for name in channels.contractions
         if (found := _intercept(nodes[name], walker.calls[name], walker, channels)) is not None
     }
     shapes = {node: getattr(channels.values.get(node.name), "shape", None) for node in graph_module.graph.nodes}
     tails = {
-        name: tail(nodes[name], walker.calls, walker.roles, shapes, _added(consumer, intercepts.get(name)))
+        name: tail(nodes[name], walker.calls, walker.roles, shapes, _added(consumer, places.get(name)))
         for name, consumer in channels.contractions.items()
     }
-    return FxNetwork(graph_module, channels, readers, intercepts, tuple(walker.sites), tails)
+    return FxNetwork(graph_module, channels, readers, places, tuple(walker.sites), tails)
 
 
 def _verified(walker: _Walker) -> ChannelGraph:
