@@ -46,8 +46,9 @@ def apply(plan: Plan, module: Module) -> Module:
         put(smaller, places, name, value.detach().clone().to(device))
     for constant in plan.constants:
         set_constant(smaller, constant)
-    for child in smaller.modules():
+    for name, child in smaller.named_modules():
         refresh(child)
+        _check_fits(name, child)
     if isinstance(smaller, fx.GraphModule):
         smaller.graph.lint()
         smaller.recompile()
@@ -73,6 +74,18 @@ def _check(plan: Plan, module: nn.Module) -> None:
             f"the plan changes {len(baked)} sizes written in the code of its forward ({names})",
             where=where,
             remedy="apply the plan to the traced graph module, or derive those sizes from the input in forward",
+        )
+
+
+def _check_fits(name: str, module: nn.Module) -> None:
+    """Torch's attention has one width for its inputs, heads and output; pruned, they differ."""
+    if not isinstance(module, nn.MultiheadAttention) or module.in_proj_weight is None:
+        return
+    if tuple(module.in_proj_weight.shape) != (3 * module.embed_dim, module.embed_dim):
+        raise SubpruneError(
+            "torch.nn.MultiheadAttention cannot be narrower inside than outside",
+            where=name,
+            remedy="apply the plan to the traced graph module, where it is spelled out",
         )
 
 

@@ -611,5 +611,6 @@ def check_plan(network: FxNetwork, net: nn.Module, found: Pruned, x: Tensor) -> 
     with torch.no_grad():
         expected = found.module(x)
         assert torch.equal(apply(again, network.graph_module)(x), expected)
-        if not isinstance(net, fx.GraphModule) and not any(c.owner == "node" for c in again.constants):
+        rigid = any(isinstance(part, nn.MultiheadAttention) for part in net.modules())
+        if not rigid and not isinstance(net, fx.GraphModule) and not any(c.owner == "node" for c in again.constants):
             torch.testing.assert_close(apply(again, net)(x), expected, rtol=ROUNDING, atol=ROUNDING)

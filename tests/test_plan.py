@@ -314,3 +314,23 @@ def test_a_plan_made_by_hand(tmp_path: Path) -> None:
     x = torch.randn(5, 2)
     masked = net[0](x) * torch.tensor([0.0, 1.0, 0.0, 1.0])
     torch.testing.assert_close(smaller(x), net[1](masked))
+
+
+def test_attention_of_torch_is_refused_by_name() -> None:
+    """Its class has one width; the traced graph has as many as it takes."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.attention, self.head = nn.Linear(5, 8), nn.MultiheadAttention(8, 2), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.stem(x)
+            out: Tensor = self.head(self.attention(y, y, y, need_weights=False)[0])
+            return out
+
+    net, x = Net().eval(), torch.randn(12, 6, 5)
+    pruned = prune(net, x, keep=0.5)
+    assert pruned.module(x).shape == (12, 6, 3)
+    with pytest.raises(SubpruneError, match=r"attention: .*MultiheadAttention cannot be narrower"):
+        apply(pruned.plan, net)
