@@ -198,7 +198,7 @@ def test_arch_defines_the_classes_of_a_pickled_network(trust: bool, arch: Path, 
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("{arch}", "names no network"),
+        ("{arch}", "names nothing"),
         ("{arch}:Missing", r"has no 'Missing' \(it has: Net\)"),
         ("{arch}:needs", "needs.. fails: TypeError"),
         ("{arch}:wrong", "returned str"),

@@ -167,7 +167,7 @@ class _Walker(fx.Interpreter):
             for operand in (self.trees[n] for n in tensors)
             if not (isinstance(operand, Param) and operand.name in bound)
         )
-        source = next((n.name for n in tensors if not isinstance(self.trees[n], Param)), "")
+        read = [n.name for n in tensors if not isinstance(self.trees[n], Param)] or [n.name for n in tensors]
         bias = call.get("bias")
         step = Step(
             name=node.name,
@@ -180,7 +180,7 @@ class _Walker(fx.Interpreter):
             blank=blank,
             run=self._runner(node),
             module=call.path,
-            source=source,
+            source=next(iter(read), ""),
             offset=bias.name if isinstance(bias, fx.Node) and "bias" not in roles else None,
         )
         if call.row is not None and "weight" in roles:
