@@ -73,7 +73,10 @@ def halved(network: FxNetwork, seed: int = 0) -> tuple[Plan, fx.GraphModule]:
 
 
 def difference(left: Any, right: Any) -> float:
-    """Largest difference of two outputs as a fraction of the second's largest value; infinite where shapes differ."""
+    """Largest difference of two outputs as a fraction of the second's largest value.
+
+    It is infinite where shapes differ, or where a difference is undefined.
+    """
     worst = 0.0
     for a, b in zip(pytree.tree_leaves(left), pytree.tree_leaves(right), strict=True):
         if not isinstance(b, Tensor):
@@ -82,7 +85,8 @@ def difference(left: Any, right: Any) -> float:
             worst = math.inf
         elif b.numel():
             scale = float(b.abs().max().clamp(min=1e-12))
-            worst = max(worst, float((a.to(b.dtype) - b).abs().max()) / scale)
+            apart = float((a.to(b.dtype) - b).abs().max()) / scale
+            worst = max(worst, math.inf if math.isnan(apart) else apart)
     return worst
 
 

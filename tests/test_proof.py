@@ -76,6 +76,10 @@ class Flip(nn.Module):
         return x.flip(1)
 
 
+def test_an_undefined_output_differs() -> None:
+    assert difference(torch.full((2,), torch.nan), torch.ones(2)) == float("inf")
+
+
 def test_difference_of_shapes() -> None:
     plan, small = halved(network := analyse(Net(), images()))
     assert plan.decisions

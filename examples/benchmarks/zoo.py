@@ -17,13 +17,11 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import click
 import torch
-from torch.utils._pytree import tree_leaves
 from zoo_table import Network, build, networks
 
 import subprune_fx
@@ -33,6 +31,7 @@ from subprune_fx.bundle import Inputs, call
 from subprune_fx.errors import SubpruneError, ValidationError
 from subprune_fx.passes.dependencies import analyse
 from subprune_fx.passes.masked import masked
+from subprune_fx.passes.proof import difference
 
 KEEP = 0.5
 TOLERANCE = 1e-3
@@ -120,11 +119,7 @@ def _compared(row: Row, model: torch.nn.Module, pruned: Pruned, inputs: Inputs) 
     few = inputs[:4]
     reference = masked(analyse(model, few), pruned.plan)
     with torch.no_grad():
-        wanted, found = (
-            [leaf for leaf in tree_leaves(run(few)) if isinstance(leaf, torch.Tensor)]
-            for run in (reference.run, partial(call, pruned.module))
-        )
-    worst = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, wanted, strict=True))
+        worst = difference(call(pruned.module, few), reference.run(few))
     if not worst < TOLERANCE:
         raise ValidationError(f"differs from the masked original by {worst:.1e} of its scale", where=row.network)
     return dataclasses.replace(row, masked=worst)

@@ -145,7 +145,7 @@ def build(network: Network, seed: int = 0) -> nn.Module:
     """The network in eval mode, its weights and its normalisation statistics random.
 
     A network as initialised hides errors: a mean of 0, a variance of 1 and a zero bias look the same whichever
-    channels they are taken from.
+    channels they are taken from, and a head of zeros gives the same output for any.
     """
     torch.manual_seed(seed)
     module = network.build()
@@ -156,6 +156,9 @@ def build(network: Network, seed: int = 0) -> nn.Module:
             if "Norm" in type(part).__name__ and isinstance(value, Tensor) and value.is_floating_point():
                 with torch.no_grad():
                     value.copy_(torch.rand(value.shape, generator=generator) * (high - low) + low)
+    for weight in module.parameters():
+        if weight.ndim > 1 and not weight.any():
+            torch.nn.init.normal_(weight, std=0.02, generator=generator)
     return module.eval()
 
 
