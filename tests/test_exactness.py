@@ -7,12 +7,13 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - everyone calls it F
+from support import sweep_of
 from torch import Tensor, nn
 
 from subprune_fx.passes.pipeline import Compiler, Options
 from subprune_fx.passes.problems import Settings
 from subprune_fx.passes.rewrite import apply
-from subprune_fx.passes.sweep import VARIANTS, Sweep
+from subprune_fx.passes.sweep import VARIANTS
 
 TOLERANCE = 1e-7
 """Of float64 networks; Gram matrices square the condition number, which leaves half of the 16 digits."""
@@ -122,16 +123,7 @@ def test_duplicated_channels_cost_nothing(name: str, variant: str, intercept: bo
     settings = Settings(intercept=intercept, ridge=0.0)
     compiler = Compiler(net, x, Options(variant=variant, settings=settings))
     keep = {group.name: len(group.units) // 2 for group in compiler.network.channels.groups}
-    sweep = Sweep(
-        compiler.network,
-        keep,
-        compiler._rankings,
-        variant=variant,
-        settings=settings,
-        reweight=True,
-        choose=compiler._choose,
-    )
-    plan, outputs = sweep.run([x])
+    plan, outputs = sweep_of(compiler, keep, late=True).run([x])
     for decision in plan.decisions:
         assert decision.error < TOLERANCE, decision
     smaller = apply(plan, compiler.network.graph_module)

@@ -7,7 +7,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from support import Joined
+from torch import Tensor
 
 from subprune_fx.graph.channels import Group
 from subprune_fx.numerics.greedy import greedy
@@ -101,23 +102,10 @@ def test_own_target_is_the_product_with_the_weights() -> None:
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-9, atol=1e-9)
 
 
-class Two(nn.Module):
-    """A concat of two layers' channels and of the image's, read by one layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Linear(3, 4), nn.Linear(3, 5)
-        self.last = nn.Linear(12, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.last(torch.cat([self.a(x), x, self.b(x)], 1))
-        return out
-
-
 @pytest.mark.parametrize("others", ["settled", "open", "gone"])
 def test_one_group_of_several(others: str) -> None:
     """What is sure to stay is refitted, what is still open keeps its weights, what is gone is not there."""
-    network = analyse(Two().double(), torch.randn(2, 3, dtype=F64))
+    network = analyse(Joined().double(), torch.randn(2, 3, dtype=F64))
     channels = network.channels
     group, other = channels.groups
     assert isinstance(other, Group)

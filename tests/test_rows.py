@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from support import Joined
+from torch import Tensor
 
 from subprune_fx.graph.channels import Group
 from subprune_fx.numerics import row_moments
@@ -124,24 +125,11 @@ def test_parts_of_both_forms_are_summed(monkeypatch: pytest.MonkeyPatch) -> None
     torch.testing.assert_close(greedy([one, two], 6).error, 2 * greedy([one], 6).error, rtol=1e-6, atol=1e-6)
 
 
-class Two(nn.Module):
-    """A concat of two layers' channels and of the image's, read by one layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Linear(3, 4), nn.Linear(3, 5)
-        self.last = nn.Linear(12, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.last(torch.cat([self.a(x), x, self.b(x)], 1))
-        return out
-
-
 @pytest.mark.parametrize("others", ["settled", "open", "gone"])
 @pytest.mark.parametrize("ridge", [1e-3, 0.0])
 def test_one_group_of_several(others: str, ridge: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Columns that keep their weights, that are refitted in any case, and that are not there."""
-    channels = analyse(Two().double(), torch.randn(2, 3, dtype=F64)).channels
+    channels = analyse(Joined().double(), torch.randn(2, 3, dtype=F64)).channels
     group, other = channels.groups
     assert isinstance(other, Group)
     (consumer,) = (c for name, c in channels.contractions.items() if name in group.consumers)

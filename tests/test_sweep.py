@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from support import sweep_of
 from torch import Tensor, nn
 
 from subprune_fx import Pruned, prune, prune_each
@@ -14,7 +15,7 @@ from subprune_fx.passes.budget import BUDGETS
 from subprune_fx.passes.pipeline import Compiler, Options
 from subprune_fx.passes.problems import Settings
 from subprune_fx.passes.rewrite import apply
-from subprune_fx.passes.sweep import VARIANTS, Sweep
+from subprune_fx.passes.sweep import VARIANTS
 from subprune_fx.plan import Plan, same
 
 F64 = torch.float64
@@ -36,15 +37,7 @@ def inputs(count: int = 60) -> Tensor:
 def swept(net: nn.Module, x: Tensor, keep: dict[str, int], variant: str, settings: Settings = PLAIN) -> Plan:
     """Compile with the given numbers of units, in three batches."""
     compiler = Compiler(net, x, Options(variant=variant, settings=settings, batch=25))
-    sweep = Sweep(
-        compiler.network,
-        keep,
-        compiler._rankings,
-        variant=variant,
-        settings=settings,
-        reweight=True,
-        choose=compiler._choose if compiler._decides_late() else None,
-    )
+    sweep = sweep_of(compiler, keep, late=compiler._decides_late())
     plan, outputs = sweep.run(compiler._batches)
     smaller = apply(plan, compiler.network.graph_module)
     torch.testing.assert_close(torch.cat(outputs), smaller(x), rtol=1e-10, atol=1e-10)
