@@ -32,6 +32,7 @@ def analyse(module: nn.Module, example: Inputs) -> FxNetwork:
         raise SubpruneError(
             "nothing to prune (" + ("; ".join(list(reasons)[:3]) or "no layer reads another layer's channels") + ")",
             where=type(module).__name__,
+            remedy="only channels between two layers can go; --explain lists what stays and why",
         )
     return network
 

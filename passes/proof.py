@@ -50,7 +50,10 @@ def proven(network: FxNetwork, example: Inputs) -> FxNetwork:
     while guilty := _guilty(network.channels.groups, partial(_fault, network, example=example)):
         network = narrowed(network, {group.name: f"pruned and masked network differ ({why})" for group, why in guilty})
         if not network.channels.groups:
-            raise SubpruneError(f"nothing to prune: pruned and masked network differ ({guilty[0][1]})")
+            raise SubpruneError(
+                f"nothing to prune: pruned and masked network differ ({guilty[0][1]})",
+                remedy="report the network to subprune_fx: a rule for one of its ops is wrong",
+            )
     return network
 
 
