@@ -132,10 +132,10 @@ def prune_each(
         choices.get("team", ALONE),
     )
     before = None if evaluation is None else accuracy(compiler.network.graph_module, *evaluation)
-    goals: list[Callable[[], Compiled]] = [*(partial(compiler.compile, ratio) for ratio in ratios)]
+    by_ratio = compiler.compile
     if options.target in GAUGES:
-        example = inputs[: fixed_batch(settled) or 1]
-        goals = [*(partial(reached, compiler, settled, example, ratio) for ratio in ratios)]
+        by_ratio = partial(reached, compiler, settled, inputs[: fixed_batch(settled) or 1])
+    goals: list[Callable[[], Compiled]] = [*(partial(by_ratio, ratio) for ratio in ratios)]
     goals += [*(partial(compiler.compile_fraction, keep) for keep in keeps)]
     if max_drops:
         drop = drop_of(compiler, aside)
