@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from subprune_fx.bundle import Inputs
+from subprune_fx.bundle import Inputs, doubled
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.frontends.onnx_graph import source_of
@@ -109,15 +109,15 @@ def _fault(network: FxNetwork, groups: Sequence[Group], *, example: Inputs) -> s
     """What goes wrong when these groups alone are halved; empty: nothing."""
     others = {group.name: "" for group in network.channels.groups if group not in groups}
     network = narrowed(network, others)
+    limit = SINGLE
     try:
         worst = _apart(network, example)
-        if worst < SINGLE or source_of(network.graph_module) is not None:
-            return "" if worst < SINGLE else f"by {worst:.1e} of the largest output"
-    except Exception as error:  # noqa: BLE001 - whatever the user's code raises on a size it did not expect
+        if worst >= SINGLE and source_of(network.graph_module) is None:
+            wide = dataclasses.replace(network, graph_module=copy.deepcopy(network.graph_module).double())
+            worst, limit = _apart(wide, doubled(example)), DOUBLE
+    except Exception as error:  # noqa: BLE001 - whatever the user's code raises on a size or type it did not expect
         return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-    wide = dataclasses.replace(network, graph_module=copy.deepcopy(network.graph_module).double())
-    worst = _apart(wide, example.double())
-    return "" if worst < DOUBLE else f"by {worst:.1e} of the largest output"
+    return "" if worst < limit else f"by {worst:.1e} of the largest output"
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from subprune_fx.bundle import Inputs, arguments, call, joined, parts
+from subprune_fx.bundle import Inputs, arguments, call, doubled, joined, parts
 from subprune_fx.errors import SubpruneError, ValidationError
 from subprune_fx.formats.lines import first_line
 
@@ -52,7 +52,7 @@ def tolerance_of(module: nn.Module, inputs: Inputs) -> float:
     try:
         double = copy.deepcopy(module).double()
         with torch.no_grad():
-            exact = _outputs(double(inputs.double()))
+            exact = _outputs(double(doubled(inputs)))
             plain = _outputs(module(inputs))
     except Exception:  # noqa: BLE001 - a constant that stays float32, an op without float64: no such measure
         return FLOOR

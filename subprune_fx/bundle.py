@@ -36,10 +36,6 @@ class Bundle:
         """A copy."""
         return self.map(torch.clone)
 
-    def double(self) -> Bundle:
-        """The same with its floating-point tensors in float64."""
-        return self.map(lambda part: part.double() if part.is_floating_point() else part)
-
 
 Inputs = Tensor | Bundle
 """Inputs of a network, first axis = sample."""
@@ -53,6 +49,15 @@ def parts(inputs: Inputs) -> tuple[Tensor, ...]:
 def placed(inputs: Inputs, device: torch.device) -> Inputs:
     """The same on a device."""
     return inputs.map(lambda part: part.to(device)) if isinstance(inputs, Bundle) else inputs.to(device)
+
+
+def doubled(inputs: Inputs) -> Inputs:
+    """The same in float64; tokens and flags stay what they are."""
+    return inputs.map(_doubled) if isinstance(inputs, Bundle) else _doubled(inputs)
+
+
+def _doubled(part: Tensor) -> Tensor:
+    return part.double() if part.is_floating_point() else part
 
 
 def device_of(module: nn.Module) -> torch.device:

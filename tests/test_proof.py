@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import subprune_fx
 from subprune_fx.errors import SubpruneError
 from subprune_fx.graph.optable import BY_TORCH
+from subprune_fx.passes import proof
 from subprune_fx.passes.dependencies import analyse
 from subprune_fx.passes.proof import difference, halved, proven
 
@@ -60,6 +61,33 @@ def test_wrong_rule(name: str, op: Callable[[Tensor], Tensor], why: str, monkeyp
     assert why in reason
     network = proven(analyse(net, x), x)
     assert against_masked(network, pruned.plan, pruned.module, x) < 1e-5
+
+
+class Words(nn.Module):
+    """Tokens in; a constant that stays float32 whatever the network is in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.first, self.head = nn.Embedding(9, 6), nn.Linear(6, 10), nn.Linear(10, 4)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.first(self.table(tokens).relu())
+        out: Tensor = self.head(x.flip(-1) @ torch.eye(10))
+        return out
+
+
+def test_what_float64_cannot_run_is_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BY_TORCH, "flip", ELEMENTWISE)
+    network = proven(analyse(Words().eval(), tokens := torch.arange(18).reshape(2, 9) % 9), tokens)
+    assert "first" not in {group.name for group in network.channels.groups}
+
+
+def test_tokens_stay_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A difference that float32 leaves undecided is looked at in float64."""
+    monkeypatch.setattr(proof, "SINGLE", 0.0)
+    net = nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 4)).eval()
+    network = analyse(net, tokens := torch.arange(18).reshape(2, 9) % 9)
+    assert proven(network, tokens) is network
 
 
 def test_nothing_left(monkeypatch: pytest.MonkeyPatch) -> None:
