@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from subprune_fx.bundle import Inputs, arguments, call, doubled, joined, parts
 from subprune_fx.errors import SubpruneError, ValidationError
 from subprune_fx.formats.lines import first_line
+from subprune_fx.sessions import quiet
 
 Array = npt.NDArray[Any]
 Run = Callable[[Inputs], Sequence[Array]]
@@ -152,12 +153,7 @@ def onnx_runner(path: str | os.PathLike[str], threads: int = 0) -> Run:
     Returns:
         Inputs -> outputs.
     """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads slow the next session
-    session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(os.fspath(path), quiet(threads), providers=["CPUExecutionProvider"])
     feed = feeder(session)
 
     def run(batch: Inputs) -> Sequence[Array]:

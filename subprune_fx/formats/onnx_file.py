@@ -19,6 +19,7 @@ from subprune_fx.errors import SubpruneError
 from subprune_fx.formats.lines import first_line
 from subprune_fx.formats.takes import Taken
 from subprune_fx.frontends.onnx_graph import import_graph
+from subprune_fx.sessions import quiet
 
 OLDEST = 9
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
@@ -118,9 +119,7 @@ def _load_external(model: onnx.ModelProto, path: str) -> None:
 
 def _check_runs(model: onnx.ModelProto, path: str) -> None:
     """Onnxruntime's own word on whether it is a model."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options = quiet(optimised=False)
     try:
         with tempfile.TemporaryDirectory(prefix="subprune-") as folder:
             file = Path(folder) / "model.onnx"

@@ -16,6 +16,7 @@ from onnx import helper
 from torch import Tensor
 
 from subprune_fx.frontends.onnx_native import NATIVE
+from subprune_fx.sessions import quiet
 
 Array = NDArray[Any]
 Value = Tensor | tuple[Tensor, ...]
@@ -162,13 +163,8 @@ def _session(
     domains = {domain: opset} if domain == "" else {domain: opset, "": onnx.defs.onnx_opset_version()}
     imports = [helper.make_opsetid(name, version) for name, version in domains.items()]
     model = helper.make_model(graph, opset_imports=imports, ir_version=8)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.inter_op_num_threads = 1
+    options = quiet(torch.get_num_threads(), optimised=False)
     options.enable_cpu_mem_arena = False  # every session would keep the most memory it ever needed
     options.enable_mem_pattern = False
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session, names
