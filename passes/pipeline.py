@@ -43,6 +43,7 @@ from subprune_fx.passes.outputs import agreement, batches_of, head, output_chang
 from subprune_fx.passes.patches import keeping
 from subprune_fx.passes.problems import Settings
 from subprune_fx.passes.proof import proven
+from subprune_fx.passes.rankings import Orders, Rankings
 from subprune_fx.passes.rewrite import apply
 from subprune_fx.passes.scratch import Scratch
 from subprune_fx.passes.size import MEASURED, TARGETS, parameters
@@ -218,8 +219,9 @@ class Compiler:
                 self._moments()
             else:
                 self.outputs = run(self.network, self._batches, self._tick("calibrate"))
-        with self._clock("select"):
-            self._rankings = self._rank()
+        groups = network.channels.groups
+        self._rankings = Rankings(groups, self._rank, team, lambda done, total: self._report("select", done, total))
+        self._orders = Orders(self._rankings)
         self._measured = self._measures()
         widths = parameters(self.network, self._orders, self._batches[0], intercepts=False)
         self._steps = steps_of(widths, options.align, options.layers)
@@ -239,14 +241,17 @@ class Compiler:
         return self._compiled(ratio, self._allotted(ratio))
 
     def _allotted(self, ratio: float) -> Keep:
+        with self._clock("select"):
+            self._rankings.find(tuple(self._rankings))
         with self._clock("budget"):
             return units_of(self._steps, self.team.agreed(allot(self._rule(), self._budget, ratio)))
 
     def curve(self, group: str) -> tuple[tuple[int, float], ...]:
-        """Error of a group at some numbers of units, where ranking has given it."""
-        error = self._rankings[group].error
-        if error is None:
+        """Error of a group at some numbers of units, where ranking has been needed and has given it."""
+        ranking = self._rankings.known(group)
+        if ranking is None or ranking.error is None:
             return ()
+        error = ranking.error
         some = np.unique(np.linspace(0, len(error) - 1, CURVE_POINTS).round().astype(int)).tolist()
         return tuple((k, float(error[k])) for k in some)
 
@@ -316,15 +321,9 @@ class Compiler:
             self._calibrated, self.outputs = calibrate(self.network, self._batches, self._tick("calibrate"), self.team)
         return self._calibrated
 
-    def _rank(self) -> dict[str, Ranking]:
-        """Nested order of every group by the original network; each process ranks some."""
-        groups, found = self.network.channels.groups, {}
-        for done, group in enumerate(groups, 1):
-            if done % self.team.size == self.team.rank:
-                found[group.name] = self._row.rank(self._evidence.of(group, self._row.needs), None)
-            self._report("select", done, len(groups))
-        everyone = {name: ranking for some in self.team.gathered(found) for name, ranking in some.items()}
-        return {group.name: everyone[group.name] for group in groups}
+    def _rank(self, group: Group) -> Ranking:
+        """Nested order of a group by the original network."""
+        return self._row.rank(self._evidence.of(group, self._row.needs), None)
 
     def _decides_late(self) -> bool:
         """Whether groups wait for the sweep: seq aims at what all of a layer's channels give there, dropped or not."""
@@ -357,10 +356,6 @@ class Compiler:
             return BUDGETS[self.rule]
         size = self._measured.size
         return lambda _, target: rounded(self._steps, own(self._rankings, size.of, target))
-
-    @functools.cached_property
-    def _orders(self) -> dict[str, NDArray[np.int64]]:
-        return {name: ranking.order.numpy() for name, ranking in self._rankings.items()}
 
     def _measures(self) -> Budget:
         """What budget rules may ask: sizes, error curves, and trials of one group at a time."""

@@ -64,8 +64,8 @@ class SizeModel:
 
         Args:
             network: The analysed network.
-            orders: Nested order of each group, positions within the group; may be partial guesses, since only
-                units with unequal shares of a term depend on it.
+            orders: Nested order of each group, positions within the group; asked for only where units of a group have
+                unequal shares of a term.
             terms: What is added up.
             total: What they are for the original network, without what compiling adds.
         """
@@ -73,11 +73,11 @@ class SizeModel:
         self.total = total
         self.units = {group.name: len(group.units) for group in channels.groups}
         owner = np.full(channels.prunable.size, -1, dtype=np.int64)
-        rank = np.zeros(channels.prunable.size, dtype=np.int64)
+        place = np.zeros(channels.prunable.size, dtype=np.int64)
         for number, group in enumerate(channels.groups):
             owner[group.units] = number
-            rank[group.units[orders[group.name]]] = np.arange(len(group.units))
-        self._owner, self._rank, self._unit = owner, rank, channels.unit
+            place[group.units] = np.arange(len(group.units))
+        self._owner, self._place, self._unit, self._orders = owner, place, channels.unit, orders
         self._names = list(self.units)
         self._times = np.array([term.times for term in terms], dtype=np.int64)
         self._fixed = np.ones((len(terms), max((len(term.shape) for term in terms), default=0)), dtype=np.int64)
@@ -105,8 +105,10 @@ class SizeModel:
             if number < 0:
                 continue
             name = self._names[number]
-            ranks = self._rank[units[self._owner[units] == number]]
-            per_unit = np.bincount(ranks, minlength=self.units[name])
+            places = self._place[units[self._owner[units] == number]]
+            per_unit = np.bincount(places, minlength=self.units[name])
+            if np.ptp(per_unit) > 0:
+                per_unit = per_unit[self._orders[name]]
             found[name] = np.concatenate([[0], np.cumsum(per_unit)])
         return found
 

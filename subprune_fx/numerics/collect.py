@@ -5,6 +5,8 @@ pads with zeros the design matrix is then B = B' + mu (x) U: B' reads the deviat
 x positions) is 1 where a tap does not read padding. So what has to be added back are products of sums over samples,
 which are small and taken in float64:
     B B' = B' B'' + E + E' + n mu mu' (x) U U',  E = sum(B') U' (x) mu'.
+With fewer rows than columns a Gram matrix is singular, and float32's rounding would be all there is of it in most
+directions: such rows are few, and are multiplied in float64.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ class Collector:
         self._batches = batches
         self._sums: dict[tuple[int, ...], _Sums] = {}
         self._plain: Moments | None = None
+        self._exact = False
         self._share: float | None = None
         self._rows: list[Tensor] | None = None
         self._seen = 0
@@ -46,9 +49,12 @@ class Collector:
     def add(self, x: Tensor) -> None:
         """Add a batch (samples, ...); all samples of a batch have the same size."""
         if not self._sums and self._plain is None and self._rows is None:
-            self._share = self._form(x)
+            self._share, self._exact = self._form(x)
         if self._share is not None:
             self._keep_rows(x, self._share)
+            return
+        if self._exact:
+            self._add_rows(self._reader.columns(x.double()))
             return
         plain, convolution = self._reader.plain(x)
         if convolution is None:
@@ -59,9 +65,11 @@ class Collector:
             self._sums[size] = _Sums.of(convolution, plain)
         self._sums[size].add(plain)
 
-    def _form(self, x: Tensor) -> float | None:
+    def _form(self, x: Tensor) -> tuple[float | None, bool]:
+        """Which fraction of the rows to keep, and whether products are to be float64."""
         groups, columns, rows = self._reader.columns(x[:1]).shape
-        return None if groups > 1 else share(columns, round(rows * len(x) * self._batches))
+        expected = round(rows * len(x) * self._batches)
+        return None if groups > 1 else share(columns, expected), expected <= columns
 
     def _keep_rows(self, x: Tensor, part: float) -> None:
         self._rows = [] if self._rows is None else self._rows
@@ -144,7 +152,11 @@ def add_outputs(moments: Collected, reader: Reader, x: Tensor, y: Tensor) -> Non
     if isinstance(moments, RowMoments):
         moments.add_rows(reader.targets(y))
         return
+    exact = moments.rows <= moments.gram.shape[1]
     for part in parts(reader, x):
+        if exact:
+            moments.add_targets(reader.columns(x[part].double()), reader.targets(y[part].double()))
+            continue
         plain, convolution = reader.plain(x[part])
         if convolution is None:
             moments.add_targets(reader.columns(x[part]), reader.targets(y[part]))

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from subprune_fx.numerics.solve import factor
+from subprune_fx.numerics.solve import attempt, factor
 
 TOLERANCE = 1e-10
 """A residual below this fraction of the column's own square is rounding: such a column adds nothing.
@@ -93,8 +93,12 @@ class Elimination(abc.ABC):
         if self._r == 1:
             ratio = torch.where(left[:, :, 0], self._numerator[:, :, 0, 0] / self._diagonal[:, :, 0, 0], 0.0)
         else:
-            inverse = torch.cholesky_inverse(factor(self._diagonal + torch.diag_embed(self._floor)))
-            ratio = torch.where(left.any(2), (inverse * self._numerator).sum((2, 3)), 0.0)
+            root, failed = attempt(self._diagonal + torch.diag_embed(self._floor))
+            ratio = torch.where(left.any(2), (torch.cholesky_inverse(root) * self._numerator).sum((2, 3)), 0.0)
+            if bool(failed.any()):
+                ratio[failed] = _column_by_column(
+                    *(of[failed] for of in (self._diagonal, self._numerator, self._floor))
+                )
         gains.index_add_(0, self._units, self._scale @ ratio.clamp(min=0))
 
     def eliminate(self, unit: int) -> None:
@@ -142,6 +146,26 @@ class Elimination(abc.ABC):
             return (left * right).reshape(b, -1, 1, 1)
         first = left.reshape(b, r, -1, r).permute(0, 2, 3, 1)
         return first @ right.reshape(b, r, -1, r).permute(0, 2, 1, 3)
+
+
+def _column_by_column(diagonal: Tensor, numerator: Tensor, floor: Tensor) -> Tensor:
+    """tr(G^-1 H) over the columns that do not depend on those before them, (some,).
+
+    Args:
+        diagonal: G, (some, r, r); indefinite where rounding is all that is left of some direction.
+        numerator: H, (some, r, r).
+        floor: What of a column's square is rounding, (some, r).
+    """
+    g, h, found = diagonal.clone(), numerator.clone(), numerator.new_zeros(len(numerator))
+    for j in range(g.shape[1]):
+        pivot, after = g[:, j, j], slice(j + 1, None)
+        inverse = torch.where(pivot > floor[:, j], 1 / pivot, 0.0)
+        found += h[:, j, j] * inverse
+        n = g[:, after, j] * inverse[:, None]
+        t = h[:, after, j] - 0.5 * h[:, j, j, None] * n
+        g[:, after, after] -= n[:, :, None] * g[:, j, None, after]
+        h[:, after, after] -= n[:, :, None] * t[:, None] + t[:, :, None] * n[:, None]
+    return found
 
 
 def layout(unit: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -41,7 +41,7 @@ def factor(matrix: Tensor) -> Tensor:
     Raises:
         SubpruneError: It holds infinite or undefined entries.
     """
-    found, failed = _attempt(matrix)
+    found, failed = attempt(matrix)
     if not bool(failed.any()):
         return found
     if not bool(torch.isfinite(matrix).all()):
@@ -50,14 +50,14 @@ def factor(matrix: Tensor) -> Tensor:
     jitter = JITTER * largest
     while bool(failed.any()):
         added = torch.where(failed, jitter, 0.0)
-        repaired, still = _attempt(matrix + torch.diag_embed(added[..., None].expand(matrix.shape[:-1])))
+        repaired, still = attempt(matrix + torch.diag_embed(added[..., None].expand(matrix.shape[:-1])))
         found = torch.where(failed[..., None, None], repaired, found)
         failed, jitter = still & failed, jitter * 10
     return found
 
 
-def _attempt(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Factors, and which of them are of no use."""
+def attempt(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Lower Cholesky factors, and which of them are of no use: where it is not positive definite beyond rounding."""
     found, info = torch.linalg.cholesky_ex(matrix)
     pivots, entries = found.diagonal(dim1=-2, dim2=-1).square(), matrix.diagonal(dim1=-2, dim2=-1)
     return found, (info != 0) | (pivots < ROUNDING * entries).any(-1)
