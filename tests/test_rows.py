@@ -39,7 +39,7 @@ def both(reader: Reader, x: Tensor, y: Tensor, monkeypatch: pytest.MonkeyPatch) 
     found: list[Collected] = []
     for few in (10**9, 0):
         monkeypatch.setattr(row_moments, "FEW", few)
-        monkeypatch.setattr(row_moments, "SCARCE", 2)
+        monkeypatch.setattr(row_moments, "MANY", 0)
         collector = Collector(reader, 2)
         collector.add(x[: len(x) // 2])
         collector.add(x[len(x) // 2 :])
@@ -149,12 +149,14 @@ def test_one_group_of_several(others: str, ridge: float, monkeypatch: pytest.Mon
 
 
 def test_the_form_is_the_cheaper_one() -> None:
-    assert row_moments.share(25_088, 512) == 1
-    assert row_moments.share(4608, 2000) is None
-    assert row_moments.share(4608, 256) == 1
-    assert row_moments.share(4608, 25_088) is None
-    assert row_moments.share(512, 8) is None
-    assert row_moments.share(18_432, 200_000) == pytest.approx(row_moments.ROWS / 200_000)
+    assert row_moments.share(25_088, 512, 9) == 1
+    assert row_moments.share(4608, 2000, 9) is None
+    assert row_moments.share(4608, 256, 9) == 1
+    assert row_moments.share(4608, 25_088, 9) is None
+    assert row_moments.share(512, 8, 9) is None
+    assert row_moments.share(4096, 8, 1) is None
+    assert row_moments.share(25_088, 512, 1) == 1
+    assert row_moments.share(18_432, 200_000, 9) == pytest.approx(row_moments.ROWS / 200_000)
 
 
 def test_of_too_many_rows_some_are_kept_those_of_input_and_target_alike(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +191,7 @@ class Both(Team):
 
 def test_rows_of_two_processes_are_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_moments, "FEW", 0)
-    monkeypatch.setattr(row_moments, "SCARCE", 2)
+    monkeypatch.setattr(row_moments, "MANY", 0)
     x, y, weight = draw(4, 12), draw(4, 5, seed=1), draw(1, 12, 5, seed=2)
 
     def collected(some: slice) -> RowMoments:

@@ -20,6 +20,9 @@ from subprune_fx.numerics.solve import factor
 PANEL = 384
 """Columns that are eliminated between two updates of the whole matrices."""
 
+SPENT = 0.15
+"""Share of the units that is gone when the matrices shrink to the others: copying them takes as long as an update."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Block:
@@ -104,15 +107,18 @@ class GramElimination(Elimination):
             self._close_panel()
 
     def _close_panel(self) -> None:
-        """Bring the matrices up to date and drop the chosen units from them."""
+        """Bring the matrices up to date and, now and then, drop the chosen units from them."""
         if len(self._gone) == len(self._units):
             return
         left, right = self._left[:, : self._used], self._right[:, : self._used]
-        columns = self._shrink(self._gone)
-        left, right = left[:, :, columns], right[:, :, columns]
-        self._gram = self._gram[:, columns[:, None], columns].baddbmm_(left.mT, left, alpha=-1)
-        explained = self._explained[:, columns[:, None], columns]
-        self._explained = explained.baddbmm_(left.mT, right, alpha=-1).baddbmm_(right.mT, left, alpha=-1)
+        if len(self._gone) >= SPENT * len(self._units):
+            columns = self._shrink(self._gone)
+            left, right = left[:, :, columns], right[:, :, columns]
+            self._gram = self._gram[:, columns[:, None], columns]
+            self._explained = self._explained[:, columns[:, None], columns]
+            self._gone = []
+        self._gram.baddbmm_(left.mT, left, alpha=-1)
+        self._explained.baddbmm_(left.mT, right, alpha=-1).baddbmm_(right.mT, left, alpha=-1)
         self._open_panel()
 
     def _open_panel(self) -> None:
@@ -120,7 +126,7 @@ class GramElimination(Elimination):
         width = min(d, max(self._r, PANEL // self._r * self._r))
         self._left = torch.empty(blocks, width, d, dtype=torch.float64)
         self._right = torch.empty(blocks, width, d, dtype=torch.float64)
-        self._used, self._gone = 0, []
+        self._used = 0
 
     def _squares(self, matrix: Tensor) -> Tensor:
         """The r x r diagonal blocks, (b, n, r, r)."""

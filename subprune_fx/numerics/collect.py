@@ -69,7 +69,7 @@ class Collector:
         """Which fraction of the rows to keep, and whether products are to be float64."""
         groups, columns, rows = self._reader.columns(x[:1]).shape
         expected = round(rows * len(x) * self._batches)
-        return None if groups > 1 else share(columns, expected), expected <= columns
+        return None if groups > 1 else share(columns, expected, self._reader.taps), expected <= columns
 
     def _keep_rows(self, x: Tensor, part: float) -> None:
         self._rows = [] if self._rows is None else self._rows
