@@ -1,7 +1,11 @@
-"""Two networks interpreted side by side, node by node over all batches; what has not diverged is computed once."""
+"""Two networks interpreted side by side, stretch by stretch over all batches; what has not diverged is computed once.
+
+A stretch is a node, or several that onnxruntime runs at once: from a consumer up to the next one.
+"""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -9,9 +13,11 @@ import torch
 from torch import Tensor, fx
 
 from subprune_fx.bundle import Inputs, parts
+from subprune_fx.frontends.onnx_fused import Fused, Stretch, fusable, stretches
 from subprune_fx.passes.forward import Forward
-from subprune_fx.passes.memory import Store
+from subprune_fx.passes.memory import Store, in_memory
 from subprune_fx.passes.scratch import Live, Scratch
+from subprune_fx.sessions import give_back
 from subprune_fx.team import ALONE, Team
 
 Environment = dict[fx.Node, Any]
@@ -21,6 +27,7 @@ class Lockstep:
     """The original network and its pruned-so-far copy, with one environment per batch each.
 
     Attributes:
+        stretches: All nodes, in the order in which they are run.
         outputs: The pruned network's outputs, one per batch, once the walk is over.
         team: Who walks with other batches.
         share: How many batches as large as the first all of them have.
@@ -42,17 +49,28 @@ class Lockstep:
         self._first = Forward(scratch.network, original)
         self._second = Forward(scratch.network, scratch.module)
         self._twin = dict(zip(original.graph.nodes, scratch.module.graph.nodes, strict=True))
-        self._constant = _constants(original.graph, scratch.network.channels.contractions)
+        heads = scratch.network.channels.contractions
+        self._constant = _constants(original.graph, heads)
+        self.stretches = stretches(list(original.graph.nodes), heads, self._constant)
         self._originals: list[Environment] = [{} for _ in batches]
         self._pruned: list[Environment] = [{} for _ in batches]
         self._held: dict[Any, Any] = {}
         self._store.exempt(part for batch in batches for part in parts(batch))
+        self._pooled = any(len(stretch) > 1 for stretch in self.stretches)
+        self._most = 0
         self.outputs: list[Any] = []
 
-    def original(self, node: fx.Node) -> None:
-        """Run a node of the original network on every batch."""
+    def original(self, stretch: Stretch) -> None:
+        """Run a stretch of the original network on every batch."""
+        wanted = [stretch[0], *(node for node in stretch[1:] if self._read_behind(node, stretch))]
+        known = self._originals[0]
+        constants = {used: known[used] for node in stretch for used in self._parameters(node)}
+        run = Fused(stretch, wanted, constants, known) if fusable(stretch[0]) else None
         for batch, environment in zip(self._batches, self._originals, strict=True):
-            environment[node] = _run(self._first, node, environment, batch)
+            if run is None:
+                environment[stretch[0]] = _run(self._first, stretch[0], environment, batch)
+            else:
+                environment.update(run(environment))
             self._trim()
 
     def hold(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -64,39 +82,83 @@ class Lockstep:
     def _trim(self) -> None:
         self._store.trim(*self._originals, *self._pruned, self._held)
 
-    def pruned(self, node: fx.Node) -> None:
-        """Run its twin, or take over the original's value where nothing differs; free what nobody reads again.
+    def pruned(self, stretch: Stretch) -> None:
+        """Run its twin, or take over the original's values where nothing differs; free what nobody reads again.
 
         Parameters that are nodes of the graph, and what is computed from them alone, are read when they are used:
         until then the sweep may change them.
         """
-        if node in self._constant:
+        if stretch[0] in self._constant:
             return
-        twin = self._twin[node]
-        apart = self.diverged(node)
-        parameters = {self._twin[used]: self._parameter(used) for used in self._parameters(node)} if apart else {}
-        for batch, before, after in zip(self._batches, self._originals, self._pruned, strict=True):
-            if apart:
-                after.update(parameters)
-            after[twin] = _run(self._second, twin, after, batch) if apart else before[node]
-            self._trim()
-        if node.op == "output":
-            self.outputs = [environment[twin] for environment in self._pruned]
+        apart = self._diverged(stretch)
+        read = {node: None for node in stretch if self._read_behind(node, stretch)} or {stretch[0]: None}
+        same = [node for node in self._originals[0] if node in stretch and node not in apart]
+        for before, after in zip(self._originals, self._pruned, strict=True):
+            after.update({self._twin[node]: before[node] for node in same})
+        if apart:
+            self._rerun(self._needed(stretch, apart), [node for node in read if node in apart])
+        if stretch[0].op == "output":
+            self.outputs = [environment[self._twin[stretch[0]]] for environment in self._pruned]
         self._held = {}
-        for used in self._first.user_to_last_uses.get(node, []):
-            for before, after in zip(self._originals, self._pruned, strict=True):
+        ended = {used for node in stretch for used in self._first.user_to_last_uses.get(node, [])}
+        for before, after in zip(self._originals, self._pruned, strict=True):
+            for used in ended:
                 before.pop(used, None)
                 after.pop(self._twin[used], None)
+        if self._pooled:
+            self._release()
 
-    def diverged(self, node: fx.Node) -> bool:
-        """Whether the pruned network computes something else at `node` than the original."""
-        if node.op == "placeholder":
-            return False
+    def _release(self) -> None:
+        """Give memory back once half of what was in use is not."""
+        now = in_memory([*self._originals, *self._pruned])
+        if 2 * now < self._most or self.outputs:
+            give_back()
+            self._most = now
+        self._most = max(self._most, now)
+
+    def _rerun(self, nodes: Stretch, wanted: Sequence[fx.Node]) -> None:
+        """Run nodes of the pruned network on every batch."""
+        twins = [self._twin[node] for node in nodes]
+        parameters = {self._twin[used]: self._parameter(used) for node in nodes for used in self._parameters(node)}
+        run = None
+        if fusable(twins[0]):
+            run = Fused(twins, [self._twin[node] for node in wanted], parameters, self._pruned[0])
+        for batch, after in zip(self._batches, self._pruned, strict=True):
+            if run is None:
+                after.update(parameters)
+                after[twins[0]] = _run(self._second, twins[0], after, batch)
+            else:
+                after.update(run(after))
+            self._trim()
+
+    def _diverged(self, stretch: Stretch) -> set[fx.Node]:
+        """The nodes at which the pruned network computes something else than the original."""
+        found: set[fx.Node] = set()
+        for node in stretch:
+            if self._edited(node) or any(
+                used in found if used in stretch else self._apart(used) for used in node.all_input_nodes
+            ):
+                found.add(node)
+        return found
+
+    def _edited(self, node: fx.Node) -> bool:
+        """Whether a size or parameter of the node itself is another."""
         if node.name in self._scratch.edited:
             return True
-        if node.op == "call_module" and self._scratch.changed(str(node.target)):
-            return True
-        return any(self._apart(used) for used in node.all_input_nodes)
+        return node.op == "call_module" and self._scratch.changed(str(node.target))
+
+    def _needed(self, stretch: Stretch, apart: Collection[fx.Node]) -> Stretch:
+        """These nodes and those before them in the stretch whose values are known nowhere."""
+        found = set(apart)
+        for node in reversed(stretch):
+            if node in found:
+                known = self._originals[0].keys() - set(apart)
+                known = set() if node.target is operator.getitem else known
+                found.update(used for used in node.all_input_nodes if used in stretch and used not in known)
+        return tuple(node for node in stretch if node in found)
+
+    def _read_behind(self, node: fx.Node, stretch: Stretch) -> bool:
+        return any(user not in stretch for user in node.users)
 
     def reads_other(self, node: fx.Node, source: str) -> bool:
         """Whether the input `source` of `node` differs between the two networks."""

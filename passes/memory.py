@@ -49,8 +49,7 @@ class Store:
         if self.limit is None:
             return
         kept = {id(tensor): tensor for environment in environments for tensor in _tensors(environment.values())}
-        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in kept.values()}
-        inside = {at: known for at, known in storages.items() if known.filename is None and at not in self._exempt}
+        inside = {at: known for at, known in _inside(kept.values()).items() if at not in self._exempt}
         total = sum(storage.nbytes() for storage in inside.values())
         moved: dict[int, torch.UntypedStorage] = {}
         for start, storage in sorted(inside.items(), key=lambda item: -item[1].nbytes()):
@@ -80,6 +79,18 @@ class Store:
         found.copy_(storage)
         self.spilled += storage.nbytes()
         return found
+
+
+def in_memory(environments: Iterable[Environment]) -> int:
+    """Bytes that activations take, those in files aside."""
+    found = _inside(tensor for environment in environments for tensor in _tensors(environment.values()))
+    return sum(storage.nbytes() for storage in found.values())
+
+
+def _inside(tensors: Iterable[Tensor]) -> dict[int, torch.UntypedStorage]:
+    """The storages of tensors that are no file, by address."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
+    return {at: known for at, known in storages.items() if known.filename is None}
 
 
 def _reserve(path: Path, size: int) -> None:

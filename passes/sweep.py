@@ -1,6 +1,6 @@
 """Select, reweight and shrink in one pass over the network (DESIGN section 6).
 
-The original and the pruned-so-far network are interpreted in lockstep, node by node over all calibration batches. At
+The original and the pruned-so-far network are interpreted in lockstep, step by step over all calibration batches. At
 a consumer whose group is undecided the moments of both inputs are taken, the group is selected, the live activations
 are cut, the consumer is reweighted, and the walk goes on: two forward passes whatever the depth.
 """
@@ -91,15 +91,14 @@ class Sweep:
             if self.choose is None or len(group.consumers) > 1 or group.normalised:
                 self._decide(group, self.nested[group.name])
         walk = Lockstep(self.network.graph_module, self.scratch, batches, self.store, self.team)
-        nodes = list(self.network.graph_module.graph.nodes)
         with torch.no_grad():
-            for done, node in enumerate(nodes, 1):
-                walk.original(node)
-                if node.name in self.network.channels.contractions:
-                    self._consume(node, walk)
-                walk.pruned(node)
+            for done, stretch in enumerate(walk.stretches, 1):
+                walk.original(stretch)
+                if stretch[0].name in self.network.channels.contractions:
+                    self._consume(stretch[0], walk)
+                walk.pruned(stretch)
                 if tick is not None:
-                    tick(done, len(nodes))
+                    tick(done, len(walk.stretches))
         order = [group.name for group in self.network.channels.groups]
         return self.scratch.plan(tuple(self.decisions[name] for name in order)), walk.outputs
 

@@ -23,7 +23,11 @@ from subprune_fx.frontends.onnx_static import settle
 from subprune_fx.graph.labels import survivors
 from subprune_fx.numerics.readers import TransposedConvReader
 from subprune_fx.passes.dependencies import analyse
+from subprune_fx.passes.lockstep import Lockstep
 from subprune_fx.passes.onnx_rewrite import write_back
+from subprune_fx.passes.pipeline import Compiler, Options
+from subprune_fx.passes.proof import difference
+from subprune_fx.passes.scratch import Scratch
 
 LENET = Path(__file__).parents[1] / "examples" / "lenet"
 
@@ -170,6 +174,32 @@ def test_equals_the_masked_original(net: Callable[[], nn.Module], dynamo: bool) 
     for count in (1, 3, 24):
         (got,) = run(model, x[:count])
         np.testing.assert_allclose(got, want[:count], atol=1e-4 * np.abs(want).max())
+
+
+class Split(Residual):
+    """Branches that the sweep does not change beside some that it does, and one tensor that is split."""
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.a(x)
+        left, right = torch.split(torch.relu(x) * 2, [5, 7], 1)
+        both = torch.cat([torch.sigmoid(left), torch.tanh(right)], 1) + self.b(F.hardswish(x))
+        return super().forward(x.new_ones(1) * both[:, :3]) + both.mean((2, 3))[:, :5]
+
+
+@pytest.mark.parametrize("net", [Residual, Shuffle, Split])
+def test_a_sweep_in_sessions_of_many_nodes_ends_with_what_single_nodes_give(net: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(40, 3, 8, 8)
+    module = settle(load_onnx(exported(net(), x[:2]), "model.onnx").module, x)
+    last = analyse(module, x).channels.groups[-1].name
+    for only in ((), (last,)):  # the rest of the network stays what it is, up to where it meets this group
+        compiler = Compiler(module, x, Options(budget="uniform", batch=16, only=only))
+        found, graph = compiler.compile(1.1), compiler.network.graph_module
+        runs = Lockstep(graph, Scratch(compiler.network), compiler.cut(x)).stretches
+        assert max(map(len, runs)) > 2
+        assert sum(map(len, runs)) == len(graph.graph.nodes)
+        for swept, batch in zip(found.outputs, compiler.cut(x), strict=True):
+            assert difference(swept, found.module(batch)) < 1e-5
 
 
 class Block(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,11 +90,10 @@ class OnnxOp:
         return self._value([array.astype(np.int64) for array in found])
 
     def _run(self, arrays: list[Array | None], attributes: Mapping[str, Any]) -> list[Array]:
-        signature = tuple(None if array is None else _kind(array, first=k == 0) for k, array in enumerate(arrays))
-        spelled = tuple((name, _hashable(value)) for name, value in attributes.items() if value is not None)
-        session, names = _session(
-            self.op_type, self.domain, self.opset, self.outputs, self.fixed, self.captured, spelled, signature
-        )
+        signature = tuple(None if array is None else kind_of(array, first=k == 0) for k, array in enumerate(arrays))
+        spelled = tuple((name, _hashable(value)) for name, value in attributes.items())
+        key = self.op_type, self.domain, self.opset, self.outputs, self.fixed, self.captured
+        session, names = _session(key, spelled, signature)
         feeds = {name: array for name, array in zip(names, arrays, strict=True) if array is not None and name}
         return [np.asarray(value) for value in session.run(None, feeds)]
 
@@ -125,10 +124,27 @@ def as_array(value: Any) -> Array:
 Kind = tuple[str, tuple[int | None, ...]]
 
 
-def _kind(array: Array, *, first: bool) -> Kind:
+def kind_of(array: Array, *, first: bool) -> Kind:
     """Type and shape, sizes left open; but shape inference wants the length of a list of sizes."""
     spelled = array.ndim == 1 and not first and array.size <= _RANKS
     return str(array.dtype), array.shape if spelled else (None,) * array.ndim
+
+
+def proto_of(op: OnnxOp, names: Sequence[str], results: Sequence[str], attributes: Mapping[str, Any]) -> onnx.NodeProto:
+    """A node that is this operator.
+
+    Args:
+        op: The operator.
+        names: Of its inputs, without captured ones; empty: left out.
+        results: Names of its outputs; empty: not read.
+        attributes: Its plain attributes; None: left out.
+    """
+    node = helper.make_node(op.op_type, names, results, domain=op.domain)
+    for name, value in attributes.items():
+        if value is not None:
+            node.attribute.append(helper.make_attribute(name, list(value) if isinstance(value, tuple) else value))
+    node.attribute.extend(onnx.AttributeProto.FromString(raw) for raw in op.fixed)
+    return node
 
 
 def _hashable(value: Any) -> Any:
@@ -137,30 +153,21 @@ def _hashable(value: Any) -> Any:
 
 @functools.cache
 def _session(
-    op_type: str,
-    domain: str,
-    opset: int,
-    outputs: tuple[bool, ...],
-    fixed: tuple[bytes, ...],
-    captured: tuple[str, ...],
-    attributes: tuple[tuple[str, Any], ...],
-    signature: tuple[Kind | None, ...],
+    key: tuple[Any, ...], attributes: tuple[tuple[str, Any], ...], signature: tuple[Kind | None, ...]
 ) -> tuple[Any, list[str]]:
     """A session of a model that is this one node, and the names of its inputs (empty: left out)."""
-    explicit = len(signature) - len(captured)
-    names = [f"i{k}" if kind else "" for k, kind in enumerate(signature[:explicit])] + list(captured)
-    results = [f"o{k}" if read else "" for k, read in enumerate(outputs)]
-    node = helper.make_node(op_type, names[:explicit], results, domain=domain)
-    for name, value in attributes:
-        node.attribute.append(helper.make_attribute(name, list(value) if isinstance(value, tuple) else value))
-    node.attribute.extend(onnx.AttributeProto.FromString(raw) for raw in fixed)
+    op = OnnxOp(*key)
+    explicit = len(signature) - len(op.captured)
+    names = [f"i{k}" if kind else "" for k, kind in enumerate(signature[:explicit])] + list(op.captured)
+    results = [f"o{k}" if read else "" for k, read in enumerate(op.outputs)]
+    node = proto_of(op, names[:explicit], results, dict(attributes))
     inputs = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(kind[0])), list(kind[1]))
         for name, kind in zip(names, signature, strict=True)
         if kind is not None
     ]
-    graph = helper.make_graph([node], op_type, inputs, [onnx.ValueInfoProto(name=name) for name in results if name])
-    domains = {domain: opset} if domain == "" else {domain: opset, "": onnx.defs.onnx_opset_version()}
+    graph = helper.make_graph([node], op.op_type, inputs, [onnx.ValueInfoProto(name=name) for name in results if name])
+    domains = {"": onnx.defs.onnx_opset_version(), op.domain: op.opset}
     imports = [helper.make_opsetid(name, version) for name, version in domains.items()]
     model = helper.make_model(graph, opset_imports=imports, ir_version=8)
     options = quiet(torch.get_num_threads(), optimised=False)
