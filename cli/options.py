@@ -75,7 +75,7 @@ class Request:
     quantize: str | None
     only: tuple[str, ...]
     skip: tuple[str, ...]
-    align: int
+    align: int | None
     layers: Path | None
     reweight: bool
     intercept: bool
@@ -225,8 +225,9 @@ _ALWAYS: tuple[Clash, ...] = ((lambda values: values["quiet"] and values["verbos
 @click.option("--layers", type=click.Path(path_type=Path), metavar="FILE.toml",
               help="What single layers keep: tables [ratio] and [channels], LAYER = NUMBER. Without --ratio only "
                    "these are pruned.")  # fmt: skip
-@click.option("--align", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
-              help="Widths of pruned layers are multiples of N.")  # fmt: skip
+@click.option("--align", type=click.IntRange(min=1), metavar="N",
+              help="Widths of pruned layers are multiples of N.  [default: 1; with --target latency the fastest of 8, "
+                   "4 and 1]")  # fmt: skip
 @click.option(
     "--reweight/--no-reweight",
     default=True,

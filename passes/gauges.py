@@ -3,6 +3,9 @@
 What a file weighs or takes depends on shapes alone, so a network cut to a budget is written and measured without being
 fitted: only the one that meets the ratio is swept. The ratio is shared out among the layers by what counts in its
 place: parameters for bytes, multiply-adds for latency.
+
+Kernels work on blocks of channels: at a third of the multiply-adds ResNet56 is 1.08 times as fast with any widths and
+1.5 times with multiples of 8. Where the user does not say, several alignments are tried.
 """
 
 from __future__ import annotations
@@ -11,8 +14,10 @@ import dataclasses
 import math
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 from torch import nn
 
@@ -20,12 +25,16 @@ from subprune_fx.bundle import Inputs
 from subprune_fx.errors import SubpruneError
 from subprune_fx.formats.write import Job, writer_of
 from subprune_fx.frontends.fx_inputs import spread
+from subprune_fx.passes import search
 from subprune_fx.passes.pipeline import Compiled, Compiler
 from subprune_fx.passes.search import bracket
 from subprune_fx.passes.timing import latencies_ms
+from subprune_fx.report import Step
 
 Compare = Callable[[Path, Path, Inputs, int], float]
 """From the original's file, another's, an input and threads to how many times larger the original is."""
+FINE = 1.1
+"""Latencies of ratios closer than this are not told apart, see `passes.search`."""
 PATIENCE = 1.0
 """Seconds that a file is timed: what is decided by it has to hold when it is timed again."""
 
@@ -37,10 +46,14 @@ class Gauge:
     Attributes:
         suffix: Of the file that it is measured on; None for that of the first output.
         compare: Measures.
+        alignments: Of widths, in the order in which they are tried.
+        fine: See `bracket`.
     """
 
     suffix: str | None
     compare: Compare
+    alignments: tuple[int, ...] = (1,)
+    fine: float = search.FINE
 
 
 def _bytes(before: Path, after: Path, example: Inputs, threads: int) -> float:
@@ -53,7 +66,17 @@ def _latency(before: Path, after: Path, example: Inputs, threads: int) -> float:
     return slow / fast
 
 
-GAUGES: Mapping[str, Gauge] = MappingProxyType({"size": Gauge(None, _bytes), "latency": Gauge(".onnx", _latency)})
+GAUGES: Mapping[str, Gauge] = MappingProxyType(
+    {"size": Gauge(None, _bytes), "latency": Gauge(".onnx", _latency, alignments=(8, 4, 1), fine=FINE)}
+)
+
+
+class _Found(NamedTuple):
+    """The ratio of what counts in the target's place, the compiler for it, and the measurements."""
+
+    proxy: float
+    compiler: Compiler
+    tried: tuple[Step, ...]
 
 
 def reached(compiler: Compiler, original: nn.Module, example: Inputs, ratio: float) -> Compiled:
@@ -76,17 +99,26 @@ def reached(compiler: Compiler, original: nn.Module, example: Inputs, ratio: flo
         if team.rank == 0:
             writer_of(before, original).write(Job(original, example), before)
 
-        def measure(proxy: float) -> float:
+        def measure(candidate: Compiler, proxy: float) -> float:
             if team.rank > 0:  # one machine's measurement decides for all
                 return team.agreed(math.nan)
-            module = spread(compiler.shape(proxy))
+            module = spread(candidate.shape(proxy))
             writer_of(after, module).write(Job(module, example), after)
             return team.agreed(gauge.compare(before, after, example, options.threads))
 
-        below = math.nextafter(ratio, 0)  # reaching the ratio is enough
-        found = bracket(measure, below, origin=1.0, start=ratio, most=compiler.most)
-    if found.above is None:
-        largest = math.floor(max(step.value for step in found.tried) * 100) / 100
+        best: _Found | None = None
+        largest = 1.0
+        for align in gauge.alignments if options.align is None else (options.align,):
+            candidate = compiler.aligned(align)
+            most = candidate.most if best is None else min(candidate.most, best.proxy)
+            start = ratio if best is None else most  # another is worth a search if it is as fast with as much left
+            below = math.nextafter(ratio, 0)  # reaching the ratio is enough
+            found = bracket(partial(measure, candidate), below, origin=1.0, start=start, most=most, fine=gauge.fine)
+            largest = max(largest, *(step.value for step in found.tried))
+            if found.above is not None:
+                best = _Found(found.above.ratio, candidate, found.tried)
+    if best is None:
+        largest = math.floor(largest * 100) / 100
         what = f"{options.target} ratio {ratio:g} cannot be reached: with as few channels as possible it is {largest:g}"
         raise SubpruneError(what, remedy=f"ask for at most {largest:g}")
-    return dataclasses.replace(compiler.compile(found.above.ratio), ratio=ratio, searched=found.tried)
+    return dataclasses.replace(best.compiler.compile(best.proxy), ratio=ratio, searched=best.tried)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import time
@@ -79,7 +80,7 @@ class Options:
         budget: A rule of `passes.budget.BUDGETS`; None: the selector's own, or else the default.
         only: Patterns of the groups to prune; none: all.
         skip: Patterns of groups to leave alone.
-        align: What the widths of pruned layers are multiples of.
+        align: What the widths of pruned layers are multiples of; None: what the target does best with.
         layers: What single groups are to keep, whatever the budget.
         reweight: False leaves consumers' weights as they are.
         settings: How least squares are posed.
@@ -99,7 +100,7 @@ class Options:
     budget: str | None = None
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
-    align: int = 1
+    align: int | None = None
     layers: tuple[Layer, ...] = ()
     reweight: bool = True
     settings: Settings = dataclasses.field(default_factory=Settings)
@@ -119,6 +120,7 @@ class Compiled:
         ratio: Size before over size after, at least.
         plan: What to do to the network.
         module: The network with that done.
+        align: What the widths of pruned layers are multiples of.
         outputs: The pruned network's outputs on the calibration inputs, by batch.
         seconds: Wall time by stage, from the start of the calibration.
         searched: Measurements that led to the ratio.
@@ -130,6 +132,7 @@ class Compiled:
     module: fx.GraphModule
     outputs: list[Any]
     seconds: dict[str, float]
+    align: int = 1
     searched: tuple[Step, ...] = ()
     drop: float | None = None
 
@@ -140,6 +143,7 @@ class Compiler:
     Attributes:
         network: The analysed network.
         options: The user's choices.
+        align: What the widths of pruned layers are multiples of.
         outputs: The original network's outputs on this process's calibration inputs, by batch.
         cut: Cuts inputs, or labels, into the batches that the network is run on.
         verification: Labelled inputs of this process by batch; None: there are none.
@@ -223,9 +227,19 @@ class Compiler:
         self._rankings = Rankings(groups, self._rank, team, lambda done, total: self._report("select", done, total))
         self._orders = Orders(self._rankings)
         self._measured = self._measures()
-        widths = parameters(self.network, self._orders, self._batches[0], intercepts=False)
-        self._steps = steps_of(widths, options.align, options.layers)
+        self._widths = parameters(self.network, self._orders, self._batches[0], intercepts=False)
+        self._align(options.align or 1)
+
+    def _align(self, align: int) -> None:
+        self.align = align
+        self._steps = steps_of(self._widths, align, self.options.layers)
         self._budget = stepped(self._measured, self._steps)
+
+    def aligned(self, align: int) -> Compiler:
+        """The same, calibrated as it is, with widths in multiples of `align`."""
+        found = copy.copy(self)
+        found._align(align)  # noqa: SLF001 - its own
+        return found
 
     @property
     def most(self) -> float:
@@ -302,7 +316,7 @@ class Compiler:
         if self.options.distil:
             with self._clock("distil"):
                 plan, outputs = self._distil(plan, module)
-        return Compiled(ratio, plan, module, outputs, dict(self._clock.seconds))
+        return Compiled(ratio, plan, module, outputs, dict(self._clock.seconds), self.align)
 
     def _distil(self, plan: Plan, module: fx.GraphModule) -> tuple[Plan, list[Any]]:
         original = self.network.graph_module

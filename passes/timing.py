@@ -23,7 +23,7 @@ def latencies_ms(
 ) -> list[float]:
     """Time of a call of each file, timed in turns in random order, so that what else the machine does hits all alike.
 
-    The lower quartile of what is measured: what is slower was mostly interrupted.
+    The lowest decile of what is measured: what is slower was mostly interrupted.
 
     Args:
         paths: ONNX files.
@@ -47,7 +47,7 @@ def latencies_ms(
             for _ in range(count):
                 run(example)
             times[place].append((time.perf_counter() - start) / count)
-    return [1e3 * statistics.quantiles(found, n=4)[0] for found in times]
+    return [1e3 * statistics.quantiles(found, n=10)[0] for found in times]
 
 
 def _warm(call: Callable[[], object]) -> float:

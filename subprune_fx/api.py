@@ -232,7 +232,7 @@ def _report(compiler: Compiler, compiled: Compiled, inputs: Inputs) -> Report:
         "variant": options.variant,
         "budget": compiler.rule,
         "target": options.target,
-        "align": options.align,
+        "align": compiled.align,
         "reweight": options.reweight,
         "intercept": options.settings.intercept,
         "feedback": options.settings.feedback,

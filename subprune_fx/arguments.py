@@ -45,7 +45,8 @@ class Choices(TypedDict, total=False):
         threads: Of onnxruntime where it is timed; 0 for all cores.
         only: Patterns (`fnmatch`) of layers to prune, as the report names them; none: all that can be.
         skip: Patterns of layers to leave alone.
-        align: Widths of pruned layers are multiples of this: 8 suits many processors.
+        align: Widths of pruned layers are multiples of this: 8 suits many processors. None: 1, or for the target
+            `latency` whichever of 8, 4 and 1 meets the ratio at the most multiply-adds.
         layers: What single layers are to keep, whatever the budget; of several that match, the last. Without a ratio
             only these are pruned.
         reweight: Refit the weights of layers that read pruned channels (paper eq. 4).
@@ -79,7 +80,7 @@ class Choices(TypedDict, total=False):
     threads: int
     only: Sequence[str]
     skip: Sequence[str]
-    align: int
+    align: int | None
     layers: Sequence[Layer]
     reweight: bool
     intercept: bool
@@ -166,7 +167,7 @@ def _check_layers(layers: Sequence[Layer]) -> None:
 Check = tuple[Callable[[Any], bool], str]
 
 _CHECKS: dict[str, Check] = {
-    "align": (lambda value: isinstance(value, int) and value >= 1, "a whole number of at least 1"),
+    "align": (lambda value: value is None or (isinstance(value, int) and value >= 1), "a whole number of at least 1"),
     "ridge": (lambda value: math.isfinite(value) and value >= 0, "a number of at least 0"),
     "threads": (lambda value: isinstance(value, int) and value >= 0, "a whole number of at least 0"),
     "stochastic": (lambda value: value is None or 0 < value < 1, "between 0 and 1"),
