@@ -66,11 +66,18 @@ class Gatherer:
         self._seed = seed
         self._epsilon = epsilon
         self._team = team
+        self._reweighter: Reweighter | None = None
 
-    @functools.cached_property
+    @property
     def reweighter(self) -> Reweighter:
         """New weights by the original network's moments."""
-        return Reweighter(self.network, self._moments(), self._settings, reweight=True)
+        if self._reweighter is None:
+            self._reweighter = Reweighter(self.network, self._moments(), self._settings, reweight=True)
+        return self._reweighter
+
+    def forget(self) -> None:
+        """Drop the moments until they are asked for again."""
+        self._reweighter = None
 
     @functools.cached_property
     def _taylor(self) -> Tensor:

@@ -20,6 +20,7 @@ from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.onnx_graph import source_of
 from subprune_fx.frontends.onnx_static import fixed_batch
 from subprune_fx.graph.channels import Group
+from subprune_fx.heap import trim
 from subprune_fx.numerics.collect import Collected
 from subprune_fx.numerics.elimination import Part
 from subprune_fx.passes.budget import (
@@ -252,7 +253,9 @@ class Compiler:
         Raises:
             SubpruneError: If the ratio is out of reach.
         """
-        return self._compiled(ratio, self._allotted(ratio))
+        keep = self._allotted(ratio)
+        self._forget()
+        return self._compiled(ratio, keep)
 
     def _allotted(self, ratio: float) -> Keep:
         with self._clock("select"):
@@ -328,6 +331,11 @@ class Compiler:
 
     def _tick(self, stage: str) -> Tick:
         return lambda done, total: self._report(stage, done, total)
+
+    def _forget(self) -> None:
+        """Drop the moments: the sweep takes its own, and what budgets were told of them is kept."""
+        self._calibrated = None
+        self._evidence.forget()
 
     def _moments(self) -> dict[str, Collected]:
         """Of the original network, on first demand."""
@@ -436,4 +444,5 @@ class _Clock:
     def __call__(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
+        trim()
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start

@@ -22,7 +22,7 @@ from subprune_fx.frontends.onnx_static import fixed_batch, settle
 from subprune_fx.passes.dependencies import analyse
 
 Weights = dict[str, NDArray[Any]]
-BATCH = "batch"
+BATCH, NEWEST = "batch", onnx.defs.onnx_opset_version()
 
 
 def model(
@@ -63,6 +63,20 @@ def outputs(path: Path, x: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(session.run(None, {session.get_inputs()[0].name: x.astype(kind)})[0])
 
 
+def check_kept(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
+    """Signature and declarations are what they were, nothing is left that belongs to nobody, all names are names."""
+    assert after.graph.output == before.graph.output
+    assert after.graph.input[0] == before.graph.input[0]
+    assert (after.opset_import, after.metadata_props) == (before.opset_import, before.metadata_props)
+    read = {name for node in after.graph.node for name in node.input}
+    made = [name for node in after.graph.node for name in node.output if name]
+    constants = [tensor.name for tensor in after.graph.initializer]
+    assert set(constants) <= read
+    assert {value.name for value in after.graph.value_info} <= set(made)
+    assert len({*made, *constants}) == len([*made, *constants])
+    assert all(name.isprintable() and name for name in [*made, *constants])
+
+
 @pytest.fixture
 def compiled(tmp_path: Path) -> Callable[..., onnx.ModelProto]:
     """Compile a model on the command line; the output must equal the original's, since what goes is dead."""
@@ -81,6 +95,7 @@ def compiled(tmp_path: Path) -> Callable[..., onnx.ModelProto]:
         assert main(given) == 0
         found = onnx.load(after)
         onnx.checker.check_model(found, full_check=True)
+        check_kept(made, found)
         assert after.stat().st_size < before.stat().st_size
         batch = shape[0] or 7
         want = outputs(before, x[:batch])
@@ -139,7 +154,7 @@ def test_external_data(compiled: Compile, tmp_path: Path) -> None:
     np.testing.assert_allclose(outputs(tmp_path / "b.onnx", x), outputs(tmp_path / "a.onnx", x), atol=1e-4)
 
 
-@pytest.mark.parametrize("opset", [9, 11, 13, 17, 21, onnx.defs.onnx_opset_version() - 1])
+@pytest.mark.parametrize("opset", [9, 11, 13, 17, 21, NEWEST - 1, NEWEST])
 def test_opsets(compiled: Compile, opset: int) -> None:
     found = compiled(mlp(opset=opset))
     assert found.opset_import[0].version == opset
@@ -202,6 +217,22 @@ def test_equal_biases_stored_once_go_their_own_ways(compiled: Compile) -> None:
     ]
     found = compiled(model(nodes, weights, [BATCH, 6], out=[BATCH, 3]), "--budget", "error", ratio=3.5, tolerance=1e-3)
     assert len({tensor.dims[0] for tensor in found.graph.initializer if len(tensor.dims) == 1}) == 2
+
+
+def test_a_weight_that_two_nodes_share(compiled: Compile) -> None:
+    weights = {"w": random(6, 16), "v": random(16, 3), "c": random(3)}
+    weights["v"][::2] = 0
+    nodes = [
+        helper.make_node("Neg", ["x"], ["n"]),
+        helper.make_node("MatMul", ["x", "w"], ["a0"]),
+        helper.make_node("MatMul", ["n", "w"], ["b0"]),
+        helper.make_node("Relu", ["a0"], ["a"]),
+        helper.make_node("Sigmoid", ["b0"], ["b"]),
+        helper.make_node("Add", ["a", "b"], ["h"]),
+        helper.make_node("Gemm", ["h", "v", "c"], ["y"]),
+    ]
+    found = compiled(model(nodes, weights, [BATCH, 6], out=[BATCH, 3]))
+    assert [tensor.dims for tensor in found.graph.initializer] == [[6, 8], [8, 3], [3]]
 
 
 def conv_net(nodes: list[onnx.NodeProto], weights: Weights, *, batch: Any = BATCH, **options: Any) -> onnx.ModelProto:
@@ -322,6 +353,41 @@ def test_channels_last(compiled: Compile) -> None:
     compiled(conv_net(nodes, weights), "--only", "first", ratio=1.5, tolerance=1e-4)  # the ridge
 
 
+def test_a_batch_norm_folded_into_a_product_and_a_sum(compiled: Compile) -> None:
+    weights: Weights = {"scale": random(1, 16, 1, 1), "shift": random(16, 1, 1), "v": dead(random(16, 5))}
+    nodes = [
+        helper.make_node("Mul", ["h", "scale"], ["s"]),
+        helper.make_node("Add", ["shift", "s"], ["t"]),
+        helper.make_node("LeakyRelu", ["t"], ["u"]),
+        helper.make_node("ReduceMean", ["u"], ["m"], axes=[2, 3], keepdims=0),
+        helper.make_node("MatMul", ["m", "v"], ["y"]),
+    ]
+    found = compiled(conv_net(nodes, weights))
+    dims = {tensor.name: list(tensor.dims) for tensor in found.graph.initializer}
+    assert (dims["scale"], dims["shift"], dims["v"]) == ([1, 8, 1, 1], [8, 1, 1], [8, 5])
+
+
+def test_symbolic_sizes(tmp_path: Path) -> None:
+    """Height and width stay free: the smaller file runs on images of another size."""
+    weights: Weights = {"w": random(16, 3, 3, 3), "b": random(16), "v": dead(random(16, 5))}
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["h0"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["h0"], ["h"]),
+        helper.make_node("GlobalAveragePool", ["h"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("MatMul", ["f", "v"], ["y"]),
+    ]
+    made = model(nodes, weights, [BATCH, 3, "height", "width"], out=[BATCH, 5])
+    before, after = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    onnx.save(made, before)
+    np.savez(tmp_path / "x.npz", x=random(40, 3, 6, 6))
+    assert main([str(before), "--ratio", "1.9", "--calib", str(tmp_path / "x.npz"), "-o", str(after), "-q"]) == 0
+    check_kept(made, onnx.load(after))
+    for size in ((6, 6), (9, 4)):
+        x = random(2, 3, *size)
+        np.testing.assert_allclose(outputs(after, x), outputs(before, x), rtol=1e-3, atol=1e-4)
+
+
 def test_a_fixed_batch(compiled: Compile) -> None:
     """A batch size built into a reshape: calibration runs with just that, and the file still takes just that."""
     weights: Weights = {"flat": ints(4, 256), "v": dead(random(256, 5), 16)}
@@ -352,7 +418,24 @@ def branch(name: str, op: str) -> onnx.GraphProto:
     return helper.make_graph([helper.make_node(op, ["h"], [name])], name, [], [out])
 
 
+def body(inputs: list[str], nodes: list[onnx.NodeProto], outputs: list[str]) -> onnx.GraphProto:
+    """Of a loop: a counter and a condition come first."""
+    kinds = {"i": TensorProto.INT64, "go": TensorProto.BOOL, "on": TensorProto.BOOL}
+    infos = {
+        name: helper.make_tensor_value_info(name, kinds.get(name, TensorProto.FLOAT), [] if name in kinds else None)
+        for name in (*inputs, *outputs)
+    }
+    return helper.make_graph(nodes, "body", [infos[name] for name in inputs], [infos[name] for name in outputs])
+
+
+LOOP = body(
+    ["i", "go", "e"],
+    [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Relu", ["e"], ["r"])],
+    ["on", "r"],
+)
+SCAN = body(["e"], [helper.make_node("Relu", ["e"], ["r"])], ["r"])
 QUANTISED = {"scale": np.float32(0.1), "zero_point": np.uint8(100)}
+SCALE = list(QUANTISED)
 FROZEN: dict[str, tuple[list[onnx.NodeProto], Weights, str]] = {
     "If": (
         [helper.make_node("If", ["yes"], ["z"], then_branch=branch("z1", "Relu"), else_branch=branch("z2", "Tanh"))],
@@ -366,6 +449,29 @@ FROZEN: dict[str, tuple[list[onnx.NodeProto], Weights, str]] = {
         ],
         {key: np.asarray(value) for key, value in QUANTISED.items()},
         "first: QuantizeLinear",
+    ),
+    "QLinearConv": (
+        [
+            helper.make_node("QuantizeLinear", ["h", "scale", "zero_point"], ["q"]),
+            helper.make_node("QLinearConv", ["q", *SCALE, "wq", *SCALE, *SCALE], ["qz"], name="inner"),
+            helper.make_node("DequantizeLinear", ["qz", *SCALE], ["z"]),
+        ],
+        {**{key: np.asarray(value) for key, value in QUANTISED.items()}, "wq": np.full((16, 16, 1, 1), 90, np.uint8)},
+        "first: QuantizeLinear",
+    ),
+    "Loop": (
+        [helper.make_node("Loop", ["times", "yes", "h"], ["z"], body=LOOP)],
+        {"times": np.asarray(2), "yes": np.asarray(True)},
+        "first: Loop",
+    ),
+    "Scan": (
+        [
+            helper.make_node(
+                "Scan", ["h"], ["z"], body=SCAN, num_scan_inputs=1, scan_input_axes=[2], scan_output_axes=[2]
+            )
+        ],
+        {},
+        "first: Scan",
     ),
     "LRN": ([helper.make_node("LRN", ["h"], ["z"], size=3)], {}, "first: LRN"),
 }
