@@ -20,7 +20,7 @@ def _shapes(context: click.Context, option: click.Parameter, value: Sequence[str
 
 def _shape(value: str) -> tuple[int, ...]:
     sizes = _integers(value)
-    if len(sizes) < 2:
+    if not sizes:
         raise click.BadParameter(f"{value!r} is not a shape with its batch axis first, such as 1,3,32,32.")
     return sizes
 

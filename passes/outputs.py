@@ -77,7 +77,7 @@ def is_score(output: Tensor) -> bool:
 
 def _flat(output: Any) -> Tensor:
     tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
-    return torch.cat([tensor.cpu().double().flatten(1) for tensor in tensors], dim=1)
+    return torch.cat([tensor.cpu().double().reshape(len(tensor), -1) for tensor in tensors], dim=1)
 
 
 def loss(output: Any, labels: Tensor) -> Tensor:

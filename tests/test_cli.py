@@ -132,33 +132,37 @@ def test_end_to_end_without_calibration_warns(run: Callable[..., Result], folder
 
 
 class Pair(nn.Module):
-    """Tokens and a vector."""
+    """Tokens, a vector and a number a sample; scores and a number a sample come out."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.table = nn.Embedding(9, 12)
         self.mix = nn.Linear(4, 12)
+        self.kinds = nn.Embedding(3, 12)
         self.hidden = nn.Linear(12, 32)
         self.score = nn.Linear(32, 3)
 
-    def forward(self, tokens: Tensor, vector: Tensor) -> Tensor:
-        score: Tensor = self.score(self.hidden(self.table(tokens).mean(1) + self.mix(vector)).relu())
-        return score
+    def forward(self, tokens: Tensor, vector: Tensor, kind: Tensor) -> dict[str, Tensor]:
+        score: Tensor = self.score(self.hidden(self.table(tokens).mean(1) + self.mix(vector) + self.kinds(kind)).relu())
+        return {"score": score, "size": score.square().mean(1)}
 
 
-@pytest.mark.parametrize("model", ["pair.pt", "pair.pt2"])
+@pytest.mark.parametrize("model", ["pair.pt", "pair.pt2", "fixed.pt2"])
 def test_several_inputs(model: str, run: Callable[..., Result], folder: Path) -> None:
     rng = np.random.default_rng(0)
     tokens, vector = rng.integers(0, 9, (40, 5)), rng.standard_normal((40, 4)).astype(np.float32)
+    kind = rng.integers(0, 3, 40)
     network = Pair().eval()
     with torch.no_grad():
-        y = network(torch.from_numpy(tokens), torch.from_numpy(vector)).argmax(1).numpy()
-    np.savez(folder / "pair.npz", vector=vector, tokens=tokens, y=y)
+        scores = network(*map(torch.from_numpy, (tokens, vector, kind)))["score"]
+    np.savez(folder / "pair.npz", kind=kind, vector=vector, tokens=tokens, y=scores.argmax(1).numpy())
     torch.save(network.state_dict(), folder / "pair.pt")
-    example = {"tokens": torch.from_numpy(tokens[:2]), "vector": torch.from_numpy(vector[:2])}
-    shapes = {name: {0: torch.export.Dim("n")} for name in example}
-    torch.export.save(torch.export.export(network, (), example, dynamic_shapes=shapes), folder / "pair.pt2")
+    given = {"tokens": tokens, "vector": vector, "kind": kind}
+    example = {name: torch.from_numpy(array[:2]) for name, array in given.items()}
+    shapes = None if model == "fixed.pt2" else {name: {0: torch.export.Dim("n")} for name in example}
+    if model != "pair.pt":
+        torch.export.save(torch.export.export(network, (), example, dynamic_shapes=shapes), folder / model)
     arch = ("--arch", f"{__file__}:Pair") if model == "pair.pt" else ()
     arguments = (model, *arch, "--ratio", "2", "--calib", "pair.npz", "--eval", "pair.npz", "--json", "r.json")
     result = run(*arguments, "-o", "a.onnx", "-o", "a.pt2", "-o", "a.pt")
@@ -168,6 +172,10 @@ def test_several_inputs(model: str, run: Callable[..., Result], folder: Path) ->
     assert all(row["bytes"] < row["bytes_before"] for row in report["files"])
     again = run("a.pt2", "--ratio", "1.2", "--calib", "pair.npz", "-o", "b.onnx")
     assert again.code == 0, again.err
+    if model == "pair.pt":
+        shapes = [word for shape in ("1,5", "1,4", "1") for word in ("--input-shape", shape)]
+        made_up = run(model, *arch, "--ratio", "2", *shapes, "-o", "c.onnx")
+        assert made_up.code == 0, made_up.err
 
 
 def test_unreachable_ratio_is_bad_input(run: Callable[..., Result], folder: Path) -> None:

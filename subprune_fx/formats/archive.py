@@ -186,7 +186,13 @@ def _keeps_samples_apart(module: fx.GraphModule, takes: Sequence[Taken]) -> bool
             whole, part = module(*inputs), module(*(tensor[:batch] for tensor in inputs))
     except Exception:  # noqa: BLE001 - whatever the network raises on another batch size
         return False
-    if not (isinstance(whole, Tensor) and isinstance(part, Tensor)):
+    pairs = list(zip(pytree.tree_leaves(whole), pytree.tree_leaves(part), strict=True))
+    return bool(pairs) and all(_begins_with(large, small, batch) for large, small in pairs)
+
+
+def _begins_with(whole: object, part: object, batch: int) -> bool:
+    """Whether one output of 2n + 1 samples goes on from that of the first n."""
+    if not (isinstance(whole, Tensor) and isinstance(part, Tensor) and part.ndim):
         return False
     scale = float(part.abs().max()) if part.numel() else math.nan
     if whole.shape != (2 * batch + 1, *part.shape[1:]) or len(part) != batch or not math.isfinite(scale):
