@@ -11,6 +11,8 @@ from rich.table import Table
 from subprune_fx.formats import words
 from subprune_fx.report import FileRow, Point, Report, curve
 
+WORDS = 10
+"""The least width of a column of words."""
 PIPE_WIDTH = 120  # where stdout is not a terminal, wide enough for layer names not to break
 
 
@@ -25,21 +27,45 @@ def show(reports: Sequence[Report], *, verbose: bool, console: Console | None = 
     console = console or Console()
     if not console.is_terminal:
         console.width = PIPE_WIDTH
-    console.print(_groups(reports))
-    console.print(_summary(reports[0]) if len(reports) == 1 else _curve(reports))
+    for table in _tables(reports, verbose=verbose):
+        console.width = max(console.width, _least(table))  # a figure is never cut short
+        console.print(table)
+    for path in written(reports):
+        console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _tables(reports: Sequence[Report], *, verbose: bool) -> Iterator[Table]:
+    """In the order in which they are printed."""
+    yield _groups(reports)
+    yield _summary(reports[0]) if len(reports) == 1 else _curve(reports)
     for report in reports:
         if report.stages:
-            console.print(_stages(report))
+            yield _stages(report)
     last = reports[-1]
     if verbose and last.searched:
         steps = ((f"{step.ratio:.3g}", f"{step.value:.2f}") for step in last.searched)
-        console.print(_pairs("ratio tried", "measured", steps))
+        yield _pairs("ratio tried", "measured", steps)
     if verbose and last.frozen:
-        console.print(_frozen(last))
+        yield _frozen(last)
     if verbose and last.seconds:
-        console.print(_pairs("stage", "seconds", ((name, f"{value:.2f}") for name, value in last.seconds)))
-    for path in written(reports):
-        console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+        yield _pairs("stage", "seconds", ((name, f"{value:.2f}") for name, value in last.seconds))
+
+
+def _table(*words: str, figures: Sequence[str], title: str | None = None) -> Table:
+    """Columns of words, which are folded where the terminal is narrow, then of figures, which are not."""
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    for heading in words:
+        table.add_column(heading, overflow="fold", min_width=WORDS)
+    for heading in figures:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def _least(table: Table) -> int:
+    """How narrow a table can be: words folded, figures whole, and the space around them."""
+    figures = [column for column in table.columns if column.no_wrap]
+    widths = [max(map(len, (str(column.header), *map(str, column.cells)))) for column in figures]
+    return sum(widths) + WORDS * (len(table.columns) - len(figures)) + 3 * len(table.columns) + 1
 
 
 def written(reports: Sequence[Report]) -> list[str]:
@@ -54,10 +80,8 @@ def written(reports: Sequence[Report]) -> list[str]:
 def _groups(reports: Sequence[Report]) -> Table:
     """Of one network with errors; of several a column each."""
     alone = len(reports) == 1
-    table = Table("group", box=box.SIMPLE_HEAD, title="pruned channels", title_justify="left")
-    headings = ("kept", "of", "error") if alone else ("of", *(f"kept, {report.ratio:g}x" for report in reports))
-    for heading in headings:
-        table.add_column(heading, justify="right")
+    figures = ("kept", "of", "error") if alone else ("of", *(f"kept, {report.ratio:g}x" for report in reports))
+    table = _table("group", figures=figures, title="pruned channels")
     for rows in zip(*(report.groups for report in reports), strict=True):
         kept, of = [str(row.kept) for row in rows], str(rows[0].channels)
         cells = (*kept, of, f"{rows[0].error:.4f}") if alone else (of, *kept)
@@ -78,9 +102,7 @@ def _curve(reports: Sequence[Report]) -> Table:
     ]
     columns = {heading: [cell(row) for row in rows] for heading, cell in CURVE.items()}
     used = {heading: cells for heading, cells in columns.items() if any(cells)}
-    table = Table(box=box.SIMPLE_HEAD)
-    for heading in used:
-        table.add_column(heading, justify="right")
+    table = _table(figures=list(used))
     for cells in zip(*used.values(), strict=True):
         table.add_row(*cells)
     return table
@@ -88,9 +110,7 @@ def _curve(reports: Sequence[Report]) -> Table:
 
 def _stages(report: Report) -> Table:
     """What quantising has added to pruning."""
-    table = Table("stage", box=box.SIMPLE_HEAD)
-    for heading in ("file size", "latency", "same class", "accuracy"):
-        table.add_column(heading, justify="right")
+    table = _table("stage", figures=("file size", "latency", "same class", "accuracy"))
     for row in report.stages:
         name = row.name if row.path is None else f"{row.name}: {row.path}"
         cells = (
@@ -104,18 +124,14 @@ def _stages(report: Report) -> Table:
 
 
 def _frozen(report: Report) -> Table:
-    table = Table("left alone", box=box.SIMPLE_HEAD)
-    table.add_column("channels", justify="right")
-    table.add_column("because")
+    table = _table("left alone", "because", figures=("channels",))
     for row in report.frozen:
-        table.add_row(_plain(row.name), str(row.channels), _plain(row.reason))
+        table.add_row(_plain(row.name), _plain(row.reason), str(row.channels))
     return table
 
 
 def _summary(report: Report) -> Table:
-    table = Table("", box=box.SIMPLE_HEAD)
-    for heading in ("before", "after", "ratio"):
-        table.add_column(heading, justify="right")
+    table = _table("", figures=("before", "after", "ratio"))
     before, after = report.before, report.after
     table.add_row("parameters", *_counts(before.parameters, after.parameters))
     table.add_row("FLOPs (multiply-adds, one sample)", *_counts(before.flops, after.flops))
@@ -147,8 +163,7 @@ def _file(row: FileRow) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _pairs(left: str, right: str, rows: Iterator[tuple[str, str]]) -> Table:
-    table = Table(left, box=box.SIMPLE_HEAD)
-    table.add_column(right, justify="right")
+    table = _table(left, figures=(right,))
     for pair in rows:
         table.add_row(*pair)
     return table

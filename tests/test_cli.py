@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -16,13 +18,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, fx, nn
 
 import subprune_fx
 from subprune_fx import api
 from subprune_fx.cli.main import main
+from subprune_fx.cli.table import show
 from subprune_fx.errors import SubpruneError
-from subprune_fx.report import Cost, FrozenRow, GroupRow, Report
+from subprune_fx.report import Cost, FileRow, FrozenRow, GroupRow, Report, Stage
 
 SHAPE = (1, 8, 8)
 ROOT = Path(subprune_fx.__path__[0]).parent
@@ -155,11 +159,11 @@ def test_several_inputs(model: str, run: Callable[..., Result], folder: Path) ->
     kind = rng.integers(0, 3, 40)
     network = Pair().eval()
     with torch.no_grad():
-        scores = network(*map(torch.from_numpy, (tokens, vector, kind)))["score"]
+        scores = network.forward(torch.from_numpy(tokens), torch.from_numpy(vector), torch.from_numpy(kind))["score"]
     np.savez(folder / "pair.npz", kind=kind, vector=vector, tokens=tokens, y=scores.argmax(1).numpy())
     torch.save(network.state_dict(), folder / "pair.pt")
     given = {"tokens": tokens, "vector": vector, "kind": kind}
-    example = {name: torch.from_numpy(array[:2]) for name, array in given.items()}
+    example = {name: torch.from_numpy(array)[:2] for name, array in given.items()}
     shapes = None if model == "fixed.pt2" else {name: {0: torch.export.Dim("n")} for name in example}
     if model != "pair.pt":
         torch.export.save(torch.export.export(network, (), example, dynamic_shapes=shapes), folder / model)
@@ -173,8 +177,8 @@ def test_several_inputs(model: str, run: Callable[..., Result], folder: Path) ->
     again = run("a.pt2", "--ratio", "1.2", "--calib", "pair.npz", "-o", "b.onnx")
     assert again.code == 0, again.err
     if model == "pair.pt":
-        shapes = [word for shape in ("1,5", "1,4", "1") for word in ("--input-shape", shape)]
-        made_up = run(model, *arch, "--ratio", "2", *shapes, "-o", "c.onnx")
+        stated = [word for shape in ("1,5", "1,4", "1") for word in ("--input-shape", shape)]
+        made_up = run(model, *arch, "--ratio", "2", *stated, "-o", "c.onnx")
         assert made_up.code == 0, made_up.err
 
 
@@ -220,6 +224,57 @@ def test_table(run: Callable[..., Result], stub: dict[str, Any]) -> None:
     assert "network output" not in result.out
     assert "\x1b" not in result.out  # no colours where stdout is no terminal
     assert result.err == "subprune-compile: warning: a note of the compiler\n"
+
+
+@pytest.mark.parametrize("width", [30, 60, 200])
+def test_a_narrow_terminal_folds_names_and_cuts_no_figure(width: int) -> None:
+    name = "backbone.layer3.block.5.attention.self.query_projection"
+    report = Report(
+        *(
+            2.0,
+            Cost(123_456_789, 2_000_000_000),
+            Cost(61_728_394, 7_000_000),
+            (GroupRow(name, 1024, 512, 0.3, ("x",)),),
+        ),
+        *((FrozenRow("fc", 4, "it is an output of the network"),), 0.98765, 0.99, 0.97),
+        files=(FileRow("small.onnx", 1000, 2500, 0.5, 0.9, 1e-6),),
+        stages=(Stage("int8", 400, 0.3, None, 0.96, "small-int8.onnx"),),
+    )
+    for reports in ([report], [report, report]):
+        console = Console(width=width, force_terminal=True, no_color=True, file=io.StringIO())
+        show(reports, verbose=True, console=console)
+        assert isinstance(console.file, io.StringIO)
+        text = console.file.getvalue()
+        for figure in ("123,456,789", "2,000,000,000", "2.5 kB", "0.900 ms", "98.77 %", "1024", "512"):
+            assert figure in text, figure
+        assert "…" not in text
+        assert name in re.sub(r"\s+|1024|0\.3000|512", "", text)
+
+
+COLOURED = """
+from subprune_fx.cli.progress import Progress
+from subprune_fx.cli.table import show
+from subprune_fx.report import Cost, FileRow, GroupRow, Report
+row = GroupRow("fc", 4, 2, 0.1, ("out",))
+with Progress(shown=True) as progress:
+    progress("select", 1, 2)
+    show([Report(2.0, Cost(10, 20), Cost(5, 9), (row,), (), files=(FileRow("small.onnx", 1, 2),))], verbose=True)
+"""
+
+
+@pytest.mark.parametrize(("no_color", "coloured"), [(None, True), ("", True), ("1", False)])
+def test_no_color(no_color: str | None, coloured: bool) -> None:
+    """In a terminal; bold and italics may stay, and an empty variable means nothing (https://no-color.org)."""
+    terminal, end = pty.openpty()
+    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    environment |= {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color"}
+    environment |= {} if no_color is None else {"NO_COLOR": no_color}
+    subprocess.run([sys.executable, "-c", COLOURED], stdout=end, stderr=end, env=environment, check=True)
+    said = os.read(terminal, 1 << 16).decode()
+    os.close(end)
+    os.close(terminal)
+    assert "small.onnx" in said
+    assert bool(re.search(r"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7])[;m]", said)) == coloured
 
 
 def test_verbose_lists_frozen_channels(run: Callable[..., Result], stub: dict[str, Any]) -> None:
@@ -457,6 +512,25 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
 def test_version_and_usage() -> None:
     assert re.match(r"subprune-compile \S", python("-m", "subprune_fx.cli", "--version").stdout)
     assert python("-m", "subprune_fx.cli").returncode == 2
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shell_completion(shell: str) -> None:
+    """What the documentation has people source, and what that script asks for when a key is pressed."""
+    program = [str(Path(sys.executable).with_name("subprune-compile"))]
+
+    def completing(what: str, **variables: str) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "_SUBPRUNE_COMPILE_COMPLETE": what, **variables}
+        return subprocess.run(program, capture_output=True, text=True, env=environment, check=False).stdout
+
+    def offered(words: str) -> set[str]:
+        *_, last = words.split(" ")
+        where = last if shell == "fish" else str(words.count(" "))
+        return set(re.split(r"[\s,]+", completing(f"{shell}_complete", COMP_WORDS=words, COMP_CWORD=where)))
+
+    assert "_SUBPRUNE_COMPILE_COMPLETE" in completing(f"{shell}_source")
+    assert "--target" in offered("subprune-compile net.pt --tar")
+    assert {"params", "flops", "size", "latency"} <= offered("subprune-compile net.pt --target ")
 
 
 def test_imported_under_its_folder_name_it_refuses() -> None:
