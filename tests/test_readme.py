@@ -13,9 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
+import torch
+from PIL import Image
 
+from subprune_fx.cli.main import main
 from subprune_fx.cli.options import command
 
 
@@ -73,6 +77,59 @@ def test_python_runs_from_top_to_bottom(extractor: dict[str, Any], text: str) ->
     passed = sum(parameter.numel() for parameter in namespace["result"].graph_module.parameters())
     assert small * 8 <= 60_074
     assert passed == small
+
+
+SHOWN = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+class Net(nn.Sequential):
+    def __init__(self):
+        first = nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU()
+        super().__init__(*first, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 3))
+
+train_loader = DataLoader(TensorDataset(torch.rand(40, 3, 16, 16), torch.arange(40) % 3), batch_size=8)
+"""
+ELSEWHERE = {
+    "torchrun": "tests/test_team.py",
+    "pip": ".ci/run",
+    "sphinx-build": "tests/test_docs.py",
+    "python": "examples/benchmarks",  # minutes to days; tests/test_benchmarks.py has their parts
+}
+"""What is run where, of the commands that are shown and not run here."""
+
+
+def test_shown_commands_run(
+    extractor: dict[str, Any], text: str, repository: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a network and images of the names that they use."""
+    (workplace / "net.py").write_text(SHOWN, encoding="utf-8")
+    net = runpy.run_path("net.py")["Net"]().eval()
+    x, photo = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 224, 224)
+    torch.save(net.state_dict(), "weights.pt")
+    torch.export.save(torch.export.export(net, (x,)), "model.pt2")
+    torch.export.save(torch.export.export(net, (photo,)), "resnet50.pt2")
+    torch.onnx.export(net, (x,), "model.onnx", dynamic_shapes=({0: torch.export.Dim("n")},), verbose=False)
+    np.savez("inputs.npz", x=torch.rand(40, 3, 16, 16).numpy())
+    for number in range(12):
+        for folder in ("photos", f"val/{number % 3}"):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.random.default_rng(number).integers(0, 256, (240, 260, 3), np.uint8)).save(
+                f"{folder}/{number}.png"
+            )
+    ran = 0
+    for block in extractor["fences"]("console", text):
+        for line in block.replace("\\\n", " ").splitlines():
+            program, *arguments = shlex.split(line, comments=True)
+            if program == "subprune-compile":
+                assert main(arguments) == 0, capsys.readouterr().err
+                ran += 1
+            else:
+                assert (repository / ELSEWHERE[program]).exists()
+                scripts = [word for word in arguments if word.endswith(".py")]
+                assert all((repository / script).exists() for script in scripts)
+    assert ran == 4
 
 
 def test_options_table_is_the_commands(text: str) -> None:
