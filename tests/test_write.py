@@ -39,8 +39,8 @@ def test_every_format_is_written_validated_and_measured(tmp_path: Path) -> None:
         assert row.bytes == target.stat().st_size
         assert row.bytes_before is not None
         assert row.bytes_before > row.bytes
-        assert row.max_difference is not None
-        assert row.max_difference < 1e-5  # float32 rounding of two small layers
+        assert (row.max_difference is None) == (target.suffix == ".safetensors")  # weights alone do not run
+        assert (row.max_difference or 0.0) < 1e-5  # float32 rounding of two small layers
     assert rows[0].latency_ms is not None
     assert rows[0].latency_before_ms is not None
     assert sorted(tmp_path.iterdir()) == sorted(targets)

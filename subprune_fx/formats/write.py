@@ -95,12 +95,13 @@ class Writer:
 
     Attributes:
         write: Writes the network to a path.
-        check: Compares the file with the network on calibration inputs; the largest absolute difference.
+        check: Compares the file with the network; the largest absolute difference on calibration inputs, None for a
+            format that does not run.
         timed: Whether onnxruntime runs it.
     """
 
     write: Callable[[Job, Path], None]
-    check: Callable[[Job, Path, Inputs], float]
+    check: Callable[[Job, Path, Inputs], float | None]
     timed: bool = False
 
 
@@ -207,7 +208,7 @@ def fill(
     return tuple(rows)
 
 
-def _write(job: Job, writer: Writer, target: Path, temporary: Path, calibration: Inputs) -> float:
+def _write(job: Job, writer: Writer, target: Path, temporary: Path, calibration: Inputs) -> float | None:
     """Write and compare; the largest difference."""
     try:
         writer.write(job, temporary)
@@ -227,7 +228,7 @@ def _row(
     before: Path | None,
     example: Inputs,
     threads: int,
-    difference: float,
+    difference: float | None,
 ) -> FileRow:
     files = [temporary] if before is None else [temporary, before]
     times = latencies_ms(files, example, threads=threads) if writer.timed else []
@@ -274,11 +275,10 @@ def _write_plan(job: Job, path: Path) -> None:
     job.plan.save(path)
 
 
-def _check_plan(job: Job, path: Path, calibration: Inputs) -> float:
+def _check_plan(job: Job, path: Path, calibration: Inputs) -> None:
     del calibration
     if job.plan is None or not same(Plan.load(path), job.plan):
         raise ValidationError("does not hold the plan that was written", where=str(path))
-    return 0.0
 
 
 def _write_weights(job: Job, path: Path) -> None:
@@ -287,12 +287,11 @@ def _write_weights(job: Job, path: Path) -> None:
     path.write_bytes(save(state))
 
 
-def _check_weights(job: Job, path: Path, calibration: Inputs) -> float:
+def _check_weights(job: Job, path: Path, calibration: Inputs) -> None:
     del calibration
     found, wanted = load(path.read_bytes()), job.module.state_dict()
     if found.keys() != wanted.keys() or not all(torch.equal(found[name], value) for name, value in wanted.items()):
         raise ValidationError("does not hold the weights that were written", where=str(path))
-    return 0.0
 
 
 def _write_onnx_back(job: Job, path: Path) -> None:
