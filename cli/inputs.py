@@ -39,7 +39,8 @@ def calibration_of(request: Request, loaded: Loaded) -> Samples:
     fixed = next((taken.accepts[0] for taken in takes if taken.accepts and taken.accepts[0] is not None), None)
     if fixed is not None:
         what = f"takes batches of exactly {fixed}, and compiling needs any size"
-        raise SubpruneError(what, where=where, remedy="export it again with dynamic_shapes for axis 0")
+        free = f"n = torch.export.Dim('n') and dynamic_shapes=({'{0: n}, ' * len(takes)})"
+        raise SubpruneError(what, where=where, remedy=f"export it again with {free}")
     if request.calib is None:
         return _made_up(request, loaded, takes)
     return load_samples(request.calib, _wish(request, takes, "--calib"))

@@ -91,3 +91,13 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], repository:
     assert "<svg" in (tmp_path / "graph.html").read_text(encoding="utf-8")
     assert main(arguments) == 2
     assert "--ratio" in capsys.readouterr().err
+
+
+def test_an_archive_has_the_names_of_the_network() -> None:
+    """torch.export leaves functions; what they read belongs to layers."""
+    x = torch.randn(2, 3, 8, 8)
+    archive = torch.export.export(Net().eval(), (x,)).module()
+    first, *alike = str(subprune_fx.explain(Net().eval(), x)).splitlines()
+    assert first.startswith("Net: ")
+    found = str(subprune_fx.explain(archive, x)).replace("aten.sort", "Tensor.sort")
+    assert found.splitlines()[1:] == alike

@@ -463,7 +463,7 @@ def thirds() -> nn.Module:
 
 
 @golden("""
-    a: 4 of a with batch_norm -> b
+    a: 4 of a with norm -> b
     frozen b: 2, it is an output of the network
     """)
 def builtin_norm() -> nn.Module:

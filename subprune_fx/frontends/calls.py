@@ -103,10 +103,20 @@ def _function(node: fx.Node) -> Call:
         names = tuple("input" if arg.name == "self" else arg.name for arg in target._schema.arguments)  # noqa: SLF001
         names = _EINSUM if names[:1] == ("equation",) else names
         name = target.overloadpacket.__name__
-        return _call(name.rstrip("_"), f"{target.namespace}.{name}", None, node.name, _named(node, names))
+        arguments = _named(node, names)
+        return _call(name.rstrip("_"), f"{target.namespace}.{name}", None, _owner(node, arguments), arguments)
     name = getattr(target, "__name__", str(target)).strip("_").lower()
     names = _POSITIONAL.get(name) or _signature(target)
-    return _call(name, name, None, node.name, _named(node, names))
+    arguments = _named(node, names)
+    return _call(name, name, None, _owner(node, arguments), arguments)
+
+
+def _owner(node: fx.Node, arguments: Mapping[str, Any]) -> str:
+    """The layer that a function's weight belongs to, by which users know it; else the node's own name."""
+    weight = arguments.get("weight")
+    where = str(weight.target) if isinstance(weight, fx.Node) and weight.op == "get_attr" else ""
+    owner, _, role = where.rpartition(".")
+    return node.name if not owner else owner if role == "weight" else where
 
 
 def _call(name: str, label: str, module: nn.Module | None, path: str, arguments: Mapping[str, Any]) -> Call:
