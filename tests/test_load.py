@@ -290,11 +290,12 @@ def test_archive_with_several_inputs(named: bool, tmp_path: Path) -> None:
     loaded = load_model(tmp_path / "two.pt2")
     takes = {taken.name: (taken.sample, taken.accepts, taken.dtype) for taken in loaded.takes}
     assert takes == {
-        "tokens": ((3, 3), (3, 3), torch.int64),
-        "vector": ((3, 4), (3, 4), torch.float32),
+        "tokens": ((3, 3), (None, 3), torch.int64),  # a sample is as alone among 3 as among 7
+        "vector": ((3, 4), (None, 4), torch.float32),
     }
     wanted = program.module()(vector=vector, tokens=tokens) if named else program.module()(tokens, vector)
     assert torch.equal(loaded.module(tokens=tokens, vector=vector)["score"], wanted["score"])
+    assert len(loaded.module(tokens=tokens[:2], vector=vector[:2])["score"]) == 2
 
 
 def test_modules_say_their_arguments(tmp_path: Path) -> None:
