@@ -112,7 +112,7 @@ def pose(moments: Collected, weight: Tensor, unit: NDArray[np.int64], settings: 
         settings: Intercept and ridge.
     """
     used = moments.centred() if settings.intercept else moments
-    weight = weight.double()
+    weight = used.weights(weight)
     ridge = settings.ridge * used.level().clamp(min=torch.finfo(torch.float32).tiny)
     if settings.intercept:
         ridge = torch.maximum(ridge, RESOLUTION * moments.level())

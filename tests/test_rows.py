@@ -209,3 +209,22 @@ def test_rows_of_two_processes_are_those_of_one(monkeypatch: pytest.MonkeyPatch)
     unit = np.arange(12)[None]
     expected = pose(whole, weight, unit, Settings()).solution()
     torch.testing.assert_close(pose(joined, weight, unit, Settings()).solution(), expected)
+
+
+@pytest.mark.parametrize("rows", [40, 300])
+def test_large_weights_stay_in_the_precision_they_came_in(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what is as large as the network no copy in float64 is made, and nothing but rounding is lost."""
+    monkeypatch.setattr(row_moments, "MANY", 0)
+    monkeypatch.setattr(row_moments, "FEW", 0)
+    x, weight, unit = draw(rows, 90), draw(1, 90, 7, seed=1), np.repeat(np.arange(30), 3)[None]
+    found = []
+    for kind in (torch.float32, F64):
+        moments = RowMoments(x.mT[None].float(), 1.0).towards(weight.to(kind))
+        problem = pose(moments, weight.to(kind), unit, Settings(ridge=1e-2))
+        alive = np.arange(30) % 3 > 0
+        solution = problem.only(alive).solution()
+        assert solution.dtype == kind or rows > 90
+        part = problem.equations.system(0).part(torch.from_numpy(unit[0]), 1.0)
+        found.append((solution.double(), greedy([part], 30).order))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-5)
+    assert found[0][1].tolist() == found[1][1].tolist()

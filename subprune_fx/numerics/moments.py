@@ -107,6 +107,11 @@ class Moments:
         """Mean diagonal of the Gram matrix, (groups,)."""
         return self.gram.diagonal(dim1=1, dim2=2).mean(1)
 
+    @staticmethod
+    def weights(weight: Tensor) -> Tensor:
+        """Original weights, in the precision of what is computed with them."""
+        return weight.double()
+
     def normal(self, weight: Tensor, ridge: Tensor, *, own: bool) -> Normal:
         """The ridge regression, see `numerics.normal`.
 

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from subprune_fx.numerics.blocks import sorted_columns
 from subprune_fx.numerics.elimination import Elimination, layout
+from subprune_fx.numerics.geometry import slices
 
-COLUMNS_AT_ONCE = 1024
+AT_ONCE = 1024
 """Columns whose products with all outputs are in memory at a time."""
 
 SPENT = 0.25
@@ -38,7 +39,7 @@ class RowBlock:
     @property
     def energy(self) -> float:
         """See `Part`."""
-        return float(self.targets.square().sum() + self.ridge * self.weight.square().sum()) + self.lost
+        return float(self.targets.square().sum()) + self.ridge * squared(self.weight) + self.lost
 
     @property
     def alike(self) -> object:
@@ -64,11 +65,11 @@ class RowBlock:
     def left(self, order: Tensor, weight: Tensor) -> Tensor:
         """See `Part`."""
         columns, ends = sorted_columns(self.unit, order)
-        lacking, pull = self.targets.clone(), float(self.weight.square().sum())
+        lacking, pull = self.targets.clone(), squared(self.weight)
         found = [float(lacking.square().sum()) + self.ridge * pull]
         for start, stop in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True):
             own = columns[start:stop]
-            new, old = weight[own].double(), self.weight[own]
+            new, old = weight[own].double(), self.weight[own].double()
             lacking -= self.inputs[own].mT @ new
             pull += float((new - old).square().sum() - old.square().sum())
             found.append(float(lacking.square().sum()) + self.ridge * pull)
@@ -99,10 +100,10 @@ class RowElimination(Elimination):
 
     def _cross(self, r: int) -> Iterator[Tensor]:
         """C by unit, (some units, r, m) at a time."""
-        step = max(1, COLUMNS_AT_ONCE // r) * r
+        step = max(1, AT_ONCE // r) * r
         for start in range(0, len(self._inputs), step):
             own = slice(start, start + step)
-            yield torch.addmm(self._weight[own], self._inputs[own], self._lacking, beta=self._ridge).reshape(
+            yield torch.addmm(self._weight[own].double(), self._inputs[own], self._lacking, beta=self._ridge).reshape(
                 -1, r, self._weight.shape[1]
             )
 
@@ -111,9 +112,9 @@ class RowElimination(Elimination):
         self._turning = chosen @ self._inputs.mT
         rows = self._turning.clone()
         rows[:, own].diagonal().add_(self._ridge)
-        cross = torch.addmm(self._weight[own], chosen, self._lacking, beta=self._ridge)
+        cross = torch.addmm(self._weight[own].double(), chosen, self._lacking, beta=self._ridge)
         explained = (cross @ self._lacking.mT) @ self._inputs.mT
-        explained.addmm_(cross, self._weight.mT, alpha=self._ridge)
+        explained.add_(cross.to(self._weight.dtype) @ self._weight.mT, alpha=self._ridge)
         return rows[None], explained[None]
 
     def _take(self, own: slice, root: Tensor, n: Tensor, t: Tensor) -> None:
@@ -122,7 +123,7 @@ class RowElimination(Elimination):
         squares, basis = torch.linalg.eigh(half @ half.mT)
         shorter = basis / (1 + (1 - squares).clamp(min=0).sqrt()) @ basis.mT
         turn = shorter @ half
-        lacking = self._lacking - self._inputs[own].mT @ self._weight[own]
+        lacking = self._lacking - self._inputs[own].mT @ self._weight[own].double()
         self._lacking = lacking - turn.mT @ (half @ lacking)
         self._inputs.addmm_(torch.linalg.solve_triangular(root[0], self._turning, upper=False).mT, turn, alpha=-1)
         self._gone.append(own.start // self._r)
@@ -130,6 +131,19 @@ class RowElimination(Elimination):
             columns = self._shrink(self._gone)
             self._inputs, self._weight = self._inputs[columns], self._weight[columns]
             self._gone = []
+
+
+def squared(weight: Tensor) -> float:
+    """The sum of squares, taken in float64."""
+    return sum(float(weight[part].double().square().sum()) for part in slices(len(weight), AT_ONCE))
+
+
+def outputs(inputs: Tensor, weight: Tensor) -> Tensor:
+    """B W, (rows, m), in float64, for B' (d, rows) and weights in any precision."""
+    found = inputs.new_zeros(inputs.shape[1], weight.shape[1])
+    for part in slices(len(weight), AT_ONCE):
+        found.addmm_(inputs[part].mT, weight[part].double())
+    return found
 
 
 def _taken(matrix: Tensor, rows: Tensor) -> Tensor:

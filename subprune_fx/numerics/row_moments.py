@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from subprune_fx.numerics.row_elimination import outputs
 from subprune_fx.numerics.row_normal import RowNormal
 
 FEW = 1024
@@ -97,6 +98,11 @@ class RowMoments:
         """See `Moments`."""
         return self._inputs().square().sum()[None] / self.inputs.shape[1]
 
+    @staticmethod
+    def weights(weight: Tensor) -> Tensor:
+        """See `Moments`; as they are: they may be the most of the network."""
+        return weight
+
     def normal(self, weight: Tensor, ridge: Tensor, *, own: bool) -> RowNormal:
         """See `Moments`."""
         del own
@@ -104,13 +110,13 @@ class RowMoments:
 
     def towards(self, weight: Tensor) -> RowMoments:
         """See `Moments`."""
-        found = self.inputs[0].mT.double() @ weight[0].double()
+        found = outputs(self.inputs[0].double(), weight[0])
         return dataclasses.replace(self, targets=[found.mT[None]], seen=[len(found)])
 
     def intercept(self, weights: Tensor) -> Tensor:
         """See `Moments`."""
         means = torch.cat(self.targets, 2).mean(2, dtype=torch.float64)
-        return means - (self.inputs.mean(2, dtype=torch.float64)[:, None, :] @ weights)[:, 0, :]
+        return means - outputs(self.inputs.mean(2, dtype=torch.float64).mT, weights[0])
 
     def _inputs(self) -> Tensor:
         return self._about(self.inputs[0].double())

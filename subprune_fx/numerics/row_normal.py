@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from subprune_fx.numerics.elimination import Part
+from subprune_fx.numerics.geometry import slices
 from subprune_fx.numerics.normal import System
-from subprune_fx.numerics.row_elimination import RowBlock
+from subprune_fx.numerics.row_elimination import AT_ONCE, RowBlock, outputs, squared
 from subprune_fx.numerics.solve import JITTER, ROUNDING, factor
 
 
@@ -29,7 +30,7 @@ class RowNormal:
     Attributes:
         inputs: B', (d, rows), float64.
         targets: Y, (rows, m), float64.
-        weight: W_0, (d, m), float64.
+        weight: W_0, (d, m), in the precision it came in: it may be as large as the rest of the network.
         ridge: lambda.
         lost: lambda ||W_0||^2 of columns that are there no more.
     """
@@ -46,7 +47,7 @@ class RowNormal:
         return (self.targets.square().sum() + self._pull() + self.lost)[None]
 
     def _pull(self) -> Tensor:
-        return self.ridge * self.weight.square().sum()
+        return torch.tensor(self.ridge * squared(self.weight), dtype=torch.float64)
 
     def only(self, kept: Tensor) -> RowNormal:
         """See `Equations`; also as of a `System`, (kept d,)."""
@@ -63,8 +64,11 @@ class RowNormal:
             cross = self.inputs @ self.targets + self.ridge * self.weight
             return torch.cholesky_solve(cross, factor(_with(self.inputs @ self.inputs.mT, self.ridge)))[None]
         root = factor(_with(self.inputs.mT @ self.inputs, self.ridge))
-        lacking = torch.cholesky_solve(self.targets - self.inputs.mT @ self.weight, root)
-        return torch.addmm(self.weight, self.inputs, lacking)[None]
+        lacking = torch.cholesky_solve(self.targets - outputs(self.inputs, self.weight), root)
+        found = self.weight.clone()
+        for part in slices(len(found), AT_ONCE):
+            found[part] += self.inputs[part] @ lacking
+        return found[None]
 
     def system(self, group: int) -> System:
         """See `Equations`."""
@@ -73,7 +77,7 @@ class RowNormal:
 
     def fixed(self, held: Tensor, left: Tensor) -> RowNormal:
         """See `System`."""
-        targets = self.targets - self.inputs[held].mT @ self.weight[held]
+        targets = self.targets - outputs(self.inputs[held], self.weight[held])
         return dataclasses.replace(self._on(left), targets=targets)
 
     def eliminated(self, gone: Tensor, left: Tensor) -> RowNormal:
@@ -84,7 +88,7 @@ class RowNormal:
         squares = squares.where(squares > JITTER * squares.max(), 0)  # what eigh finds there is rounding
         shorter = (ridge / (squares + ridge)).sqrt()
         turn = shorter[:, None] * basis.mT
-        targets = turn @ (self.targets - chosen.mT @ self.weight[gone])
+        targets = turn @ (self.targets - outputs(chosen, self.weight[gone]))
         return dataclasses.replace(self._on(left), inputs=self.inputs[left] @ turn.mT, targets=targets)
 
     def part(self, unit: Tensor, scale: float) -> Part:
