@@ -88,7 +88,10 @@ class Bench:
         if method.rival:
             for ratio in ratios:
                 start = time.perf_counter()
-                pruned = RIVALS[job.method](network, calibration, ratio)
+                try:
+                    pruned = RIVALS[job.method](network, calibration, ratio)
+                except RuntimeError:  # it made a network whose layers do not fit each other
+                    return
                 seconds = time.perf_counter() - start
                 if pruned.ratio >= ratio:
                     yield Made(pruned.run, pruned.module, pruned.ratio, pruned.speedup, seconds)
