@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from support import against_masked
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import subprune_fx
 from subprune_fx.errors import SubpruneError
@@ -113,3 +113,46 @@ def test_both_tracers_end_in_equivalent_groups(name: str) -> None:
         assert len(network.channels.groups) >= 2
         assert {item.reason for item in network.channels.frozen} == {"it is an output of the network"}
         assert against_masked(network, *halved(network), x) < 1e-5
+
+
+@fx.wrap
+def _unsqueeze(x: Tensor, rank: int) -> tuple[Tensor, int]:
+    """Called like an op of torch, and something else (torchvision's MViT)."""
+    return (x.unsqueeze(1) if x.dim() == rank else x), rank
+
+
+@fx.wrap
+def clipped(sizes: list[int], most: int) -> list[int]:
+    """Writes into its argument, which fx keeps immutable (torchvision's video Swin)."""
+    for i, size in enumerate(sizes):
+        sizes[i] = min(size, most)
+    return sizes
+
+
+class Namesake(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        x, _ = _unsqueeze(self.a(x).relu(), 2)
+        return self.b(x)
+
+
+class Writing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 3, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.a(x).relu()
+        return self.b(x).mean(clipped([2, 7], 3))
+
+
+@pytest.mark.parametrize(("model", "shape"), [(Namesake, (4, 5)), (Writing, (4, 3, 9, 9))])
+def test_functions_of_ones_own_send_it_to_torch_export(model: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    network, x = model().eval(), torch.randn(shape)
+    pruned = subprune_fx.prune(network, x, keep=0.5)
+    assert [row.kept for row in pruned.report.groups] == [4]
+    assert pruned.module(x).shape == network(x).shape

@@ -108,7 +108,8 @@ def _function(node: fx.Node) -> Call:
     name = getattr(target, "__name__", str(target)).strip("_").lower()
     names = _POSITIONAL.get(name) or _signature(target)
     arguments = _named(node, names)
-    return _call(name, name, None, _owner(node, arguments), arguments)
+    found = _call(name, name, None, _owner(node, arguments), arguments)
+    return found if _is_op(target) else dataclasses.replace(found, row=None)
 
 
 def _owner(node: fx.Node, arguments: Mapping[str, Any]) -> str:
@@ -133,6 +134,17 @@ def _call(name: str, label: str, module: nn.Module | None, path: str, arguments:
 def _is_stock(module: nn.Module) -> bool:
     """A class of one's own that happens to be called like a stock one is not it."""
     return type(module).__module__.split(".")[0] in ("torch", "torchvision", "timm")
+
+
+_OPS = ("torch", "operator", "_operator", "builtins", "math", "subprune_fx")
+_SPELLED = ("torchvision", "timm")
+"""Packages whose functions are what they are called; of the others only those that are spelled without underscore."""
+
+
+def _is_op(target: Any) -> bool:
+    """A function of one's own that happens to be called like an op is not it."""
+    package = (getattr(target, "__module__", None) or "builtins").split(".")[0]
+    return package in _OPS or (package in _SPELLED and not target.__name__.startswith("_"))
 
 
 def _named(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:

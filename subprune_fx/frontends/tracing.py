@@ -61,12 +61,14 @@ def traces(module: nn.Module, example: Inputs) -> Iterator[fx.GraphModule]:
             graph = functional(tracer(copy.deepcopy(original), example), example)
             with torch.no_grad():
                 same = _equal(call(graph, example.clone()), expected)
+                graph = pack(graph, example) if isinstance(example, Bundle) else graph
+                fx.Interpreter(graph).run(example.clone())  # as the passes run it
         except Exception as error:  # noqa: BLE001 - a tracer may fail in any way; the next one is tried
             place = culprit(error)
             failures.append(f"{name}: {_first_line(error)}" + (f" at {place}" if place else ""))
             continue
         if same:
-            yield pack(graph, example) if isinstance(example, Bundle) else graph
+            yield graph
         else:
             failures.append(f"{name}: the traced graph computes something else")
     if len(failures) == len(_TRACERS):
