@@ -208,7 +208,7 @@ def save(module: nn.Module, example: Inputs, path: Path) -> None:
         path: Where to write.
 
     Raises:
-        SubpruneError: The result is not valid ONNX, or larger than the 2 GB of such a file.
+        SubpruneError: The result is not valid ONNX, larger than the original, or than the 2 GB of such a file.
     """
     assert isinstance(module, fx.GraphModule)
     source = source_of(module)
@@ -216,6 +216,9 @@ def save(module: nn.Module, example: Inputs, path: Path) -> None:
     model = write_back(module, example) if source.attributes else source.model
     if model.ByteSize() > PROTOBUF_LIMIT:
         what = f"the network holds {model.ByteSize() / 2**30:.1f} GB, an ONNX file at most 2"
+        raise SubpruneError(what, where=str(path), remedy="ask for a higher ratio")
+    if source.attributes and 0 < source.size < model.ByteSize():
+        what = f"would take {model.ByteSize():,} bytes, more than the {source.size:,} of the original"
         raise SubpruneError(what, where=str(path), remedy="ask for a higher ratio")
     path.write_bytes(model.SerializeToString(deterministic=True))
     check_onnx(path)

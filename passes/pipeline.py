@@ -186,8 +186,8 @@ class Compiler:
         fixed = fixed_batch(module)
         with self._clock("dependencies"):
             example = calibration[: fixed or 2]
-            network = restrict(analyse(module, example), options.only, options.skip)
-            self.network = dataclasses.replace(proven(network, example), precision=options.precision)
+            found = restrict(analyse(module, example), options.only, options.skip)
+            self.network = network = dataclasses.replace(proven(found, example), precision=options.precision)
         check_precision(options.precision, network.graph_module)
         self._store = Store(options.memory)
         self._step = fixed or 1

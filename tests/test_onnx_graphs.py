@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -406,6 +405,53 @@ def test_a_stated_batch_that_binds_nothing(tmp_path: Path) -> None:
     assert fixed_batch(settle(module, torch.randn(3, 3, 4, 4))) is None
 
 
+def test_functions_are_inlined(compiled: Compile) -> None:
+    made = mlp()
+    body = [helper.make_node("Gemm", ["p", "q", "r"], ["s"])]
+    made.functions.append(helper.make_function("own", "Layer", ["p", "q", "r"], ["s"], body, made.opset_import))
+    made.graph.node[3].domain, made.graph.node[3].op_type = "own", "Layer"
+    made.opset_import.append(helper.make_opsetid("own", 1))
+    found = compiled(made)
+    assert [node.op_type for node in found.graph.node] == ["MatMul", "Add", "Relu", "Gemm"]
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("constant", [False, True])
+def test_sparse_weights_become_dense(compiled: Compile, *, flat: bool, constant: bool) -> None:
+    """The first layer is sparse: half of its weights, so that dense it is no larger than values and positions were."""
+    made = mlp()
+    full = numpy_helper.to_array(made.graph.initializer.pop(0)).copy()
+    full[:, ::2] = 0
+    places = np.flatnonzero(full) if flat else np.argwhere(full)
+    values = numpy_helper.from_array(full[full != 0], "w")
+    sparse = helper.make_sparse_tensor(values, numpy_helper.from_array(places, "w_places"), full.shape)
+    if constant:
+        made.graph.node.insert(0, helper.make_node("Constant", [], ["w"], sparse_value=sparse))
+    else:
+        made.graph.sparse_initializer.append(sparse)
+    found = compiled(made)
+    assert not found.graph.sparse_initializer
+
+
+def test_a_weight_that_only_a_subgraph_reads_besides_its_layer_stays_whole(tmp_path: Path) -> None:
+    """No channel reaches the If: what it reads of the weight would change all the same."""
+    inner = helper.make_graph(
+        [helper.make_node("ReduceSum", ["v"], ["t"], keepdims=0)],
+        "inner",
+        [],
+        [helper.make_tensor_value_info("t", TensorProto.FLOAT, [])],
+    )
+    made = mlp()
+    made.graph.initializer.append(numpy_helper.from_array(np.asarray(True), "yes"))
+    made.graph.node[3].output[0] = "z"
+    made.graph.node.append(helper.make_node("If", ["yes"], ["i"], then_branch=inner, else_branch=inner))
+    made.graph.node.append(helper.make_node("Add", ["z", "i"], ["y"]))
+    onnx.save(made, tmp_path / "a.onnx")
+    x = torch.randn(3, 6)
+    with pytest.raises(subprune_fx.SubpruneError, match="first: weight v is also read as a plain tensor"):
+        analyse(settle(load_model(tmp_path / "a.onnx").module, x), x)
+
+
 def frozen_reasons(made: onnx.ModelProto, path: Path) -> str:
     onnx.save(made, path)
     x = torch.randn(3, 3, 4, 4)
@@ -511,76 +557,3 @@ def test_a_recurrent_layer_stays(tmp_path: Path) -> None:
     x = torch.randn(3, 3, 4, 4)
     with pytest.raises(subprune_fx.SubpruneError, match="first: LSTM is not in the op table"):
         analyse(settle(load_model(tmp_path / "a.onnx").module, x), x)
-
-
-def damaged(path: Path) -> None:
-    path.write_bytes(mlp().SerializeToString()[:300])
-
-
-def old(path: Path) -> None:
-    onnx.save(mlp(opset=6), path)
-
-
-def foreign(path: Path) -> None:
-    made = mlp()
-    made.graph.node[2].domain, made.graph.node[2].op_type = "my.company", "Wow"
-    made.opset_import.append(helper.make_opsetid("my.company", 1))
-    onnx.save(made, path)
-
-
-def scattered(path: Path) -> None:
-    onnx.save(mlp(), path, save_as_external_data=True, size_threshold=0, location="gone.data")
-    (path.parent / "gone.data").unlink()
-
-
-def weightless(path: Path) -> None:
-    onnx.save(model([helper.make_node("Relu", ["x"], ["y"])], {}, [BATCH, 6], out=[BATCH, 6]), path)
-
-
-def two_inputs(path: Path) -> None:
-    made = mlp()
-    del made.graph.initializer[1]
-    made.graph.input.append(helper.make_tensor_value_info("b", TensorProto.FLOAT, [16]))
-    onnx.save(made, path)
-
-
-def other_input(path: Path) -> None:
-    made = mlp()
-    onnx.save(made, path)
-    np.savez(path.parent / "x.npz", x=random(20, 7))
-
-
-def twice(path: Path) -> None:
-    made = mlp()
-    made.graph.node.append(made.graph.node[2])
-    onnx.save(made, path)
-
-
-BAD: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
-    "damaged": (damaged, [], "is not an ONNX model, or a damaged one"),
-    "opset": (old, [], "uses opset 6, supported are 9 to"),
-    "domain": (foreign, [], "my.company.Wow, a domain that onnxruntime lacks"),
-    "external data": (scattered, [], "its external data cannot be read.*keep the data file beside it"),
-    "no weights": (weightless, [], "has no float weights"),
-    "two inputs": (two_inputs, [], r"takes 2 inputs, and there is no array 'b'"),
-    "wrong input": (other_input, [], r"has shape \(20, 7\), the network takes \(n, 6\)"),
-    "not a graph": (twice, [], "is not a model that onnxruntime runs"),
-    "pt2": (lambda path: onnx.save(mlp(), path), ["-o", "b.pt2"], "came from an ONNX file cannot be written as .pt2"),
-    "arch": (lambda path: onnx.save(mlp(), path), ["--arch", "a.py:A"], "--arch does not apply"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_one_line(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    write, words, message = BAD[name]
-    np.savez("x.npz", x=random(20, 6))
-    write(tmp_path / "a.onnx")
-    before = sorted(path.name for path in tmp_path.iterdir())
-    assert main(["a.onnx", "--ratio", "2", "--calib", "x.npz", "-o", "b.onnx", *words]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert re.search(message, said), said
-    assert sorted(path.name for path in tmp_path.iterdir()) == before

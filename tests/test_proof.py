@@ -61,6 +61,9 @@ def test_wrong_rule(name: str, op: Callable[[Tensor], Tensor], why: str, monkeyp
     assert why in reason
     network = proven(analyse(net, x), x)
     assert against_masked(network, pruned.plan, pruned.module, x) < 1e-5
+    ranked = subprune_fx.prune(net, x, ratio=1.2)
+    assert [group.name for group in ranked.report.groups] == ["stem", "second"]
+    assert against_masked(network, ranked.plan, ranked.module, x) < 1e-5
 
 
 class Words(nn.Module):

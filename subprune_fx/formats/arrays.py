@@ -106,6 +106,11 @@ def checked(array: Array, taken: Taken, where: str) -> Array:
     wanted = DTYPES.get(array.dtype.newbyteorder("="))
     if wanted is None:
         raise SubpruneError(f"is {array.dtype}, not float32", where=where, remedy='convert it with x.astype("float32")')
+    kind = taken.dtype
+    if kind is not None and kind.is_floating_point is not (wanted is np.float32):
+        other = "float32" if kind.is_floating_point else str(kind).removeprefix("torch.")
+        what = f"is {array.dtype}, the network takes {other}"
+        raise SubpruneError(what, where=where, remedy=f'convert it with x.astype("{other}")')
     if array.ndim == 0 or len(array) == 0 or array.size == 0:
         what = f"holds no samples (shape {_say(array.shape)})"
         raise SubpruneError(what, where=where, remedy="the first axis counts the samples; give a few hundred")

@@ -12,13 +12,13 @@ import onnx
 import onnxruntime
 import torch
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
-from onnx.inliner import inline_local_functions
 from torch import fx
 
 from subprune_fx.errors import SubpruneError
 from subprune_fx.formats.lines import first_line
 from subprune_fx.formats.takes import Taken
-from subprune_fx.frontends.onnx_graph import import_graph
+from subprune_fx.frontends.onnx_graph import META, import_graph, source_of
+from subprune_fx.frontends.onnx_plain import plain
 from subprune_fx.sessions import quiet
 
 OLDEST = 9
@@ -61,8 +61,13 @@ def load_onnx(data: bytes, path: str) -> OnnxNetwork:
     model = _parse(data, path)
     _check_versions(model, path)
     _load_external(model, path)
-    if model.functions:
-        model = inline_local_functions(model)
+    size = model.ByteSize()
+    try:
+        model = plain(model)
+    except Exception as error:
+        what = f"its functions or sparse tensors cannot be spelled out ({first_line(error)})"
+        raise SubpruneError(what, where=path, remedy=_EXPORT) from error
+    _check_versions(model, path)
     _check_runs(model, path)
     inputs = _inputs(model)
     if not inputs:
@@ -76,6 +81,9 @@ def load_onnx(data: bytes, path: str) -> OnnxNetwork:
     except Exception as error:
         what = f"cannot be read as a graph ({type(error).__name__}: {first_line(error)})"
         raise SubpruneError(what, where=path, remedy=_EXPORT) from error
+    source = source_of(module)
+    assert source is not None
+    module.meta[META] = dataclasses.replace(source, size=size)
     holders = [str(node.target) for node in module.graph.nodes if node.op == "placeholder"]
     return OnnxNetwork(module, tuple(_taken(value, holder) for value, holder in zip(inputs, holders, strict=True)))
 
@@ -88,8 +96,13 @@ def _parse(data: bytes, path: str) -> onnx.ModelProto:
         raise SubpruneError(
             "is not an ONNX model, or a damaged one", where=path, remedy="copy or save it again"
         ) from error
-    if not model.graph.node or not model.opset_import:
-        raise SubpruneError("holds no ONNX graph", where=path, remedy="copy or save it again")
+    for there, what in (
+        (model.opset_import, "says no opset, as every ONNX model does"),
+        (model.graph.node, "holds a graph without nodes"),
+        (model.graph.output, "has no outputs"),
+    ):
+        if not there:
+            raise SubpruneError(what, where=path, remedy="copy or save it again")
     return model
 
 
@@ -120,15 +133,15 @@ def _load_external(model: onnx.ModelProto, path: str) -> None:
 def _check_runs(model: onnx.ModelProto, path: str) -> None:
     """Onnxruntime's own word on whether it is a model."""
     options = quiet(optimised=False)
-    try:
-        with tempfile.TemporaryDirectory(prefix="subprune-") as folder:
-            file = Path(folder) / "model.onnx"
+    with tempfile.TemporaryDirectory(prefix="subprune-") as folder:
+        file = Path(folder) / "model.onnx"
+        try:
             onnx.save(model, file)
             onnx.checker.check_model(str(file))
             onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        what = f"is not a model that onnxruntime runs ({first_line(error)})"
-        raise SubpruneError(what, where=path, remedy=_EXPORT) from error
+        except Exception as error:
+            what = f"is not a model that onnxruntime runs ({first_line(error).replace(str(file), path)})"
+            raise SubpruneError(what, where=path, remedy=_EXPORT) from error
 
 
 def _inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:

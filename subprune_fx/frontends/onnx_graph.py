@@ -46,6 +46,7 @@ class Source:
         batch: The only batch size that the graph runs with; None for any.
         settled: Whether that has been found out.
         biases: Buffers, zeros at first, that nodes without a bias read as theirs: an intercept may go there.
+        size: Bytes of the file that it was read from, external data included; 0: it was none.
     """
 
     model: onnx.ModelProto
@@ -56,6 +57,7 @@ class Source:
     batch: int | None = None
     settled: bool = False
     biases: frozenset[str] = frozenset()
+    size: int = 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Source:
         """Itself: nobody changes it, and the model is as large as the network."""

@@ -28,6 +28,7 @@ def propagate(state: Propagation, step: Step) -> Tree:
     labelled = [leaf for operand in step.operands if not isinstance(operand, Param) for leaf in leaves(operand)]
     free = not any(compact(labels).any() for labels in labelled)
     if free and not step.roles and not _reads_params(step):
+        _pin_params(state, step)
         return step.blank
     if step.row is None:
         state.unknown.append(step.name)
@@ -65,6 +66,15 @@ def _settled(state: Propagation, step: Step, operand: Tree | Param) -> Tree | Pa
 def _reads_params(step: Step) -> bool:
     """A moving or elementwise op on a bare parameter: its labels start here."""
     return step.row is not None and step.row.kind in _STARTS and any(isinstance(o, Param) for o in step.operands)
+
+
+def _pin_params(state: Propagation, step: Step) -> None:
+    """Parameters of which an op without channels reads more than the size: they stay whole for it."""
+    if step.row is not None and step.row.kind is Kind.SHAPE:
+        return
+    for operand in step.operands:
+        if isinstance(operand, Param):
+            state.pin(operand, f"{step.op} reads {operand.name} whole")
 
 
 _STARTS = (Kind.SCATTER, Kind.MOVE, Kind.PERMUTE, Kind.JOIN, Kind.ELEMENTWISE, Kind.CHUNK, Kind.PAD)

@@ -1,0 +1,53 @@
+"""Spellings of ONNX that the importer does not read, spelled out: functions are inlined, sparse tensors made dense."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+from onnx.inliner import inline_local_functions
+
+
+def plain(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same model without functions and sparse tensors; itself where it has none.
+
+    Args:
+        model: With its external data loaded; changed in place.
+
+    Raises:
+        Exception: A function calls itself or has an opset of its own, or positions of a sparse tensor lie outside of
+            it; onnx's and numpy's own.
+    """
+    if model.functions:
+        model = inline_local_functions(model)
+    for function in model.functions:  # what the inliner has left, and it fails to convert them
+        message = f"function {function.domain}.{function.name} is written for another opset than the file"
+        raise ValueError(message)
+    for graph in _graphs(model.graph):
+        for sparse in graph.sparse_initializer:
+            graph.initializer.append(dense(sparse))
+        del graph.sparse_initializer[:]
+        for node in graph.node:
+            for attribute in node.attribute:
+                if attribute.type == onnx.AttributeProto.SPARSE_TENSOR:
+                    attribute.CopyFrom(helper.make_attribute("value", dense(attribute.sparse_tensor)))
+    return model
+
+
+def dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
+    """A sparse tensor as a tensor of its name; positions are flat, or a row of coordinates each."""
+    values, places = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+    full = np.zeros(tuple(sparse.dims), values.dtype)
+    full[np.unravel_index(places, full.shape) if places.ndim == 1 else tuple(places.T)] = values
+    return numpy_helper.from_array(full, sparse.values.name)
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and those inside of its nodes."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _graphs(inner)
