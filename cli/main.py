@@ -13,6 +13,7 @@ from typing import NamedTuple
 import click
 
 from subprune_fx.cli.options import PROGRAM, Request, command
+from subprune_fx.collecting import seldom
 from subprune_fx.errors import SubpruneError
 
 
@@ -40,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not isinstance(request, Request):  # --help and --version have answered
             return int(request or 0)
         verbose = request.verbose
-        return _run(request)
+        with seldom():
+            return _run(request)
     except BrokenPipeError:  # the reader of our table has left; the files are in place
         sys.stdout = None
         return 0

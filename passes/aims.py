@@ -13,9 +13,10 @@ from torch import Tensor, fx
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.frontends.fx_tails import Tail, affine
 from subprune_fx.graph.propagation import Consumer
-from subprune_fx.numerics.collect import Collected, add_outputs, parts
+from subprune_fx.numerics.collect import Collected, parts
 from subprune_fx.numerics.readers import Reader
 from subprune_fx.numerics.saturation import correction
+from subprune_fx.numerics.targets import Targets
 from subprune_fx.passes.calibrate import parameter
 from subprune_fx.passes.lockstep import Lockstep
 from subprune_fx.passes.problems import Problem, Settings
@@ -154,7 +155,7 @@ def saturated(aim: Aim, posed: Problem, moments: Collected, settings: Settings) 
         ours, constant = weights.to(scale), aim.bias
         if settings.intercept:
             constant = constant + moments.intercept(weights).reshape(-1).to(scale)
-        moments = moments.untargeted()
+        targets = Targets(moments.untargeted(), aim.reader)
         others = aim.others()
         for x, y in zip(aim.walk.inputs(aim.node, aim.source), aim.targets, strict=True):
             ends = (scale, inverse, shift + scale * aim.bias, shift + scale * constant)
@@ -166,7 +167,7 @@ def saturated(aim: Aim, posed: Problem, moments: Collected, settings: Settings) 
                 if other is not None:
                     wanted, got = wanted.add_(other[part]), got.add_(other[part])
                 target = torch.addcmul(y[part], correction(wanted, got, aim.tail.flat), back)
-                add_outputs(moments, aim.reader, x[part], target)
-        moments = aim.walk.team.targets(moments)
+                targets.add(x[part], target)
+        moments = aim.walk.team.targets(targets.moments())
         posed = posed.aimed(moments, settings)
     return posed, moments

@@ -13,6 +13,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from subprune_fx.bundle import Inputs, arguments, joined
+from subprune_fx.collecting import seldom
 from subprune_fx.errors import SubpruneError
 from subprune_fx.formats.archive import quiet
 from subprune_fx.formats.lines import first_line
@@ -77,9 +78,9 @@ def to_onnx(
         raise SubpruneError(what, where=str(path), remedy="write a .pt2 instead")
     outputs = _output_names(program)
     try:
-        with quiet(), torch.no_grad():
-            # optimize folds BatchNorm. Left to onnxruntime, a convolution without bias keeps its BatchNorm:
-            # twice the latency on ResNet56. It costs 0.3 s there.
+        with quiet(), seldom(), torch.no_grad():
+            # optimize folds the BatchNorm that `fold` has left. Left to onnxruntime, a convolution without bias
+            # keeps it: twice the latency on ResNet56.
             result = torch.onnx.export(
                 program, dynamo=True, optimize=True, verbose=False, opset_version=opset, output_names=outputs
             )
@@ -134,7 +135,7 @@ def check_onnx(path: str | os.PathLike[str]) -> None:
 def _capture(module: nn.Module, example: Inputs, *, dynamic: bool) -> ExportedProgram:
     shapes = free_samples(example, Dim(BATCH)) if dynamic else None
     positional, named = arguments(example)
-    with quiet(), torch.no_grad():
+    with quiet(), seldom(), torch.no_grad():
         return torch.export.export(module, positional, named, dynamic_shapes=shapes, strict=False)
 
 

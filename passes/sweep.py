@@ -18,9 +18,10 @@ from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.graph.channels import Group
 from subprune_fx.graph.propagation import Consumer
-from subprune_fx.numerics.collect import Collected, Collector, add_outputs
+from subprune_fx.numerics.collect import Collected, Collector
 from subprune_fx.numerics.elimination import Part
 from subprune_fx.numerics.readers import Reader
+from subprune_fx.numerics.targets import Targets
 from subprune_fx.passes.aims import Aim, aim, saturated
 from subprune_fx.passes.calibrate import Tick, parameter
 from subprune_fx.passes.lockstep import Lockstep
@@ -151,9 +152,10 @@ class Sweep:
         if aimed is None:
             moments = moments.towards(matrix)
         else:
+            targets = Targets(moments, reader)
             for x, y in zip(self._inputs(node, consumer, walk), aimed.targets, strict=True):
-                add_outputs(moments, reader, x, y)
-            moments = self.team.targets(moments)
+                targets.add(x, y)
+            moments = self.team.targets(targets.moments())
         return aimed, moments, pose(moments, matrix, units, self.settings.of(node.name in self.network.intercepts))
 
     def _inputs(self, node: fx.Node, consumer: Consumer, walk: Lockstep) -> Iterator[Tensor]:

@@ -14,9 +14,10 @@ from torch import Tensor, fx, nn
 
 from subprune_fx.frontends.describe import describe
 from subprune_fx.numerics import collect, dense, grams, shifts
-from subprune_fx.numerics.collect import Collector, add_outputs
+from subprune_fx.numerics.collect import Collector
 from subprune_fx.numerics.moments import Moments
 from subprune_fx.numerics.readers import ConvReader, LinearReader, Reader, same_padding
+from subprune_fx.numerics.targets import Targets
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -70,9 +71,10 @@ def check_moments(reader: Reader, x: Tensor) -> None:
     for inputs, outputs in batches:
         collector.add(inputs)
         wanted.add(reader.columns(inputs), reader.targets(outputs))
-    found = collector.moments().untargeted(2)
+    targets = Targets(collector.moments().untargeted(2), reader)
     for inputs, outputs in batches:
-        add_outputs(found, reader, inputs, outputs)
+        targets.add(inputs, outputs)
+    found = targets.moments()
     for field in dataclasses.fields(Moments):
         torch.testing.assert_close(getattr(found, field.name), getattr(wanted, field.name), rtol=1e-9, atol=1e-9)
 
@@ -186,9 +188,9 @@ def test_collecting_a_few_samples_at_a_time(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(grams, "ELEMENTS_AT_ONCE", limit)
         collector = Collector(reader)
         collector.add(x)
-        found = collector.moments().untargeted(3)
-        add_outputs(found, reader, x, y)
-        sums.append(found)
+        targets = Targets(collector.moments().untargeted(3), reader)
+        targets.add(x, y)
+        sums.append(targets.moments())
     for other in sums[1:]:
         for field in dataclasses.fields(Moments):
             torch.testing.assert_close(getattr(other, field.name), getattr(sums[0], field.name))
@@ -205,9 +207,9 @@ def test_what_varies_little_about_a_large_mean_is_not_lost(groups: int) -> None:
     for x, y in (far, exact):
         collector = Collector(reader)
         collector.add(x)
-        moments = collector.moments().untargeted(2 // groups)
-        add_outputs(moments, reader, x, y)
-        found.append(moments.centred())
+        targets = Targets(collector.moments().untargeted(2 // groups), reader)
+        targets.add(x, y)
+        found.append(targets.moments().centred())
     for name in ("gram", "cross", "energy"):
         size = float(getattr(found[1], name).abs().max())
         torch.testing.assert_close(getattr(found[0], name), getattr(found[1], name), rtol=0, atol=3e-5 * size)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from subprune_fx.graph.channels import Group
 from subprune_fx.numerics import row_moments
-from subprune_fx.numerics.collect import Collected, Collector, add_outputs
+from subprune_fx.numerics.collect import Collected, Collector
 from subprune_fx.numerics.elimination import TOLERANCE
 from subprune_fx.numerics.greedy import greedy
 from subprune_fx.numerics.moments import Moments
@@ -20,6 +20,7 @@ from subprune_fx.numerics.prefixes import kept_errors, reweighted_errors
 from subprune_fx.numerics.readers import ConvReader, LinearReader, Reader
 from subprune_fx.numerics.row_elimination import RowBlock
 from subprune_fx.numerics.row_moments import RowMoments
+from subprune_fx.numerics.targets import Targets
 from subprune_fx.passes.dependencies import analyse
 from subprune_fx.passes.problems import Problem, Settings, blocks, pose
 from subprune_fx.team import Team
@@ -44,9 +45,10 @@ def both(reader: Reader, x: Tensor, y: Tensor, monkeypatch: pytest.MonkeyPatch) 
         collector.add(x[: len(x) // 2])
         collector.add(x[len(x) // 2 :])
         moments = collector.moments().untargeted(y.shape[1])
+        targets = Targets(moments, reader)
         for part in (slice(0, 3), slice(3, None)):
-            add_outputs(moments, reader, x[part], y[part])
-        found.append(moments)
+            targets.add(x[part], y[part])
+        found.append(targets.moments())
     dense, rows = found
     assert isinstance(dense, Moments)
     assert isinstance(rows, RowMoments)
@@ -170,8 +172,9 @@ def test_of_too_many_rows_some_are_kept_those_of_input_and_target_alike(monkeypa
     collector.add(x[20:])
     moments = collector.moments()
     assert isinstance(moments, RowMoments)
-    add_outputs(moments, CONV, x[:7], y[:7])
-    add_outputs(moments, CONV, x[7:], y[7:])
+    targets = Targets(moments, CONV)
+    targets.add(x[:7], y[:7])
+    targets.add(x[7:], y[7:])
     kept = moments.inputs.shape[2]
     assert kept == pytest.approx(13, abs=1)  # half of 27 columns
     whole = draw(2, 3, 3, 3, seed=1).reshape(2, 27)
@@ -197,8 +200,9 @@ def test_rows_of_two_processes_are_those_of_one(monkeypatch: pytest.MonkeyPatch)
     def collected(some: slice) -> RowMoments:
         collector = Collector(LinearReader(), 4 / len(x[some]))
         collector.add(x[some])
-        moments = collector.moments()
-        add_outputs(moments, LinearReader(), x[some], y[some])
+        targets = Targets(collector.moments(), LinearReader())
+        targets.add(x[some], y[some])
+        moments = targets.moments()
         assert isinstance(moments, RowMoments)
         return moments
 

@@ -28,7 +28,7 @@ from subprune_fx.formats.atomic import check_targets, staged
 from subprune_fx.formats.lines import first_line
 from subprune_fx.formats.load import load_model
 from subprune_fx.frontends.onnx_graph import source_of
-from subprune_fx.passes import export, onnx_rewrite, validate
+from subprune_fx.passes import export, fold, onnx_rewrite, validate
 from subprune_fx.passes.timing import latencies_ms
 from subprune_fx.plan import Plan, same
 from subprune_fx.report import FileRow
@@ -55,10 +55,15 @@ class Job:
         """The program, and whether its batch axis is free (`export.export`)."""
         return export.export(self.module, self.example)
 
-    @property
-    def fixed_batch(self) -> int | None:
-        """The only batch size that the captured program takes; None for any."""
-        return None if self.captured[1] else len(self.example)
+    @functools.cached_property
+    def merged(self) -> tuple[ExportedProgram, bool]:
+        """The same with BatchNorm merged into convolutions (`fold.folded`)."""
+        module = fold.folded(self.module)
+        return self.captured if module is self.module else export.export(module, self.example)
+
+    def fixed_batch(self, captured: tuple[ExportedProgram, bool]) -> int | None:
+        """The only batch size that a captured program takes; None for any."""
+        return None if captured[1] else len(self.example)
 
 
 class Baseline:
@@ -244,7 +249,7 @@ def _row(
 
 
 def _write_onnx(job: Job, path: Path) -> None:
-    export.to_onnx(job.captured[0], job.example, path)
+    export.to_onnx(job.merged[0], job.example, path)
 
 
 def _write_pt2(job: Job, path: Path) -> None:
@@ -256,12 +261,12 @@ def _write_pt(job: Job, path: Path) -> None:
 
 
 def _check_onnx(job: Job, path: Path, calibration: Inputs) -> float:
-    return validate.validate_onnx(path, job.module, calibration, fixed_batch=job.fixed_batch)
+    return validate.validate_onnx(path, job.module, calibration, fixed_batch=job.fixed_batch(job.merged))
 
 
 def _check_pt2(job: Job, path: Path, calibration: Inputs) -> float:
     run = validate.torch_runner(load_model(path).module)  # the vetted way in: what is written loads without trust
-    return validate.validate(run, job.module, calibration, where=str(path), fixed_batch=job.fixed_batch)
+    return validate.validate(run, job.module, calibration, where=str(path), fixed_batch=job.fixed_batch(job.captured))
 
 
 def _check_pt(job: Job, path: Path, calibration: Inputs) -> float:

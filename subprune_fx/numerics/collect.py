@@ -120,7 +120,7 @@ class _Sums:
     def of(reader: ConvReader, x: Tensor) -> _Sums:
         """None yet; as those of a first batch will be."""
         empty = torch.zeros_like(x[:1], dtype=torch.float64)
-        return _Sums(reader, _mean(x), gram(reader.geometry(x), reader.columns, len(x)), empty)
+        return _Sums(reader, means(x), gram(reader.geometry(x), reader.columns, len(x)), empty)
 
     def add(self, x: Tensor) -> None:
         """Add a batch."""
@@ -133,53 +133,18 @@ class _Sums:
         """Of the inputs themselves."""
         groups, n = self.reader.groups, self.samples
         total, mean = self.total.cpu(), self.mean.cpu().double().reshape(groups, -1)
-        inside = _inside(self.reader, total)
-        sums, level = self.reader.columns(total), _level(mean, inside)
-        ends = (sums + n / 2 * level) @ inside.mT
-        ends = (ends[:, :, None, :] * mean[:, None, :, None]).reshape(groups, level.shape[1], -1)
+        taps = inside(self.reader, total)
+        sums, held = self.reader.columns(total), level(mean, taps)
+        ends = (sums + n / 2 * held) @ taps.mT
+        ends = (ends[:, :, None, :] * mean[:, None, :, None]).reshape(groups, held.shape[1], -1)
         found = self.gram.total().cpu()
         found += ends
         found += ends.mT
-        columns = (sums + n * level).sum(2)
+        columns = (sums + n * held).sum(2)
         empty = Moments.zeros(groups, 0, 0)
         return dataclasses.replace(
             empty, gram=found, cross=columns.new_zeros(*columns.shape, 0), columns=columns, rows=n * sums.shape[2]
         )
-
-
-def add_outputs(moments: Collected, reader: Reader, x: Tensor, y: Tensor) -> None:
-    """Add targets (samples, ...) for inputs (samples, ...) that are already counted, a few samples at a time."""
-    if isinstance(moments, RowMoments):
-        moments.add_rows(reader.targets(y))
-        return
-    exact = moments.rows <= moments.gram.shape[1]
-    for part in parts(reader, x):
-        if exact:
-            moments.add_targets(reader.columns(x[part].double()), reader.targets(y[part].double()))
-            continue
-        plain, convolution = reader.plain(x[part])
-        if convolution is None:
-            moments.add_targets(reader.columns(x[part]), reader.targets(y[part]))
-        else:
-            _add_outputs(moments, convolution, plain, y[part])
-
-
-def _add_outputs(moments: Moments, reader: ConvReader, x: Tensor, y: Tensor) -> None:
-    groups, n = reader.groups, len(x)
-    centres = _mean(x), _mean(y)
-    x, y = x - centres[0], y - centres[1]
-    mean, shift = (centre.cpu().double().reshape(groups, -1) for centre in centres)
-    total = x.sum(0, keepdim=True).cpu().double()
-    inside = _inside(reader, total)
-    sums, targets = reader.columns(total), reader.targets(y.sum(0, keepdim=True).cpu().double())
-    columns = (sums + n * _level(mean, inside)).sum(2)
-    held = (mean[:, :, None, None] * (inside @ targets.mT)[:, None]).reshape(*columns.shape, -1)
-    moments.cross += reader.cross(x, y).cpu().double() + held + columns[:, :, None] * shift[:, None, :]
-    by_channel = y.square().sum((0, *range(2, y.ndim))).cpu().double()
-    rows, squares = n * targets.shape[2], by_channel.reshape(groups, -1).sum(1)
-    off = targets.sum(2)
-    moments.targets += off + rows * shift
-    moments.energy += squares + (shift * (2 * off + rows * shift)).sum(1)
 
 
 def parts(reader: Reader, x: Tensor) -> Iterator[slice]:
@@ -187,17 +152,17 @@ def parts(reader: Reader, x: Tensor) -> Iterator[slice]:
     return slices(len(x), ROWS_AT_ONCE // max(1, reader.columns(x[:1]).shape[2]))
 
 
-def _mean(x: Tensor) -> Tensor:
+def means(x: Tensor) -> Tensor:
     """By channel, (1, channels, 1, ...)."""
     return x.mean((0, *range(2, x.ndim)), keepdim=True)
 
 
-def _inside(reader: ConvReader, x: Tensor) -> Tensor:
+def inside(reader: ConvReader, x: Tensor) -> Tensor:
     """U, (taps, positions), float64."""
     one = x.new_ones(1, 1, *x.shape[2:], dtype=torch.float64)
     return dataclasses.replace(reader, groups=1).columns(one)[0]
 
 
-def _level(mean: Tensor, inside: Tensor) -> Tensor:
+def level(mean: Tensor, inside: Tensor) -> Tensor:
     """What the means (groups, channels) add to the design matrix of a sample, (groups, d, positions)."""
     return (mean[:, :, None, None] * inside).reshape(len(mean), -1, inside.shape[1])

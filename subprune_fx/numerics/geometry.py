@@ -114,6 +114,7 @@ def assembled(
         if not first(p, q):
             continue
         part = block(p, q).reshape(groups, width, width)
+        part = (part + part.mT) / 2 if i == j else part  # products are symmetric up to rounding
         if found is None:
             found = part.new_zeros(groups, width, len(taps), width, len(taps))
         found[:, :, i, :, j] = part

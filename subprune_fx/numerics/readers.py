@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - everyone calls it F
 from torch import Tensor
 
-from subprune_fx.numerics.geometry import Geometry, Line, region
+from subprune_fx.numerics.geometry import Geometry, Line
 from subprune_fx.numerics.shifts import weight_gradient
 
 
@@ -138,21 +138,27 @@ class ConvReader:
 
     def cross(self, x: Tensor, y: Tensor) -> Tensor:
         """See `Reader`."""
-        reads = [gap * (taps - 1) + 1 for gap, taps in zip(self.dilation, self.kernel, strict=True)]
-        spans = [(size - 1) * step + read for size, step, read in zip(y.shape[2:], self.stride, reads, strict=True)]
-        used = region(self._padded(x), (slice(span) for span in spans))
-        return self.matrix(weight_gradient(y, used, self.kernel, self.stride, self.dilation, self.groups))
+        x, padding = self._unpadded(x)
+        found = weight_gradient(y, x, self.kernel, self.stride, self.dilation, self.groups, padding)
+        return self.matrix(found)
 
     def output(self, x: Tensor, matrix: Tensor) -> Tensor:
         """See `Reader`."""
         flat = matrix.transpose(1, 2).reshape(-1, matrix.shape[1])
         weight, zeros = flat.reshape(len(flat), -1, *self.kernel), [0] * len(self.kernel)
-        padded = self._padded(x)
-        return torch.convolution(padded, weight, None, self.stride, zeros, self.dilation, False, zeros, self.groups)
+        x, padding = self._unpadded(x)
+        return torch.convolution(x, weight, None, self.stride, padding, self.dilation, False, zeros, self.groups)
 
     def _padded(self, x: Tensor) -> Tensor:
         flat = [amount for pair in reversed(self.padding) for amount in pair]
         return F.pad(x, flat, mode=self.mode) if any(flat) else x
+
+    def _unpadded(self, x: Tensor) -> tuple[Tensor, list[int]]:
+        """The input, padded as far as torch's own convolution cannot do it, and the zeros that this is to add."""
+        before = [first for first, _ in self.padding]
+        if self.mode == "constant" and min(before) >= 0 and all(first == last for first, last in self.padding):
+            return x, before
+        return self._padded(x), [0] * len(before)
 
     def geometry(self, x: Tensor) -> Geometry:
         """Of a `plain` convolution and its input."""

@@ -113,21 +113,23 @@ def weight_gradient(
     stride: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    padding: Sequence[int] | None = None,
 ) -> Tensor:
     """Sum over samples and positions of outputs times what each tap reads of the inputs, (M, C / groups, *kernel).
 
     Args:
-        outputs: (samples, M, ...): factors, one for each position of an unpadded convolution of the inputs.
+        outputs: (samples, M, ...): factors, one for each position of a convolution of the inputs.
         inputs: (samples, C, ...).
         kernel: Its sizes.
         stride: Its steps.
         dilation: Spacing of its taps.
         groups: Its groups.
+        padding: Zeros on both sides, by dimension; None: none.
     """
     weight = inputs.new_empty(1).expand(outputs.shape[1], inputs.shape[1] // groups, *kernel)
     zeros = [0] * len(kernel)
     found = torch.ops.aten.convolution_backward(
-        outputs, inputs, weight, None, stride, zeros, dilation, False, zeros, groups, [False, True, False]
+        outputs, inputs, weight, None, stride, padding or zeros, dilation, False, zeros, groups, [False, True, False]
     )[1]
     assert isinstance(found, Tensor)
     return found
