@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import warnings
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import subprune_fx
 from subprune_fx.formats.load import load_model
@@ -200,6 +202,56 @@ def test_a_sweep_in_sessions_of_many_nodes_ends_with_what_single_nodes_give(net:
         assert sum(map(len, runs)) == len(graph.graph.nodes)
         for swept, batch in zip(found.outputs, compiler.cut(x), strict=True):
             assert difference(swept, found.module(batch)) < 1e-5
+
+
+class Halves(Shuffle):
+    """Halves that need not stay equal, as in the ONNX file; `chunk` in torch's code keeps them so."""
+
+    def forward(self, x: Tensor) -> Any:
+        left, right = torch.split(F.relu(self.one(x)), [8, 8], 1)
+        return self.head(F.avg_pool2d(torch.cat([F.relu(self.two(left)), right], 1), 2).flatten(1))
+
+
+def unfolded(net: nn.Module) -> nn.Module:
+    """The same with BatchNorms that do something."""
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for value, low, high in ((module.running_var, 0.5, 2), (module.weight, 0.5, 2), (module.bias, -1, 1)):
+                nn.init.uniform_(value, low, high)  # type: ignore[arg-type]
+    return net.eval()
+
+
+def folded(net: nn.Module) -> nn.Module:
+    """BatchNorms as part of the convolution before them."""
+    net = copy.deepcopy(net)
+    for module in list(net.modules()):
+        if isinstance(module, nn.Sequential) and isinstance(module[1], nn.BatchNorm2d):
+            assert isinstance(module[0], nn.Conv2d)
+            module[0], module[1] = fuse_conv_bn_eval(module[0], module[1]), nn.Identity()
+    return net
+
+
+@pytest.mark.parametrize("budget", ["output", "uniform"])
+@pytest.mark.parametrize("dynamo", [False, True])
+@pytest.mark.parametrize("net", [Residual, Halves])
+def test_both_roads_through_additions_and_splits(net: Callable[[], nn.Module], budget: str, *, dynamo: bool) -> None:
+    """torch.export's exporter folds BatchNorm: the errors of a layer are then weighed by its scales, by either road.
+
+    Folded weights are rounded differently, which changes what single ReLUs let through: no refits to that, then.
+    """
+    torch.manual_seed(0)
+    made, x = unfolded(net()), torch.randn(96, 3, 8, 8)
+    how: dict[str, Any] = {"ratio": 2, "budget": budget, "rounds": 0 if dynamo else 2}
+    plain = subprune_fx.prune(folded(made) if dynamo else made, x, **how)
+    found = subprune_fx.prune(load_onnx(exported(made, x[:2], dynamo=dynamo, opset=18), "a.onnx").module, x, **how)
+    assert [d.kept for d in found.plan.decisions] == [d.kept for d in plain.plan.decisions]
+    assert found.report.before.flops == plain.report.before.flops
+    if dynamo:  # torch's older exporter leaves a Resize's scales to a Concat of constants
+        assert found.report.before == plain.report.before
+    (got,) = run(write_back(found.module, x[:2]), x)
+    with torch.no_grad():
+        want = plain.module(x).numpy()
+    np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
 
 
 class Block(nn.Module):

@@ -22,8 +22,8 @@ META = "onnx"
 """Key in `GraphModule.meta` under which an imported graph keeps its `Source`."""
 
 _FLOATS = (np.float16, np.float32, np.float64)
-_STATISTICS = {"BatchNormalization": (3, 4)}
-"""Inputs that torch keeps as buffers: statistics, not parameters."""
+_STATISTICS = {"BatchNormalization": (3, 4), "Resize": (1, 2), "Upsample": (1,)}
+"""Inputs that torch keeps as buffers or as numbers: statistics and scales, not parameters."""
 _UNBIASED: Mapping[str, Callable[[tuple[int, ...], Mapping[str, Any]], int]] = {
     "Conv": lambda shape, _attributes: shape[0],
     "ConvTranspose": lambda shape, attributes: shape[1] * int(attributes.get("group", 1)),
