@@ -75,6 +75,7 @@ def commands(found: Mapping[str, Values]) -> list[str]:
                 continue
             multiples = ("", "") if base is None else (run["seconds"] / base["seconds"], run["seconds"] / base["floor"])
             other = rival["seconds"] if rival is not None and ratio == 4 else ""
+            other = "its network does not run" if other != other else other  # noqa: PLR0124 - nan
             figures = [run["seconds"], run["processor"], run["MB"], *multiples, other]
             figures += [run["latency x"], run["FLOPs x"], run["latency / FLOPs"]]
             rows.append(_row(name, ratio, *figures))
