@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.graph.propagation import Consumer
 from subprune_fx.numerics.collect import Collected, Collector
 from subprune_fx.numerics.moments import Moments
+from subprune_fx.numerics.packed import Waiting
 from subprune_fx.numerics.readers import Reader
 from subprune_fx.passes.forward import Forward
 from subprune_fx.team import ALONE, Team
@@ -22,7 +23,7 @@ Tick = Callable[[int, int], None]
 
 def calibrate(
     network: FxNetwork, batches: Sequence[Inputs], tick: Tick | None = None, team: Team = ALONE
-) -> tuple[dict[str, Collected], list[Any]]:
+) -> tuple[Mapping[str, Collected], list[Any]]:
     """Moments of every consumer's input in the original network, and the network's outputs.
 
     Args:
@@ -94,7 +95,7 @@ class _Recorder(Forward):
             self.collectors[n.name].add(self.env[operand(n, self.reads[n.name][0])])
         return super().run_node(n)
 
-    def moments(self, team: Team) -> dict[str, Collected]:
-        """By consumer."""
-        inputs = {name: team.inputs(collector.moments()) for name, collector in self.collectors.items()}
-        return {name: inputs[self.shared[name]] for name in self.reads}
+    def moments(self, team: Team) -> Waiting:
+        """By consumer; once: the collectors are used up, each in its turn, as there is no room for both forms."""
+        found = ((name, team.inputs(self.collectors.pop(name).moments())) for name in list(self.collectors))
+        return Waiting(found, self.shared)

@@ -129,6 +129,7 @@ class Reweighter:
         self.reweight = reweight
         self._inputs = moments
         self._posed: dict[str, tuple[Collected, Problem]] = {}
+        self._sizes: dict[str, int] = {}
 
     def posed(self, name: str) -> tuple[Collected, Problem]:
         """A consumer's moments with its own output as the target, and its least-squares problem.
@@ -136,18 +137,21 @@ class Reweighter:
         They take several times the room of the input's moments, so only the last few are kept.
         """
         if name not in self._posed:
-            self._posed[name] = self._pose(name)
-            while len(self._posed) > 1 and sum(_elements(moments) for moments, _ in self._posed.values()) > IN_MEMORY:
+            moments = self._inputs[name]
+            while self._posed and _elements(moments) + sum(self._sizes[other] for other in self._posed) > IN_MEMORY:
                 del self._posed[next(iter(self._posed))]
+            self._sizes[name] = _elements(moments)
+            self._posed[name] = self._pose(name, moments)
         return self._posed[name]
 
-    def _pose(self, name: str) -> tuple[Collected, Problem]:
+    def _pose(self, name: str, inputs: Collected) -> tuple[Collected, Problem]:
         network = self.network
         consumer, reader = network.channels.contractions[name], network.readers[name]
         weight = reader.matrix(parameter(network.graph_module, consumer.weight)).cpu()
         units = column_units(consumer, reader.taps, network.channels.unit)
-        moments = self._inputs[name].towards(weight)
-        return moments, pose(moments, weight, units, self.settings.of(name in network.intercepts))
+        moments = inputs.towards(weight)
+        problem = pose(moments, weight, units, self.settings.of(name in network.intercepts))
+        return moments.means(), problem
 
     def patches(self, group: Group, alive: NDArray[np.bool_]) -> dict[str, Tensor]:
         """New parameters of the group's consumers, dropped columns zero."""

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from subprune_fx.numerics.moments import Moments
+from subprune_fx.numerics.packed import ROWS, Packed, Waiting
 
 F64 = torch.float64
 
@@ -120,3 +121,19 @@ def test_float32_rows_with_large_means_keep_their_deviations() -> None:
     x, y = (value.double() - value.double().mean(2, keepdim=True) for value in (rows, targets))
     torch.testing.assert_close(found.gram, x @ x.mT, rtol=1e-6, atol=1e-4)
     torch.testing.assert_close(found.cross, x @ y.mT, rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 256, 257, 700])
+def test_moments_that_wait_take_half_the_room_and_come_back_as_they_were(size: int) -> None:
+    moments = Moments.zeros(2, size, 0)
+    moments.add(torch.randn(2, size, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    moments.gram += moments.gram.mT.clone()  # symmetric to the last bit
+    waiting = Waiting([("a", moments)], {"a": "a", "b": "a"})
+    assert list(waiting) == ["a", "b"]
+    for name in waiting:
+        found = waiting[name]
+        assert isinstance(found, Moments)
+        assert torch.equal(found.gram, moments.gram)
+        assert torch.equal(found.columns, moments.columns)
+    kept = Packed.of(moments)
+    assert sum(block.numel() for block in kept.lower) <= 2 * size * (size + ROWS) / 2

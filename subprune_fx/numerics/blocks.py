@@ -82,12 +82,8 @@ class GramElimination(Elimination):
     def __init__(self, blocks: Sequence[Block]) -> None:
         layouts = [layout(block.unit.numpy()) for block in blocks]
         present, self._r = layouts[0][0], layouts[0][1].shape[1]
-        grams, explained = zip(
-            *(_padded(block, columns) for block, (_, columns) in zip(blocks, layouts, strict=True)),
-            strict=True,
-        )
         self._used, self._gone = 0, list[int]()
-        self._gram, self._explained = _stacked(grams), _stacked(explained)
+        self._gram, self._explained = _stacked(blocks, [columns for _, columns in layouts])
         scale = torch.tensor([block.scale for block in blocks], dtype=torch.float64)
         super().__init__(present, scale, self._squares(self._gram), self._squares(self._explained))
         self._open_panel()
@@ -149,8 +145,16 @@ def until(values: Tensor, ends: Tensor) -> Tensor:
     return torch.cat([values.new_zeros(1), values.cumsum(0)])[ends]
 
 
-def _stacked(matrices: Sequence[Tensor]) -> Tensor:
-    return torch.stack(list(matrices)) if len(matrices) > 1 else matrices[0][None]
+def _stacked(blocks: Sequence[Block], columns: Sequence[NDArray[np.int64]]) -> tuple[Tensor, Tensor]:
+    """What `_padded` gives of each, (b, d, d); one by one, as they may be large."""
+    if len(blocks) == 1:
+        gram, squares = _padded(blocks[0], columns[0])
+        return gram[None], squares[None]
+    grams = torch.empty(len(blocks), columns[0].size, columns[0].size, dtype=torch.float64)
+    explained = torch.empty_like(grams)
+    for number, (block, own) in enumerate(zip(blocks, columns, strict=True)):
+        grams[number], explained[number] = _padded(block, own)
+    return grams, explained
 
 
 def _padded(block: Block, columns: NDArray[np.int64]) -> tuple[Tensor, Tensor]:

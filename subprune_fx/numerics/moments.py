@@ -103,6 +103,10 @@ class Moments:
             self.rows,
         )
 
+    def means(self) -> Moments:
+        """What `intercept` needs of them, without the large rest."""
+        return dataclasses.replace(self, gram=self.gram[:, :0, :0].clone(), cross=self.cross[:, :0].clone())
+
     def level(self) -> Tensor:
         """Mean diagonal of the Gram matrix, (groups,)."""
         return self.gram.diagonal(dim1=1, dim2=2).mean(1)
@@ -165,8 +169,9 @@ class _Centred:
     def product(self, other: _Centred) -> Tensor:
         """The product self other', (groups, a, b), float64."""
         rows = self.off.shape[2]
-        ends = self.mean @ (other.rest + rows * other.mean).mT + self.rest @ other.mean.mT
-        return (self.off @ other.off.mT).double() + ends
+        found = (self.off @ other.off.mT).double()
+        found.baddbmm_(self.mean, (other.rest + rows * other.mean).mT)  # no second matrix of that size
+        return found.baddbmm_(self.rest, other.mean.mT)
 
     def total(self) -> Tensor:
         """The sum of the rows, (groups, a)."""

@@ -94,6 +94,10 @@ class RowMoments:
         """See `Moments`."""
         return dataclasses.replace(self, centre=True)
 
+    def means(self) -> RowMoments:
+        """See `Moments`."""
+        return self
+
     def level(self) -> Tensor:
         """See `Moments`."""
         return self._inputs().square().sum()[None] / self.inputs.shape[1]
