@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from subprune_fx.bundle import Inputs
 from subprune_fx.errors import SubpruneError
+from subprune_fx.heap import release
 
 Environment = MutableMapping[Any, Any]
 
@@ -49,6 +50,9 @@ class Store:
         if self.limit is None:
             return
         kept = {id(tensor): tensor for environment in environments for tensor in _tensors(environment.values())}
+        for storage in _storages(kept.values()).values():
+            if storage.filename is not None:  # what was read of it need not stay in memory
+                release(storage)
         inside = {at: known for at, known in _inside(kept.values()).items() if at not in self._exempt}
         total = sum(storage.nbytes() for storage in inside.values())
         moved: dict[int, torch.UntypedStorage] = {}
@@ -77,6 +81,7 @@ class Store:
             with contextlib.suppress(OSError):  # where open files cannot be unlinked, the system cleans up
                 path.unlink()
         found.copy_(storage)
+        release(found)
         self.spilled += storage.nbytes()
         return found
 
@@ -89,8 +94,11 @@ def in_memory(environments: Iterable[Environment]) -> int:
 
 def _inside(tensors: Iterable[Tensor]) -> dict[int, torch.UntypedStorage]:
     """The storages of tensors that are no file, by address."""
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
-    return {at: known for at, known in storages.items() if known.filename is None}
+    return {at: known for at, known in _storages(tensors).items() if known.filename is None}
+
+
+def _storages(tensors: Iterable[Tensor]) -> dict[int, torch.UntypedStorage]:
+    return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
 
 
 def _reserve(path: Path, size: int) -> None:

@@ -1,4 +1,4 @@
-"""Memory that was freed: the C library keeps it for the next activation, and returns it between stages.
+"""Memory that is not in use: what the C library keeps of it, and what goes back to the system.
 
 Left to itself, glibc maps every block of more than 32 MB anew and returns it when it is freed, so that the system has
 to clear all of its pages each time: a sixth of the whole command on VGG11.
@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 LARGEST = 2**31 - 1
 """`mallopt` takes an int."""
@@ -19,6 +23,10 @@ KEEP = {
     -8: 1,  # M_ARENA_MAX: what one thread has freed, another can have; several heaps took a quarter more on VGG11
 }
 """What glibc's `mallopt` is told."""
+
+
+DONT_NEED = 4
+"""Linux's MADV_DONTNEED. Of a shared mapping it loses nothing."""
 
 
 def keep() -> None:
@@ -34,6 +42,13 @@ def trim() -> None:
     library = _library()
     if hasattr(library, "malloc_trim"):
         library.malloc_trim(0)
+
+
+def release(storage: torch.UntypedStorage) -> None:
+    """Give back the memory of a mapped file; what is read of it again comes from the file."""
+    library = _library()
+    if hasattr(library, "madvise") and sys.platform == "linux":  # elsewhere its constants and meaning are others
+        library.madvise(ctypes.c_void_p(storage.data_ptr()), ctypes.c_size_t(storage.nbytes()), DONT_NEED)
 
 
 @functools.cache

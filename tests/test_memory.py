@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,25 @@ def test_values_and_sharing_survive() -> None:
     store.trim(first, second)
     assert first["left"] is before
     assert store.spilled == 4000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_is_in_files_leaves_memory() -> None:
+    def resident() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssFile"))
+
+    size, before = 1 << 24, resident()
+    held: dict[Any, Any] = {"x": torch.ones(size)}
+    store = Store(limit=0)
+    store.trim(held)
+    few = size * 4 // 1024 // 8  # kB, an eighth: other pages of files come and go
+    assert resident() - before < few
+    assert float(held["x"].sum()) == size
+    assert resident() - before > few
+    store.trim(held)
+    assert resident() - before < few
+    assert float(held["x"].sum()) == size
 
 
 def test_without_a_limit_nothing_moves() -> None:

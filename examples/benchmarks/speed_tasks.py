@@ -53,7 +53,7 @@ TARGETS = {
     "resnet56_cifar10": Target(ratios=(2, 4, 8)),
     "vgg11_cifar10": Target(ratios=(2, 4, 8)),
     "mobilenet_v2": Target(64, arch="torchvision.models:mobilenet_v2"),
-    "resnet50": Target(ratios=(2,), arch="torchvision.models:resnet50", options=("--memory", "3GiB")),
+    "resnet50": Target(ratios=(2,), arch="torchvision.models:resnet50", options=("--memory", "2GiB")),
 }
 
 
