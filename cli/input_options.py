@@ -10,7 +10,7 @@ import click
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-SOURCE = "X.npz|FOLDER|M:NAME"
+SOURCE = "FILE|FOLDER|M:NAME"
 
 
 def _shapes(context: click.Context, option: click.Parameter, value: Sequence[str]) -> tuple[tuple[int, ...], ...]:
@@ -63,16 +63,16 @@ def _numbers(context: click.Context, option: click.Parameter, value: str | None)
 
 OPTIONS = (
     click.option("--calib", metavar=SOURCE,
-                 help="Calibration inputs, a few hundred, no labels needed: an .npz file (x, float32, first axis = "
-                      "sample), a folder of images, or a Dataset or DataLoader as FILE.py:NAME (it is run). Without: "
-                      "made up."),
+                 help="Calibration inputs, a few hundred, no labels needed: an .npz or .npy file (x, float32, first "
+                      "axis = sample), a folder of images, or a Dataset or DataLoader as FILE.py:NAME (it is run). "
+                      "Without: made up."),
     click.option("--eval", "evaluate", metavar=SOURCE,
                  help="The same with labels (y in an .npz; folders named after classes): reports the accuracy before "
                       "and after."),
     click.option("--train", metavar=SOURCE,
                  help="Labelled training inputs, which only --select layergreedyfs-fd reads."),
     click.option("--verify", metavar=SOURCE,
-                 help="Labelled inputs on which --budget accuracy measures, instead of --calib."),
+                 help="Labelled inputs on which --budget accuracy and --max-drop measure, instead of --calib."),
     click.option("--samples", type=click.IntRange(min=1), metavar="N",
                  help="Most samples to take from a source, drawn at random.  [default: all of a file; of a folder or "
                       "Dataset 512, to evaluate on 2000]"),

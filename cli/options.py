@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from subprune_fx.cli.input_options import input_options
+from subprune_fx.cli.sections import Sectioned
 from subprune_fx.precisions import DEFAULT_PRECISION, PRECISIONS
 from subprune_fx.sizes import size_of
 
@@ -39,10 +40,11 @@ EPILOG = """
 \b
 Examples:
   subprune-compile model.pt2 --ratio 8 --calib inputs.npz -o small.onnx
-  subprune-compile weights.pt --arch net.py:LeNet --ratio 8 --calib inputs.npz -o small.onnx -o small.pt2
+  subprune-compile model.onnx --max-drop 1 --calib photos --preset imagenet -o small.onnx
+  subprune-compile weights.pt --arch net.py:LeNet --ratio 8 -o small.onnx
 
-Exit codes: 0 done, 1 the result failed validation, 2 bad input. Nothing is written unless everything
-succeeded.
+Exit codes: 0 done, 1 the result failed validation, 2 bad input, 130 interrupted. Nothing is written unless
+everything succeeded.
 """
 
 
@@ -185,6 +187,7 @@ _ALWAYS: tuple[Clash, ...] = ((lambda values: values["quiet"] and values["verbos
 
 @click.command(
     name=PROGRAM,
+    cls=Sectioned,
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
@@ -206,15 +209,19 @@ _ALWAYS: tuple[Clash, ...] = ((lambda values: values["quiet"] and values["verbos
 @click.option("-o", "--output", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
               help="Where to write; .onnx, .pt2, .pt, .safetensors or .plan. May be repeated.")  # fmt: skip
 @input_options
-@click.option("--select", type=click.Choice(SELECTORS), default="inchange", show_default=True,
-              help="How channels are chosen; some need labels y in --calib, and say so.")  # fmt: skip
-@click.option("--variant", type=click.Choice(VARIANTS), default="asym", show_default=True,
+@click.option("--select", type=click.Choice(SELECTORS), default="inchange", show_default=True, metavar="NAME",
+              help=f"How channels are chosen: {', '.join(SELECTORS)}. Some need labels y in --calib, and say so."
+              )  # fmt: skip
+@click.option("--variant", type=click.Choice(VARIANTS), default="asym", show_default=True, metavar="|".join(VARIANTS),
               help="Which inputs layers are fitted on: the pruned network's towards the original's, the "
                    "pruned network's, or the original's.")  # fmt: skip
-@click.option("--budget", type=click.Choice(BUDGETS), help="How the ratio is shared out among the layers.")
-@click.option("--target", type=click.Choice(TARGETS), default="params", show_default=True,
-              help="What --ratio counts: parameters, or multiply-adds; or what it measures: bytes of the first "
-                   "output, or latency in onnxruntime.")  # fmt: skip
+@click.option("--budget", type=click.Choice(BUDGETS), metavar="NAME",
+              help="How the ratio is shared out among the layers: by the change of the output (output), by accuracy "
+                   "(accuracy), by the layers' own error (error), or equally (uniform).  [default: output]"
+              )  # fmt: skip
+@click.option("--target", type=click.Choice(TARGETS), default="params", show_default=True, metavar="NAME",
+              help="What --ratio counts: parameters (params), multiply-adds of one sample (flops), bytes of the first "
+                   "output (size), or measured latency in onnxruntime (latency).")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=0), default=1, show_default=True, metavar="N",
               help="Of onnxruntime where latency is measured; 0 for all cores.")  # fmt: skip
 @click.option("--quantize", type=click.Choice(QUANTISED), metavar="int8",
@@ -242,6 +249,7 @@ _ALWAYS: tuple[Clash, ...] = ((lambda values: values["quiet"] and values["verbos
 @click.option(
     "--rounds",
     type=click.IntRange(min=0),
+    metavar="N",
     default=2,
     show_default=True,
     help="How often to refit a layer to what the activation behind it lets through.",
@@ -249,6 +257,7 @@ _ALWAYS: tuple[Clash, ...] = ((lambda values: values["quiet"] and values["verbos
 @click.option(
     "--ridge",
     type=click.FloatRange(min=0),
+    metavar="R",
     default=1e-3,
     show_default=True,
     help="Pull of new weights towards the original ones.",
@@ -277,6 +286,7 @@ _ALWAYS: tuple[Clash, ...] = ((lambda values: values["quiet"] and values["verbos
 @click.option(
     "--precision",
     type=click.Choice(PRECISIONS),
+    metavar="|".join(PRECISIONS),
     default=DEFAULT_PRECISION,
     show_default=True,
     help="Of forward passes over the calibration inputs; what is fitted to them is not rounded.",
@@ -292,7 +302,9 @@ _ALWAYS: tuple[Clash, ...] = ((lambda values: values["quiet"] and values["verbos
     help="The network of a state dict: FILE.py:NAME or package.module:NAME. It is run.",
 )
 @click.option("--trust", is_flag=True, help="Load MODEL even if that runs code from it.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Of everything random."
+)
 @click.option("--json", type=click.Path(path_type=Path), metavar="REPORT.json", help="Write the report as JSON too.")
 @click.option("--report", type=click.Path(path_type=Path), metavar="OUT.html",
               help="Write the report as a page too: curves, layers, what is coupled and what stays.")  # fmt: skip
@@ -302,7 +314,8 @@ _ALWAYS: tuple[Clash, ...] = ((lambda values: values["quiet"] and values["verbos
 def command(**values: Any) -> Request:
     """Make the trained network MODEL smaller and write it as a validated file.
 
-    MODEL is a .pt/.pth file (a network, or a state dict with --arch) or a .pt2 archive of torch.export.
+    MODEL is a .pt or .pth file (a state dict with --arch, or a network), a .pt2 archive of torch.export, or an .onnx
+    file.
     """
     for wrong, says in (*(() if values["explain"] else _PRUNING), *_ALWAYS):
         if wrong(values):

@@ -8,6 +8,7 @@ import click
 from sphinx.application import Sphinx
 
 from subprune_fx.cli.options import command
+from subprune_fx.cli.sections import records_of
 
 project = "subprune_fx"
 author = "the authors of subprune_fx"
@@ -24,15 +25,13 @@ OPTIONS = "{{ options }}"
 
 
 def table() -> str:
-    """Every option of the command with its help, in its order."""
-    context = click.Context(command)
-    rows = ["| option | meaning |", "|---|---|"]
-    for parameter in command.params:
-        record = parameter.get_help_record(context)
-        if record is not None:
-            name, text = (part.replace("|", "\\|") for part in record)
-            rows.append(f"| `{name}` | {text} |")
-    return "\n".join(rows)
+    """Every option of the command with its help, under the headings of `--help`."""
+    parts = []
+    for heading, records in records_of(command, click.Context(command)).items():
+        rows = [tuple(part.replace("|", "\\|") for part in record) for record in records]
+        parts += [f"## {heading}", "", "| option | meaning |", "|---|---|"]
+        parts += [*(f"| `{name}` | {text} |" for name, text in rows), ""]
+    return "\n".join(parts)
 
 
 def _fill_in(_app: Sphinx, _name: str, source: list[str]) -> None:
@@ -40,5 +39,5 @@ def _fill_in(_app: Sphinx, _name: str, source: list[str]) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    """Called by Sphinx: a page that says `{{ options }}` gets the table."""
+    """Called by Sphinx: a page that says `{{ options }}` gets the tables."""
     app.connect("source-read", _fill_in)

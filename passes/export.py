@@ -15,9 +15,9 @@ from torch.export import Dim, ExportedProgram
 from subprune_fx.bundle import Inputs, arguments, joined
 from subprune_fx.collecting import seldom
 from subprune_fx.errors import SubpruneError
-from subprune_fx.formats.archive import quiet
 from subprune_fx.formats.lines import first_line
 from subprune_fx.frontends.fx_inputs import free_samples
+from subprune_fx.silence import silence
 
 BATCH = "batch"
 PROTOBUF_LIMIT = 2**31 - 2**20  # a protobuf message holds less than 2 GiB; leave room for the graph
@@ -78,7 +78,7 @@ def to_onnx(
         raise SubpruneError(what, where=str(path), remedy="write a .pt2 instead")
     outputs = _output_names(program)
     try:
-        with quiet(), seldom(), torch.no_grad():
+        with silence(), seldom(), torch.no_grad():
             # optimize folds the BatchNorm that `fold` has left. Left to onnxruntime, a convolution without bias
             # keeps it: twice the latency on ResNet56.
             result = torch.onnx.export(
@@ -108,7 +108,7 @@ def to_pt2(module: nn.Module | ExportedProgram, example: Inputs, path: str | os.
     """
     program = module if isinstance(module, ExportedProgram) else export(module, example)[0]
     try:
-        with quiet():
+        with silence():
             torch.export.save(program, path)
     except Exception as error:
         what = f"torch.export cannot save the network ({type(error).__name__}: {first_line(error)})"
@@ -135,7 +135,7 @@ def check_onnx(path: str | os.PathLike[str]) -> None:
 def _capture(module: nn.Module, example: Inputs, *, dynamic: bool) -> ExportedProgram:
     shapes = free_samples(example, Dim(BATCH)) if dynamic else None
     positional, named = arguments(example)
-    with quiet(), seldom(), torch.no_grad():
+    with silence(), seldom(), torch.no_grad():
         return torch.export.export(module, positional, named, dynamic_shapes=shapes, strict=False)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from subprune_fx.bundle import Bundle, Inputs, call
 from subprune_fx.errors import SubpruneError
+from subprune_fx.formats.lines import first_line
 from subprune_fx.formats.npy import check_memory
 from subprune_fx.formats.takes import Taken
 from subprune_fx.passes.synthesise import SAMPLES, Wanted
@@ -56,24 +58,38 @@ def guess(module: nn.Module, takes: Sequence[Taken], where: str) -> Guess:
     if guessed and len(needed) > 1:
         names = ", ".join(taken.name for taken in needed if taken.sample is None)
         raise SubpruneError(f"the shapes of its inputs are not known ({names})", where=where, remedy=REMEDY)
-    found = _tried(module, needed[0]) if guessed else _typed(module, needed, known, where)
+    found = _tried(module, needed[0], where) if guessed else _typed(module, needed, known, where)
     if found is None:
         raise SubpruneError("its input shape is not known", where=where, remedy=REMEDY)
     return Guess(tuple(_bounded(module, found)), guessed)
 
 
-def _tried(module: nn.Module, taken: Taken) -> list[Wanted] | None:
+def _tried(module: nn.Module, taken: Taken, where: str) -> list[Wanted] | None:
     """The first candidate that the network runs on."""
     row, layer = _first_layer(module)
     dtype = taken.dtype or (torch.int64 if row is not None and row.tokens else torch.float32)
-    shapes = _filled(taken.accepts[1:], row, layer, module) if taken.accepts else None
-    if shapes is None:
-        shapes = iter(()) if row is None else row.shapes(layer, module)
-    for shape in shapes:
+    for shape in _candidates(taken, row, layer, module, where):
+        check_memory(4 * SAMPLES * math.prod(shape), where, f"an input of shape {shape}")
         wanted = Wanted(taken.keyword, shape, _tokens(dtype), dtype)
         if runs(module, _inputs([wanted], [0])):
             return [wanted]
     return None
+
+
+def _candidates(taken: Taken, row: Reader | None, layer: Any, module: nn.Module, where: str) -> list[tuple[int, ...]]:
+    """Shapes of a sample, likely ones first.
+
+    Raises:
+        SubpruneError: The layer has not what such layers have: an unpickled one has what the file says.
+    """
+    try:
+        if taken.accepts:
+            return [*_filled(taken.accepts[1:], row, layer, module)]
+        shapes = iter(()) if row is None else row.shapes(layer, module)
+        return [tuple(operator.index(size) for size in shape) for shape in shapes]
+    except Exception as error:
+        what = f"holds a damaged network ({type(error).__name__}: {first_line(error)})"
+        raise SubpruneError(what, where=where, remedy="save it again") from error
 
 
 def _filled(

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -24,6 +25,8 @@ from torch import Tensor, fx, nn
 import subprune_fx
 from subprune_fx import api
 from subprune_fx.cli.main import main
+from subprune_fx.cli.options import command
+from subprune_fx.cli.sections import SECTIONS, name_of, options_of
 from subprune_fx.cli.table import show
 from subprune_fx.errors import SubpruneError
 from subprune_fx.report import Cost, FileRow, FrozenRow, GroupRow, Report, Stage
@@ -507,6 +510,21 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     assert "--ratio" in result.stdout
     code = "import sys, subprune_fx.cli.main; print({'torch', 'numpy', 'onnx'} & set(sys.modules))"
     assert python("-c", code).stdout == "set()\n"
+
+
+def test_help_has_every_option_under_one_heading() -> None:
+    options = options_of(command, click.Context(command))
+    placed = [name for names in SECTIONS.values() for name in names]
+    assert sorted(placed) == sorted(map(name_of, options))
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_help_fits_the_terminal(width: int) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": str(width)}
+    arguments = [sys.executable, "-m", "subprune_fx.cli", "-h"]
+    shown = subprocess.run(arguments, capture_output=True, text=True, env=environment, check=True).stdout
+    options = shown[: shown.index("Examples:")]  # which are to be copied, not folded
+    assert max(map(len, options.splitlines())) <= max(width, 50)  # click folds nothing narrower than 50
 
 
 def test_version_and_usage() -> None:

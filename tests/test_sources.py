@@ -97,6 +97,14 @@ def test_a_folder_of_images(folder: Path) -> None:
     torch.testing.assert_close(normalised.inputs, found.inputs * 2 - 1)
 
 
+def test_images_for_a_network_with_channels_last(folder: Path) -> None:
+    last = (Taken("x", accepts=(None, 12, 12, 3)),)
+    first, found = (load_samples(str(folder), Wish(takes)).inputs for takes in (IMAGE, last))
+    assert isinstance(first, Tensor)
+    assert isinstance(found, Tensor)
+    assert torch.equal(found, first.permute(0, 2, 3, 1))
+
+
 def test_samples_are_drawn_by_the_seed(folder: Path) -> None:
     one, same, other = (load_samples(str(folder), Wish(IMAGE, count=4, seed=seed)) for seed in (1, 1, 2))
     torch.testing.assert_close(one.inputs, same.inputs)

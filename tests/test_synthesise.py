@@ -53,6 +53,10 @@ def test_scenes_are_standard_and_reproducible(shape: tuple[int, ...]) -> None:
     assert not torch.equal(made, scenes(24, shape, 6))
 
 
+def test_scenes_have_their_channels_where_the_network_has_them() -> None:
+    assert torch.equal(scenes(4, (9, 12, 3), 5), scenes(4, (3, 9, 12), 5).permute(0, 2, 3, 1))
+
+
 def test_scenes_have_a_natural_spectrum() -> None:
     """Power falls with frequency as f^-2 or so; it is flat in noise."""
 
@@ -172,12 +176,22 @@ def test_free_sizes_are_filled_in() -> None:
     assert guess(conv_net(), takes, "").wanted[0].shape == (3, 32, 32)
 
 
+def _claiming(name: str, value: Any) -> nn.Module:
+    """A network whose first layer says something of itself that is not so."""
+    network = conv_net()
+    setattr(next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d)), name, value)
+    return network
+
+
 @pytest.mark.parametrize(
     ("network", "takes", "says"),
     [
         (nn.ReLU(), (), "input shape is not known.*--input-shape"),
         (nn.Bilinear(2, 2, 2), (Taken("a"), Taken("b")), r"shapes of its inputs are not known \(a, b\)"),
         (conv_net(), (Taken("x", sample=(1, 3, 10**7, 10**7)),), "more than half of this machine's memory"),
+        (_claiming("in_channels", 10**12), (), "more than half of this machine's memory"),
+        (_claiming("in_channels", "many"), (), "damaged network"),
+        (_claiming("stride", None), (), "damaged network"),
     ],
 )
 def test_what_cannot_be_guessed(network: nn.Module, takes: Any, says: str) -> None:

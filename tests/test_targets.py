@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +15,11 @@ import subprune_fx
 from subprune_fx.api import cost
 from subprune_fx.cli import options
 from subprune_fx.errors import SubpruneError
+from subprune_fx.formats.load import load_model
+from subprune_fx.frontends.onnx_flops import multiply_adds
+from subprune_fx.frontends.tracing import traces
 from subprune_fx.passes.dependencies import analyse
+from subprune_fx.passes.export import to_onnx
 from subprune_fx.passes.gauges import GAUGES
 from subprune_fx.passes.problems import Settings
 from subprune_fx.passes.rewrite import apply
@@ -150,3 +158,41 @@ def test_the_accuracy_budget_leaves_no_room(ratio: float) -> None:
     keep = {decision.group: len(decision.kept) for decision in pruned.plan.decisions}
     assert size.of(keep) * ratio <= size.total
     assert all(size.of({**keep, name: k + 1}) * ratio > size.total for name, k in keep.items() if k < size.units[name])
+
+
+class Recurrent(nn.Module):
+    """Two layers of one kind, both directions, then a layer on the last step."""
+
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.steps = kind(5, 6, num_layers=2, bidirectional=True, batch_first=True)  # type: ignore[arg-type]
+        self.out = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.out(self.steps(x)[0][:, -1])
+        return found
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("way", ["symbolic", "exported", "onnx"])
+def test_recurrent_layers_cost_their_weights_at_each_step(kind: type[nn.RNNBase], way: str, tmp_path: Path) -> None:
+    network, x = Recurrent(kind).eval(), torch.randn(2, 7, 5)
+    if way == "onnx":
+        to_onnx(network, x[:1], tmp_path / "x.onnx")
+        graph = next(traces(load_model(tmp_path / "x.onnx").module, x))
+    else:
+        graph = next(itertools.islice(traces(network, x), int(way == "exported"), None))
+    weights = sum(p.numel() for p in network.steps.parameters() if p.ndim == 2)
+    assert cost(graph, x).flops == 7 * weights + network.out.weight.numel()
+
+
+@pytest.mark.parametrize(
+    ("equation", "shapes", "out", "count"),
+    [
+        ("ij,jk->ik", [(2, 3), (3, 4)], (2, 4), 2 * 3 * 4),
+        ("b...i, oi -> b...o", [(5, 7, 8, 3), (4, 3)], (5, 7, 8, 4), 5 * 7 * 8 * 3 * 4),
+    ],
+)
+def test_einsum_sums_over_the_letters_that_go(equation: str, shapes: Any, out: Any, count: int) -> None:
+    operands = [[torch.zeros(shape) for shape in shapes]]
+    assert multiply_adds("Einsum", operands, torch.zeros(out), equation) == count

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import logging
 import math
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from torch.utils import _pytree as pytree
 from subprune_fx.errors import SubpruneError
 from subprune_fx.formats.takes import Shape, Taken
 from subprune_fx.formats.vetting import RESAVE, vet
+from subprune_fx.silence import silence
 
 RESHAPES = (
     torch.ops.aten.view.default,
@@ -46,7 +45,7 @@ def load_archive(data: bytes, where: str, *, trust: bool) -> ExportedProgram:
     if not trust:
         vet(data, where)
     try:
-        with quiet():
+        with silence():
             from torch.export.pt2_archive._package import load_pt2  # noqa: PLC0415 - slow, and for .pt2 only
 
             # Not torch.export.load: where this fails, that falls back to the older format and its pickles.
@@ -79,7 +78,7 @@ def as_module(program: ExportedProgram, where: str) -> tuple[nn.Module, tuple[Ta
     if not values or len(values) < len(names):
         what = "its inputs are not tensors with a batch axis"
         raise SubpruneError(what, where=where, remedy="export a network that takes tensors")
-    with quiet():
+    with silence():
         module = program.module(check_guards=False)  # guards are Python source from the file
     module = _plain(module)
     samples = _sample_shapes(program, len(values))
@@ -112,19 +111,6 @@ def _smallest(shape: Shape) -> tuple[int, ...] | None:
     batch, *rest = shape
     sizes = [size for size in rest if size is not None]
     return (batch or 1, *sizes) if len(sizes) == len(rest) else None
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the warnings and log lines of torch.export and the ONNX exporter; errors still raise."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _plain(module: fx.GraphModule) -> fx.GraphModule:

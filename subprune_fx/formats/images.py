@@ -14,6 +14,7 @@ import numpy.typing as npt
 from subprune_fx.errors import SubpruneError
 from subprune_fx.formats.lines import first_line
 from subprune_fx.formats.takes import Taken
+from subprune_fx.layouts import channels_last
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,6 +36,7 @@ class Preparation:
         mean: Of each channel, of pixels in 0 to 1; empty: 0.
         std: Of each channel; empty: 1.
         interpolation: One of `INTERPOLATIONS`.
+        last: Channels come last.
     """
 
     resize: tuple[int, ...] | None = None
@@ -42,19 +44,23 @@ class Preparation:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     interpolation: str = "bilinear"
+    last: bool = False
 
     def fitted(self, taken: Taken) -> Preparation:
-        """With the size that the network takes, where no other is asked for."""
-        sizes = (taken.accepts or ())[2:]
+        """With the layout that the network takes, and with its size where no other is asked for."""
+        sample = (taken.accepts or ())[1:]
+        last = channels_last(sample)
+        sizes = sample[:2] if last else sample[1:]
         if self.resize or self.crop or len(sizes) != 2 or None in sizes:
-            return self
+            return dataclasses.replace(self, last=last)
         height, width = (int(size or 0) for size in sizes)
         square = (height,) if height == width else (height, width)
-        return dataclasses.replace(self, resize=square, crop=(height, width))
+        return dataclasses.replace(self, resize=square, crop=(height, width), last=last)
 
     def channels(self, taken: Taken) -> int:
         """How many channels an image is given."""
-        stated = taken.accepts[1] if taken.accepts is not None and len(taken.accepts) == 4 else None
+        sample = (taken.accepts or ())[1:]
+        stated = sample[2 if channels_last(sample) else 0] if len(sample) == 3 else None
         return stated or len(self.mean) or 3
 
 
@@ -68,7 +74,7 @@ def prepare(image: Image, preparation: Preparation, channels: int, where: str) -
         where: For errors.
 
     Returns:
-        (channels, height, width).
+        (channels, height, width), or where they come last (height, width, channels).
 
     Raises:
         SubpruneError: Images have not so many channels, or the numbers of the normalisation do not fit them.
@@ -87,7 +93,8 @@ def prepare(image: Image, preparation: Preparation, channels: int, where: str) -
     if preparation.crop:
         pixels = _cropped(pixels, preparation.crop)
     mean, std = (np.asarray(v, np.float32).reshape(-1, 1, 1) for v in (preparation.mean or 0, preparation.std or 1))
-    return np.ascontiguousarray((pixels - mean) / std)
+    normalised = (pixels - mean) / std
+    return np.ascontiguousarray(normalised.transpose(1, 2, 0) if preparation.last else normalised)
 
 
 def _resized(image: Image, size: Sequence[int], interpolation: int) -> Image:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ from subprune_fx.errors import SubpruneError, ValidationError
 from subprune_fx.formats.lines import first_line
 from subprune_fx.passes.outputs import batches_of
 from subprune_fx.passes.validate import feeder
+from subprune_fx.silence import silence
 
 QUANTISED = ("int8",)
 BATCH = 32
@@ -64,7 +62,7 @@ def quantise(source: Path, target: Path, inputs: Inputs, *, where: str) -> None:
             network's.
     """
     try:
-        with _quiet(), tempfile.TemporaryDirectory(prefix="subprune-") as folder:
+        with silence(), tempfile.TemporaryDirectory(prefix="subprune-") as folder:
             ready = Path(folder) / "ready.onnx"
             quant_pre_process(source, ready, skip_symbolic_shape=True, skip_optimization=True)
             opset = max(entry.version for entry in onnx.load(source).opset_import if entry.domain in ("", "ai.onnx"))
@@ -109,14 +107,3 @@ def _batches(session: onnxruntime.InferenceSession, inputs: Inputs) -> list[Inpu
     first = session.get_inputs()[0].shape[:1]
     fixed = next((size for size in first if isinstance(size, int)), None)
     return batches_of(inputs, fixed or BATCH, whole=fixed is not None)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The quantiser advises on the root logger what is done here anyway."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

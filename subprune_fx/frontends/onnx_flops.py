@@ -2,48 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-Shape = torch.Size
+Tensors = Sequence[Tensor]
 
 
-def multiply_adds(op_type: str, operands: Any, value: Any) -> int:
+def multiply_adds(op_type: str, operands: Any, value: Any, equation: str = "") -> int:
     """Of one node.
 
     Args:
         op_type: Its operator.
         operands: The values of its operands.
         value: The value of the node.
+        equation: Of an Einsum.
 
     Returns:
         0 for all but contractions.
     """
-    count = _COUNTS.get(op_type)
-    tensors = [operand for operand in operands[:2] if isinstance(operand, Tensor)]
-    if count is None or len(tensors) < 2 or not isinstance(value, Tensor):
+    count = partial(_einsum, equation=equation) if op_type == "Einsum" else _COUNTS.get(op_type)
+    tensors = [leaf for leaf in tree_leaves(operands) if isinstance(leaf, Tensor)]
+    values = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+    if count is None or len(tensors) < 2 or not values:
         return 0
-    return count(tensors[0].shape, tensors[1].shape, value.shape)
+    return count(tensors, values[0])
 
 
-def _conv(_x: Shape, weight: Shape, out: Shape) -> int:
-    return out.numel() * weight[1:].numel()
+def _conv(given: Tensors, out: Tensor) -> int:
+    return out.numel() * given[1][0].numel()
 
 
-def _transposed(x: Shape, weight: Shape, _out: Shape) -> int:
-    return x.numel() * weight[1:].numel()
+def _transposed(given: Tensors, _out: Tensor) -> int:
+    return given[0].numel() * given[1][0].numel()
 
 
-def _matmul(x: Shape, _weight: Shape, out: Shape) -> int:
-    return out.numel() * x[-1]
+def _matmul(given: Tensors, out: Tensor) -> int:
+    return out.numel() * given[0].shape[-1]
 
 
-_COUNTS: Mapping[str, Callable[[Shape, Shape, Shape], int]] = {
+def _recurrent(given: Tensors, _out: Tensor) -> int:
+    """Each step of each sample meets the weights of the inputs and those of the state."""
+    steps, samples, _ = given[0].shape
+    return steps * samples * sum(weight.numel() for weight in given[1:3])
+
+
+def _einsum(given: Tensors, out: Tensor, equation: str) -> int:
+    """The output's size, times the letters that are summed over."""
+    terms, _, result = equation.replace(" ", "").partition("->")
+    sizes: dict[str, int] = {}
+    for term, tensor in zip(terms.split(","), given, strict=True):
+        head, _, tail = term.partition("...")
+        sizes |= dict(zip(head, tensor.shape, strict=False))
+        sizes |= dict(zip(reversed(tail), reversed(tensor.shape), strict=False))
+    return out.numel() * math.prod(size for letter, size in sizes.items() if letter not in result)
+
+
+_COUNTS: Mapping[str, Callable[[Tensors, Tensor], int]] = {
     "Conv": _conv,
     "ConvTranspose": _transposed,
     "Gemm": _matmul,
     "MatMul": _matmul,
+    **dict.fromkeys(("GRU", "LSTM", "RNN"), _recurrent),
 }

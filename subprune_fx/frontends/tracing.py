@@ -21,6 +21,7 @@ from subprune_fx.frontends.fx_order import shallow_first
 from subprune_fx.frontends.onnx_graph import source_of
 from subprune_fx.frontends.onnx_static import specialise
 from subprune_fx.graph.optable import Kind
+from subprune_fx.silence import silence
 
 _OUT_OF_PLACE: dict[Any, Any] = {
     operator.iadd: operator.add,
@@ -106,7 +107,8 @@ def _symbolic(module: nn.Module, example: Inputs) -> fx.GraphModule:
 
 def _exported(module: nn.Module, example: Inputs) -> fx.GraphModule:
     positional, named = arguments(example)
-    program = torch.export.export(module, positional, named, dynamic_shapes=free_samples(example))
+    with silence():
+        program = torch.export.export(module, positional, named, dynamic_shapes=free_samples(example))
     if any(_writes_part(node) for node in program.graph.nodes):
         program = program.run_decompositions({})
     traced = program.module(check_guards=False)

@@ -7,6 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from subprune_fx.layouts import channels_last
+
 FEWEST, MOST = 3, 300
 """Leaves of an image: from a few things on a plain ground to one that is covered."""
 SMALLEST = 1.5
@@ -20,13 +22,16 @@ def scenes(count: int, shape: tuple[int, ...], seed: int) -> Tensor:
 
     Args:
         count: How many.
-        shape: Of one, channels first: images are dead leaves; series and volumes have a 1/f spectrum; what has no
-            positions is normal noise.
+        shape: Of one, channels first (or last, where only the last axis can be colours): images are dead leaves; series
+            and volumes have a 1/f spectrum; what has no positions is normal noise.
         seed: Of the generator.
 
     Returns:
         float32, (count, *shape).
     """
+    if channels_last(shape):
+        height, width, channels = shape
+        return scenes(count, (channels, height, width), seed).permute(0, 2, 3, 1).contiguous()
     generator = np.random.default_rng(seed)
     make = _leaves if len(shape) == 3 else _spectral
     made = make(generator, count, shape)
