@@ -314,8 +314,8 @@ _ALWAYS: tuple[Clash, ...] = ((lambda values: values["quiet"] and values["verbos
 def command(**values: Any) -> Request:
     """Make the trained network MODEL smaller and write it as a validated file.
 
-    MODEL is a .pt or .pth file (a state dict with --arch, or a network), a .pt2 archive of torch.export, or an .onnx
-    file.
+    MODEL is a .pt or .pth file (a state dict with --arch, or a network), a .safetensors file with --arch, a .pt2
+    archive of torch.export, or an .onnx file.
     """
     for wrong, says in (*(() if values["explain"] else _PRUNING), *_ALWAYS):
         if wrong(values):

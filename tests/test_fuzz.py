@@ -13,7 +13,8 @@ from types import ModuleType
 
 import pytest
 
-FORMATS = ("pt", "state", "pt2", "onnx", "npz", "npy", "plan")
+IMAGES = ("png", "jpg", "gif", "webp", "tiff", "bmp")
+FORMATS = ("pt", "state", "safetensors", "pt2", "onnx", "npz", "npy", "plan", "toml", *IMAGES)
 FILES = 8
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 
+import subprune_fx
 from subprune_fx.errors import SubpruneError
 from subprune_fx.formats.load import load_model
 
@@ -158,6 +160,26 @@ def test_state_dict(name: str, wrap: str, arch: Path, tmp_path: Path) -> None:
         # float16 keeps 11 bits
         assert torch.allclose(value.double(), state[key].double(), rtol=2**-10 if wrap == "half" else 0, atol=1e-6)
     assert {weight.dtype for weight in loaded.module.parameters()} == {torch.float32}
+
+
+def test_safetensors(arch: Path, tmp_path: Path) -> None:
+    state = load_arch(arch).state_dict()
+    save_file(state, tmp_path / "model.safetensors")
+    loaded = load_model(tmp_path / "model.safetensors", arch=f"{arch}:Net")
+    for key, value in loaded.module.state_dict().items():
+        assert torch.equal(value, state[key])
+    with pytest.raises(SubpruneError, match=r"state dict.*--arch"):
+        load_model(tmp_path / "model.safetensors")
+    content = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(content[:-8])
+    with pytest.raises(SubpruneError, match="no safetensors file, or a damaged one"):
+        load_model(tmp_path / "model.safetensors")
+
+
+def test_a_plan_is_no_network(tmp_path: Path) -> None:
+    subprune_fx.prune(network(), inputs(), keep=0.5).plan.save(tmp_path / "net.plan")
+    with pytest.raises(SubpruneError, match=r"is a plan, not a network.*--plan"):
+        load_model(tmp_path / "net.plan")
 
 
 def load_arch(path: Path) -> nn.Module:

@@ -165,7 +165,7 @@ class Recurrent(nn.Module):
 
     def __init__(self, kind: type[nn.RNNBase]) -> None:
         super().__init__()
-        self.steps = kind(5, 6, num_layers=2, bidirectional=True, batch_first=True)  # type: ignore[arg-type]
+        self.steps = kind(5, 6, num_layers=2, bidirectional=True, batch_first=True)  # type: ignore[arg-type, call-arg]
         self.out = nn.Linear(12, 3)
 
     def forward(self, x: Tensor) -> Tensor:

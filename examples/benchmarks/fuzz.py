@@ -32,11 +32,15 @@ import click
 import numpy as np
 import onnx
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
 import subprune_fx
 from subprune_fx.errors import SubpruneError
 from subprune_fx.formats.arrays import load_arrays
+from subprune_fx.formats.images import Preparation, read_image
+from subprune_fx.formats.layers import load_layers
 from subprune_fx.formats.load import load_model
 from subprune_fx.passes.export import to_onnx
 from subprune_fx.passes.guess import guess
@@ -82,7 +86,7 @@ def _planned(path: Path) -> None:
 
 def _load_network(path: Path) -> None:
     """As the command does: load, find out what it takes, run it once."""
-    loaded = load_model(path, arch=f"{__file__}:network" if path.name.startswith("state") else None)
+    loaded = load_model(path, arch=f"{__file__}:network" if path.stem == "state" else None)
     wanted = guess(loaded.module, loaded.takes, str(path)).wanted
     with torch.no_grad():
         inputs = start(wanted, 2, 0)
@@ -94,6 +98,15 @@ def _load_network(path: Path) -> None:
 
 def _load_inputs(path: Path) -> None:
     load_arrays(path)
+
+
+def _pictured(path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (24, 20, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def _load_picture(path: Path) -> None:
+    read_image(path, Preparation((8,), (8,)), 3)
 
 
 def _load_plan(path: Path) -> None:
@@ -147,6 +160,15 @@ def _wrong_plan(data: bytes, dice: random.Random) -> bytes:
     return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
+LAYERS = """
+[ratio]      # of channels
+"conv*" = 2
+'layer1.?' = 1.5
+
+[channels]
+fc1 = 40
+"a.\\u0062" = 7
+"""
 NUMBERS = (0, -1, 1, 2, 7, 10**5, 2**31 - 1, 10**12, 2**63 - 1, -(2**63), 0.5, 1e38)
 
 
@@ -156,13 +178,14 @@ class Target:
 
     name: str
     make: Callable[[Path], object]
-    load: Callable[[Path], None]
+    load: Callable[[Path], object]
     inside: Callable[[bytes, random.Random], bytes] | None = None
 
 
 TARGETS = {
     "pt": Target("module.pt", lambda path: torch.save(network(), path), _load_network),
     "state": Target("state.pt", lambda path: torch.save(network().state_dict(), path), _load_network),
+    "safetensors": Target("state.safetensors", lambda path: save_file(network().state_dict(), path), _load_network),
     "pt2": Target("archive.pt2", _exported, _load_network),
     "onnx": Target(
         "model.onnx", lambda path: to_onnx(network(), torch.zeros(1, *SHAPE), path), _load_network, _wrong_onnx
@@ -170,6 +193,8 @@ TARGETS = {
     "npz": Target("x.npz", _arrays, _load_inputs),
     "npy": Target("x.npy", lambda path: np.save(path, np.zeros((4, *SHAPE), np.float32)), _load_inputs),
     "plan": Target("net.plan", _planned, _load_plan, _wrong_plan),
+    "toml": Target("layers.toml", lambda path: path.write_text(LAYERS), load_layers),
+    **{name: Target(f"x.{name}", _pictured, _load_picture) for name in ("png", "jpg", "gif", "webp", "tiff", "bmp")},
 }
 
 

@@ -15,7 +15,7 @@ from subprune_fx.plan import Layer
 
 EXAMPLE = "write [ratio] or [channels], and under it lines such as conv1 = 2"
 LARGEST = 2**20
-"""Bytes of a file that a person may have written."""
+"""Bytes of a file that a person may have written; and a number in it."""
 
 Make = Callable[[str, Any], Layer]
 TABLES: Mapping[str, tuple[type | tuple[type, ...], str, Make]] = MappingProxyType(
@@ -70,5 +70,7 @@ def _layer(table: str, name: str, value: Any, where: str) -> Layer:
         what = f"[{table}] has {name} with a dot outside of quotes"
         raise SubpruneError(what, where=where, remedy=f'write "{name}.{next(iter(value), "")}"')
     if isinstance(value, bool) or not isinstance(value, kind):
-        raise SubpruneError(f"[{table}] {name} = {value!r} is not {noun}", where=where, remedy=EXAMPLE)
+        raise SubpruneError(f"[{table}] {name} = {str(value)[:40]} is not {noun}", where=where, remedy=EXAMPLE)
+    if not (isinstance(value, int | float) and 1 <= value <= LARGEST):
+        raise SubpruneError(f"[{table}] {name} is not between 1 and {LARGEST}", where=where, remedy=EXAMPLE)
     return make(name, value)

@@ -21,11 +21,12 @@ from subprune_fx.errors import SubpruneError
 from subprune_fx.formats import arch as architectures
 from subprune_fx.formats import archive, pickles
 from subprune_fx.formats.onnx_file import load_onnx
+from subprune_fx.formats.safe import load_weights
 from subprune_fx.formats.takes import Taken, arguments_of
 from subprune_fx.formats.vetting import RESAVE
 from subprune_fx.frontends.onnx_graph import source_of
 
-SUPPORTED = "give a .pt/.pth (network or state dict), a .pt2 (torch.export) or an .onnx file"
+SUPPORTED = "give a .pt/.pth (network or state dict), a .safetensors, a .pt2 (torch.export) or an .onnx file"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,7 @@ def load_model(path: str | os.PathLike[str], *, arch: str | None = None, trust: 
 
     Args:
         path: `.pt`/`.pth` with an `nn.Module`, an `fx.GraphModule` (needs `trust`) or a state dict (needs
-            `arch`); `.pt2` from `torch.export.save`.
+            `arch`); `.safetensors` with a state dict; `.pt2` from `torch.export.save`; `.onnx`.
         arch: `FILE.py:NAME` or `package.module:NAME`: the class, function or instance that gives the network.
             It is imported, that is, run.
         trust: Unpickle without restrictions: the file may run any code.
@@ -122,6 +123,11 @@ def _load_checkpoint(source: Source) -> Loaded:
     content = architectures.unwrap(pickles.load_pickle(source.data, source.path, trust=source.trust, definitions=own))
     row = next(row for row in CONTENTS if row.recognise(content))
     return row.load(content, source, named)
+
+
+def _load_weights(source: Source) -> Loaded:
+    named = architectures.definitions(source.arch) if source.arch is not None else None
+    return _from_state(load_weights(source.data, source.path), source, named)
 
 
 def _load_onnx(source: Source) -> Loaded:
@@ -205,6 +211,7 @@ FORMATS = (
     Format("legacy checkpoint", lambda source: pickles.LEGACY_MAGIC in source.data[:16], _load_checkpoint),
     Format("npz", _has(".npy"), _refuse("holds numpy arrays, not a network", SUPPORTED)),
     Format("ONNX model", _suffix(".onnx"), _load_onnx),
+    Format("safetensors", lambda source: source.data[8:9] == b"{", _load_weights),
     Format(
         "truncated zip",
         _starts(b"PK\x03\x04"),
