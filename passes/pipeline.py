@@ -185,7 +185,8 @@ class Compiler:
         self.options = options
         self.team = team
         self._report = progress or (lambda _stage, _done, _total: None)
-        self._clock = _Clock(large=sum(tensor.numel() for tensor in module.parameters()) > LARGE)
+        self._large = sum(tensor.numel() for tensor in module.parameters()) > LARGE
+        self._clock = _Clock(large=self._large)
         calibration = placed(calibration, device_of(module))
         fixed = fixed_batch(module)
         with self._clock("dependencies"):
@@ -340,6 +341,8 @@ class Compiler:
         """Drop the moments: the sweep takes its own, and what budgets were told of them is kept."""
         self._calibrated = None
         self._evidence.forget()
+        if self._large:
+            trim()
 
     def _moments(self) -> Mapping[str, Collected]:
         """Of the original network, on first demand."""
@@ -349,7 +352,10 @@ class Compiler:
 
     def _rank(self, group: Group) -> Ranking:
         """Nested order of a group by the original network."""
-        return self._row.rank(self._evidence.of(group, self._row.needs), None)
+        found = self._row.rank(self._evidence.of(group, self._row.needs), None)
+        if self._large:  # the next group's matrices have another size, and do not fit into what this one's have left
+            trim()
+        return found
 
     def _decides_late(self) -> bool:
         """Whether groups wait for the sweep: seq aims at what all of a layer's channels give there, dropped or not."""
