@@ -21,6 +21,7 @@ from subprune_fx.errors import SubpruneError
 from subprune_fx.formats.onnx_file import tensors
 from subprune_fx.frontends.onnx_graph import Source, as_imported, source_of
 from subprune_fx.frontends.onnx_op import VARIADIC
+from subprune_fx.frontends.onnx_plain import reads
 from subprune_fx.frontends.onnx_static import record, stated_batch
 from subprune_fx.passes.export import PROTOBUF_LIMIT, check_onnx
 from subprune_fx.passes.onnx_sizes import Constants, Sizes, override
@@ -142,7 +143,7 @@ def _sweep(model: onnx.ModelProto) -> None:
     while True:
         used = {value.name for value in graph.output}
         for node in graph.node:
-            used.update(_reads(node))
+            used.update(reads(node))
         dead = [k for k, node in enumerate(graph.node) if not any(name in used for name in node.output)]
         for k in reversed(dead):
             del graph.node[k]
@@ -153,16 +154,6 @@ def _sweep(model: onnx.ModelProto) -> None:
         for k in reversed(range(len(entries))):
             if entries[k].name in orphans:
                 del entries[k]
-
-
-def _reads(node: onnx.NodeProto) -> list[str]:
-    """Names that a node reads, those inside its subgraphs among them."""
-    names = list(node.input)
-    for attribute in node.attribute:
-        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-            names += [name for inner in graph.node for name in _reads(inner)]
-            names += [value.name for value in graph.output]
-    return names
 
 
 def _forget_shapes(model: onnx.ModelProto, source: Source, values: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import Tensor, fx, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -176,6 +177,35 @@ def test_equals_the_masked_original(net: Callable[[], nn.Module], dynamo: bool) 
     for count in (1, 3, 24):
         (got,) = run(model, x[:count])
         np.testing.assert_allclose(got, want[:count], atol=1e-4 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("opset", [9, 10, 13, 20])
+def test_opsets(opset: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(24, 3, 8, 8)
+    _, model, full = prune(exported(Residual(), x[:2], opset=opset), x)
+    with torch.no_grad():
+        want = full(x).numpy()
+    np.testing.assert_allclose(run(model, x)[0], want, atol=1e-4 * np.abs(want).max())
+    assert model.opset_import[0].version == opset
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_half_precision(*, wide: bool) -> None:
+    """As onnxruntime's own converter leaves it: casts behind all other nodes, wherever they are read."""
+    torch.manual_seed(0)
+    x = torch.randn(24, 3, 8, 8)
+    half = convert_float_to_float16(onnx.load_from_string(exported(Residual(), x[:2])), keep_io_types=wide)
+    data = half.SerializeToString()
+    found = subprune_fx.prune(settle(load_onnx(data, "model.onnx").module, x), x, ratio=2, budget="uniform")
+    model = write_back(found.module, x)
+    onnx.checker.check_model(model, full_check=True)
+    assert len(model.SerializeToString()) < len(data)
+    assert {tensor.data_type for tensor in model.graph.initializer} == {onnx.TensorProto.FLOAT16}
+    with torch.no_grad():
+        want = found.module(x).numpy()
+    (got,) = run(model, x if wide else x.half())
+    np.testing.assert_allclose(got, want, atol=5e-3 * np.abs(want).max())  # halves are off by 5e-4 each
 
 
 class Split(Residual):

@@ -405,6 +405,16 @@ def test_a_stated_batch_that_binds_nothing(tmp_path: Path) -> None:
     assert fixed_batch(settle(module, torch.randn(3, 3, 4, 4))) is None
 
 
+def test_nodes_in_any_order(compiled: Compile) -> None:
+    """As onnxruntime takes them."""
+    made = mlp()
+    nodes = list(reversed([onnx.NodeProto.FromString(node.SerializeToString()) for node in made.graph.node]))
+    del made.graph.node[:]
+    made.graph.node.extend(nodes)
+    found = compiled(made)
+    assert [node.name for node in found.graph.node] == ["first", "bias", "relu", "last"]
+
+
 def test_functions_are_inlined(compiled: Compile) -> None:
     made = mlp()
     body = [helper.make_node("Gemm", ["p", "q", "r"], ["s"])]

@@ -1,7 +1,8 @@
-"""Spellings of ONNX that the importer does not read, spelled out: functions are inlined, sparse tensors made dense."""
+"""Spellings of ONNX that the importer does not read: functions are inlined, sparse tensors made dense, nodes sorted."""
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,7 +12,7 @@ from onnx.inliner import inline_local_functions
 
 
 def plain(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same model without functions and sparse tensors; itself where it has none.
+    """The same model without functions and sparse tensors, its nodes behind those that they read.
 
     Args:
         model: With its external data loaded; changed in place.
@@ -26,6 +27,7 @@ def plain(model: onnx.ModelProto) -> onnx.ModelProto:
         message = f"function {function.domain}.{function.name} is written for another opset than the file"
         raise ValueError(message)
     for graph in _graphs(model.graph):
+        _sort(graph)
         for sparse in graph.sparse_initializer:
             graph.initializer.append(dense(sparse))
         del graph.sparse_initializer[:]
@@ -34,6 +36,41 @@ def plain(model: onnx.ModelProto) -> onnx.ModelProto:
                 if attribute.type == onnx.AttributeProto.SPARSE_TENSOR:
                     attribute.CopyFrom(helper.make_attribute("value", dense(attribute.sparse_tensor)))
     return model
+
+
+def _sort(graph: onnx.GraphProto) -> None:
+    """Nodes behind those that they read, else as they are: onnxruntime takes any order, and converters leave some."""
+    makers = {name: k for k, node in enumerate(graph.node) for name in node.output if name}
+    needs = [{makers[name] for name in reads(node) if name in makers} for node in graph.node]
+    if all(max(needed, default=-1) < k for k, needed in enumerate(needs)):
+        return
+    readers: dict[int, list[int]] = {}
+    for k, needed in enumerate(needs):
+        for other in needed:
+            readers.setdefault(other, []).append(k)
+    missing = list(map(len, needs))
+    ready, order = [k for k, count in enumerate(missing) if not count], list[int]()
+    while ready:
+        order.append(heapq.heappop(ready))
+        for k in readers.get(order[-1], ()):
+            missing[k] -= 1
+            if not missing[k]:
+                heapq.heappush(ready, k)
+    if len(order) == len(needs):  # else some read themselves, which the checker says
+        nodes = [graph.node[k] for k in order]
+        copied = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+        del graph.node[:]
+        graph.node.extend(copied)
+
+
+def reads(node: onnx.NodeProto) -> Iterator[str]:
+    """Names that a node reads, those inside of its graphs among them."""
+    yield from node.input
+    for attribute in node.attribute:
+        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            for inner in graph.node:
+                yield from reads(inner)
+            yield from (value.name for value in graph.output)
 
 
 def dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
