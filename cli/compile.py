@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from typing import Any
 
+import numpy as np
 import torch
 
 from subprune_fx import api
@@ -68,7 +70,11 @@ def run(request: Request) -> int:
 
 def _compile(request: Request, team: Team) -> int:
     outputs.targets(request)
+    layers = load_layers(request.layers) if request.layers else ()
+    plan = None if request.plan is None else Plan.load(request.plan)
+    times = [time.perf_counter()]
     loaded = load_model(request.model, arch=request.arch, trust=request.trust)
+    times.append(time.perf_counter())
     samples = calibration_of(request, loaded)
     calibration, labels = samples.inputs, samples.labels
     module = settle(loaded.module, calibration)
@@ -81,10 +87,11 @@ def _compile(request: Request, team: Team) -> int:
         **labelled_of(request, loaded, calibration),
         "team": team,
         "file": next((path.suffix.lower() for path in request.output if path.suffix.lower() in FILES), ".onnx"),
-        "layers": load_layers(request.layers) if request.layers else (),
+        "layers": layers,
         **{name: getattr(request, name) for name in CHOICES},
     }
-    plan = None if request.plan is None else Plan.load(request.plan)
+    times.append(time.perf_counter())
+    spent = tuple(zip(("load", "inputs"), np.diff(times).tolist(), strict=True))
     with Progress(shown=not request.quiet) as progress:
         choices["progress"] = progress
         if plan is not None:
@@ -94,7 +101,7 @@ def _compile(request: Request, team: Team) -> int:
         else:
             pruned = [api.prune(module, calibration, ratio=request.ratio, max_drop=request.max_drop, **choices)]
         notes = samples.notes if plan is None else ()  # inputs decide nothing of a plan
-        compared = calibration, choices["evaluation"], notes
+        compared = calibration, choices["evaluation"], notes, spent
         reports = outputs.deliver(request, pruned, outputs.Setting(module, example, *compared, team, progress))
     if not request.quiet:
         outputs.say(reports, verbose=request.verbose)

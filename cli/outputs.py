@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ class Setting:
         calibration: Inputs that files are compared on.
         evaluation: Labelled inputs, if there are any.
         notes: Warnings that come first.
+        seconds: What came before the compilation, and how long it took.
         team: Processes that do the same.
         progress: Told (stage, done, total).
     """
@@ -82,6 +84,7 @@ class Setting:
     calibration: Inputs
     evaluation: tuple[Inputs, Tensor] | None
     notes: Sequence[str]
+    seconds: Sequence[tuple[str, float]]
     team: Team
     progress: Progress
 
@@ -104,6 +107,7 @@ def deliver(request: Request, pruned: Sequence[Pruned], setting: Setting) -> lis
     baseline = write.Baseline(setting.original, setting.example)
     with baseline, atomic.staged(targets(request)) as temporaries:
         for paths, result in zip(networks(request), pruned, strict=True):
+            start = time.perf_counter()
             rows = write.fill(
                 *(result.module, baseline, setting.example, setting.calibration),
                 {path: temporaries[path] for path in paths},
@@ -118,7 +122,8 @@ def deliver(request: Request, pruned: Sequence[Pruned], setting: Setting) -> lis
                     made, baseline.file(write.writer_of(path, setting.original), ".onnx"), request, setting
                 )
             notes = tuple(dict.fromkeys([*setting.notes, *result.report.notes]))
-            reports.append(dataclasses.replace(result.report, files=rows, notes=notes, stages=steps))
+            seconds = (*setting.seconds, *result.report.seconds, ("write", time.perf_counter() - start))
+            reports.append(dataclasses.replace(result.report, files=rows, notes=notes, stages=steps, seconds=seconds))
         if request.json is not None:
             temporaries[request.json].write_text(as_json(reports), encoding="utf-8")
         if request.report is not None:

@@ -100,8 +100,7 @@ def _curve(reports: Sequence[Report]) -> Table:
         ),
         *curve(reports),
     ]
-    columns = {heading: [cell(row) for row in rows] for heading, cell in CURVE.items()}
-    used = {heading: cells for heading, cells in columns.items() if any(cells)}
+    used = words.columns(rows, CURVE)
     table = _table(figures=list(used))
     for cells in zip(*used.values(), strict=True):
         table.add_row(*cells)
@@ -110,16 +109,10 @@ def _curve(reports: Sequence[Report]) -> Table:
 
 def _stages(report: Report) -> Table:
     """What quantising has added to pruning."""
-    table = _table("stage", figures=("file size", "latency", "same class", "accuracy"))
-    for row in report.stages:
-        name = row.name if row.path is None else f"{row.name}: {row.path}"
-        cells = (
-            words.size(row.bytes),
-            words.milliseconds(row.latency_ms),
-            words.percent(row.agreement),
-            words.percent(row.accuracy),
-        )
-        table.add_row(_plain(name), *cells)
+    used = words.columns(report.stages, words.STAGES)
+    table = _table("stage", figures=list(used))
+    for row, *cells in zip(report.stages, *used.values(), strict=True):
+        table.add_row(_plain(row.name if row.path is None else f"{row.name}: {row.path}"), *cells)
     return table
 
 
@@ -140,6 +133,8 @@ def _summary(report: Report) -> Table:
             table.add_row(*cells)
     if report.agreement is not None:
         table.add_row("same class as the original", "", words.percent(report.agreement), "")
+    if report.change is not None:
+        table.add_row(words.CHANGE, "", words.percent(report.change), "")
     if report.drop is not None:
         table.add_row("loss on inputs it was not made from", "", f"{report.drop:.2f} points", "")
     if report.accuracy_after is not None:
@@ -159,7 +154,7 @@ def _file(row: FileRow) -> Iterator[tuple[str, str, str, str]]:
         before, after = words.milliseconds(row.latency_before_ms), words.milliseconds(row.latency_ms)
         yield "latency, onnxruntime, one sample", before, after, words.ratio(row.latency_before_ms, row.latency_ms)
     if row.max_difference is not None:
-        yield f"largest difference to torch, {suffix}", "", f"{row.max_difference:.1e}", ""
+        yield f"largest difference to torch, {suffix}", "", words.scientific(row.max_difference), ""
 
 
 def _pairs(left: str, right: str, rows: Iterator[tuple[str, str]]) -> Table:
@@ -185,6 +180,7 @@ CURVE: dict[str, Callable[[Point], str]] = {
     "file size": lambda point: words.size(point.bytes),
     "latency": lambda point: words.milliseconds(point.latency_ms),
     "same class": lambda point: words.percent(point.agreement),
+    "output change": lambda point: words.percent(point.change),
     "accuracy": lambda point: words.percent(point.accuracy),
 }
 """Columns of a curve: heading, and the cell of a point; empty where there is no figure."""

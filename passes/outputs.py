@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -63,6 +64,37 @@ def output_change(outputs: Sequence[Any], samples: int, team: Team = ALONE) -> C
         return team.numbers(change)[0] / max(spread, 1e-30)
 
     return metric
+
+
+def deviation(outputs: Sequence[Any], found: Sequence[Any], team: Team = ALONE) -> float | None:
+    """How far outputs are from the original's, for networks that give no class scores.
+
+    Args:
+        outputs: Of the original network, by batch.
+        found: Of the other, perhaps of the first batches only.
+        team: Processes that have other batches.
+
+    Returns:
+        Root mean square, relative to that of the original's outputs around their mean over samples; None where they do
+        not vary, or are not of one sample each.
+    """
+    change = squares = count = 0.0
+    total: Tensor | None = None
+    for wanted, got in zip(outputs, found, strict=False):
+        try:
+            left, right = _flat(wanted), _flat(got)
+        except RuntimeError:
+            return None
+        change += float((right - left).square().sum())
+        squares += float(left.square().sum())
+        count += len(left)
+        total = left.sum(0) if total is None else total + left.sum(0)
+    if total is None:
+        return None
+    total = team.sum(total)
+    change, squares, count = team.numbers(change, squares, count)
+    spread = squares - float(total.square().sum()) / count
+    return math.sqrt(change / spread) if spread > 1e-12 * squares else None  # of float64: that is rounding
 
 
 def first_tensor(output: Any) -> Tensor:

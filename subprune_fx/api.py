@@ -20,7 +20,7 @@ from subprune_fx.graph.channels import ChannelGraph
 from subprune_fx.passes.flops import counted, flops
 from subprune_fx.passes.gauges import GAUGES, reached
 from subprune_fx.passes.goals import drop_of, set_aside, within
-from subprune_fx.passes.outputs import agreement, batches_of, first_tensor, is_score
+from subprune_fx.passes.outputs import agreement, batches_of, deviation, first_tensor, is_score
 from subprune_fx.passes.pipeline import Compiled, Compiler
 from subprune_fx.plan import Plan
 from subprune_fx.report import Cost, FrozenRow, GroupRow, Report
@@ -253,5 +253,6 @@ def _report(compiler: Compiler, compiled: Compiled, inputs: Inputs) -> Report:
         settings=tuple((name, str(value)) for name, value in settings.items()),
         seconds=tuple(compiled.seconds.items()),
         searched=compiled.searched,
+        change=None if scores else deviation(compiler.outputs, compiled.outputs, compiler.team),
         drop=compiled.drop,
     )

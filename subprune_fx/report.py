@@ -106,6 +106,7 @@ class Stage:
             class score.
         accuracy: Top-1 accuracy on the evaluation set, 0 to 1; None without one.
         path: Where it was written; None for the original.
+        change: As `Report`, of this stage.
     """
 
     name: str
@@ -114,6 +115,7 @@ class Stage:
     agreement: float | None
     accuracy: float | None
     path: str | None = None
+    change: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +138,8 @@ class Report:
         files: What was written.
         stages: Original, pruned and quantised network, where it was quantised.
         searched: What was measured to find the ratio, where it was not given.
+        change: Where the output is not a class score: how far it is from the original's, root mean square relative to
+            how much the original's varies over the calibration inputs; None where it is one.
         drop: What the network loses where it was found by that, in percentage points, on inputs it was not made from.
     """
 
@@ -153,6 +157,7 @@ class Report:
     files: tuple[FileRow, ...] = ()
     stages: tuple[Stage, ...] = ()
     searched: tuple[Step, ...] = ()
+    change: float | None = None
     drop: float | None = None
 
     @property
@@ -182,6 +187,7 @@ class Point:
         latency_ms: Of the first file that has one.
         agreement: As `Report`.
         accuracy: As `Report.accuracy_after`.
+        change: As `Report`.
     """
 
     ratio: float
@@ -191,6 +197,7 @@ class Point:
     latency_ms: float | None
     agreement: float | None
     accuracy: float | None
+    change: float | None = None
 
 
 def curve(reports: Sequence[Report]) -> tuple[Point, ...]:
@@ -200,6 +207,6 @@ def curve(reports: Sequence[Report]) -> tuple[Point, ...]:
         latency = next((row.latency_ms for row in report.files if row.latency_ms is not None), None)
         size = report.files[0].bytes if report.files else None
         after = report.after
-        worth = report.agreement, report.accuracy_after
+        worth = report.agreement, report.accuracy_after, report.change
         points.append(Point(report.ratio, after.parameters, after.flops, size, latency, *worth))
     return tuple(points)

@@ -87,6 +87,7 @@ def charts(reports: Sequence[Report]) -> list[Chart]:
     worth: dict[str, list[tuple[float, float]]] = {
         "same class as the original": [(p.ratio, p.agreement) for p in points if p.agreement is not None],
         "accuracy": [(p.ratio, p.accuracy) for p in points if p.accuracy is not None],
+        words.CHANGE: [(p.ratio, p.change) for p in points if p.change is not None],
     }
     series = {name: pairs for name, pairs in worth.items() if pairs}
     if len(points) > 1 and series:
@@ -105,14 +106,9 @@ def _section(report: Report) -> dict[str, Any]:
         Bar(row, spark(row.curve, row.channels), (size * row.kept / row.channels, spark_height(row.error)))
         for row in report.groups
     ]
-    stages = [
-        (
-            *(row.name, words.size(row.bytes), words.milliseconds(row.latency_ms)),
-            *map(words.percent, (row.agreement, row.accuracy)),
-        )
-        for row in report.stages
-    ]
-    return {"report": report, "facts": facts(report), "bars": bars, "stages": stages}
+    used = words.columns(report.stages, words.STAGES)
+    stages = [(row.name, *cells) for row, *cells in zip(report.stages, *used.values(), strict=True)]
+    return {"report": report, "facts": facts(report), "bars": bars, "stages": stages, "headings": ["stage", *used]}
 
 
 def facts(report: Report) -> list[Fact]:
@@ -129,6 +125,8 @@ def facts(report: Report) -> list[Fact]:
             rows.append(_fact(f"latency, {suffix}", file.latency_before_ms, file.latency_ms, words.milliseconds))
     if report.agreement is not None:
         rows.append(Fact("same class as the original", "", words.percent(report.agreement)))
+    if report.change is not None:
+        rows.append(Fact(words.CHANGE, "", words.percent(report.change)))
     if report.drop is not None:
         rows.append(Fact("loss on inputs it was not made from", "", f"{report.drop:.2f} points"))
     if report.accuracy_after is not None:

@@ -8,14 +8,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from subprune_fx.bundle import Inputs
 from subprune_fx.formats.quantise import outputs_of
+from subprune_fx.passes.outputs import deviation
 from subprune_fx.passes.timing import latencies_ms
 from subprune_fx.report import Stage
 
 ORIGINAL = "original"
+Array = npt.NDArray[Any]
 Classes = npt.NDArray[np.int64] | None
 """By sample; None where the output holds no class scores."""
 
@@ -45,18 +48,25 @@ def stages(
     first = {} if original is None else {ORIGINAL: (original, None)}
     files: dict[str, tuple[Path, Path | None]] = {**first, **made}
     times = latencies_ms([file for file, _ in files.values()], example, threads=threads)
-    wanted = None if original is None else _classes(original, calibration)
+    wanted = None if original is None else outputs_of(original, calibration)[0]
     rows = []
     for (name, (file, target)), milliseconds in zip(files.items(), times, strict=True):
-        agreement = _share(_classes(file, calibration), wanted)
-        accuracy = None if evaluation is None else _share(_classes(file, evaluation[0]), evaluation[1].numpy())
+        found = outputs_of(file, calibration)[0]
+        agreement = None if wanted is None else _share(_classes(found), _classes(wanted))
+        change = None if wanted is None or agreement is not None else _change(wanted, found)
+        accuracy = None
+        if evaluation is not None:
+            accuracy = _share(_classes(outputs_of(file, evaluation[0])[0]), evaluation[1].numpy())
         path = None if target is None else str(target)
-        rows.append(Stage(name, file.stat().st_size, milliseconds, agreement, accuracy, path))
+        rows.append(Stage(name, file.stat().st_size, milliseconds, agreement, accuracy, path, change))
     return tuple(rows)
 
 
-def _classes(path: Path, inputs: Inputs) -> Classes:
-    output: npt.NDArray[Any] = outputs_of(path, inputs)[0]
+def _change(wanted: Array, found: Array) -> float | None:
+    return deviation([torch.from_numpy(wanted)], [torch.from_numpy(found)])
+
+
+def _classes(output: Array) -> Classes:
     return output.argmax(1) if output.ndim == 2 and output.shape[1] > 1 else None
 
 

@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+from subprune_fx.report import Stage
+
+Row = TypeVar("Row")
+
+CHANGE = "change of the output, RMS"
+"""What `Report.change` is called."""
+
 
 def ratio(before: float | None, after: float | None) -> str:
     """How many times smaller."""
@@ -28,3 +38,24 @@ def percent(value: float | None) -> str:
 def count(value: int | None) -> str:
     """A number of things."""
     return "" if value is None else f"{value:,}"
+
+
+def scientific(value: float) -> str:
+    """Two digits and a power of ten; 0 is 0."""
+    return f"{value:.1e}" if value else "0"
+
+
+def columns(rows: Sequence[Row], cells: Mapping[str, Callable[[Row], str]]) -> dict[str, list[str]]:
+    """By heading, what the rows have there; columns without a figure are left out."""
+    found = {heading: [cell(row) for row in rows] for heading, cell in cells.items()}
+    return {heading: column for heading, column in found.items() if any(column)}
+
+
+STAGES: Mapping[str, Callable[[Stage], str]] = {
+    "file size": lambda row: size(row.bytes),
+    "latency": lambda row: milliseconds(row.latency_ms),
+    "same class": lambda row: percent(row.agreement),
+    "output change": lambda row: percent(row.change),
+    "accuracy": lambda row: percent(row.accuracy),
+}
+"""Columns of the table of stages."""

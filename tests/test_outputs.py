@@ -1,0 +1,52 @@
+"""What a report says of networks that give no class scores."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+import subprune_fx
+from subprune_fx.cli.table import show
+from subprune_fx.formats.page import page
+from subprune_fx.passes.outputs import batches_of, deviation
+
+
+def rms(wanted: Tensor, found: Tensor) -> float:
+    left, right = wanted.double().numpy(), found.double().numpy()
+    return float(np.sqrt(np.square(right - left).sum() / np.square(left - left.mean(0)).sum()))
+
+
+def test_the_change_is_that_of_all_batches() -> None:
+    wanted, found = torch.randn(11, 3, 4) + 50, torch.randn(11, 3, 4) + 50
+    for size in (11, 4, 1):
+        change = deviation(batches_of(wanted, size), batches_of(found, size))
+        assert change == pytest.approx(rms(wanted, found), rel=1e-9)  # float64 sums of a hundred numbers
+    assert deviation([wanted], [wanted]) == 0
+
+
+@pytest.mark.parametrize(
+    "outputs", [[torch.ones(5, 2)], [(torch.randn(5, 2), torch.randn(3, 2))], []], ids=["constant", "ragged", "none"]
+)
+def test_nothing_is_said_where_there_is_no_such_figure(outputs: list[Tensor]) -> None:
+    assert deviation(outputs, outputs) is None
+
+
+def test_a_network_that_gives_pictures() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 2, 1)).eval()
+    x = torch.randn(64, 3, 8, 8)
+    smaller, _, report = subprune_fx.prune(network, x, ratio=2)
+    assert report.agreement is None
+    assert report.change is not None
+    with torch.no_grad():
+        assert report.change == pytest.approx(rms(network(x), smaller(x)), rel=1e-4)  # float32 outputs
+    written = io.StringIO()
+    show([report], verbose=False, console=Console(file=written))
+    assert "change of the output, RMS" in written.getvalue()
+    assert "change of the output, RMS" in page([report], "net.pt")
+    assert "same class" not in written.getvalue() + page([report], "net.pt")
