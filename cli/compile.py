@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import fx
 
 from subprune_fx import api
+from subprune_fx.bundle import Inputs
 from subprune_fx.cli import outputs
 from subprune_fx.cli.inputs import calibration_of, labelled_of, probe
 from subprune_fx.cli.options import Request
@@ -44,6 +46,10 @@ CHOICES = (
 
 FILES = (".onnx", ".pt2", ".pt")
 """Formats whose bytes `--target size` counts: those that hold a network."""
+
+
+FEW = 32
+"""Calibration inputs below which there is a warning."""
 
 
 def run(request: Request) -> int:
@@ -100,12 +106,18 @@ def _compile(request: Request, team: Team) -> int:
             pruned = list(api.prune_each(module, calibration, ratios=request.pareto, **choices))
         else:
             pruned = [api.prune(module, calibration, ratio=request.ratio, max_drop=request.max_drop, **choices)]
-        notes = samples.notes if plan is None else ()  # inputs decide nothing of a plan
+        notes = () if plan is not None else (*samples.notes, *_few(calibration))  # inputs decide nothing of a plan
         compared = calibration, choices["evaluation"], notes, spent
         reports = outputs.deliver(request, pruned, outputs.Setting(module, example, *compared, team, progress))
     if not request.quiet:
         outputs.say(reports, verbose=request.verbose)
     return 0
+
+
+def _few(calibration: Inputs) -> tuple[str, ...]:
+    """A warning, perhaps."""
+    count = len(calibration)
+    return (f"calibrated on {count} input{'s' * (count > 1)}; a few hundred keep more accuracy",) if count < FEW else ()
 
 
 def _explain(request: Request) -> int:
@@ -115,6 +127,8 @@ def _explain(request: Request) -> int:
     module = settle(loaded.module, example)
     probe(module, example, str(request.model))
     found = explain(module, example)
+    if isinstance(module, fx.GraphModule):  # whose class says nothing
+        found = dataclasses.replace(found, network=request.model.name)
     for path in request.output:
         found.save(path)
     if not request.quiet:

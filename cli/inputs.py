@@ -112,7 +112,7 @@ def _stated(request: Request, takes: tuple[Taken, ...]) -> tuple[Taken, ...]:
         return takes
     known = takes or (Taken("x"),)
     if len(shapes) > len(known):
-        what = f"is given {len(shapes)} times, and the network takes {len(known)} inputs"
+        what = f"is given {len(shapes)} times, and the network takes {len(known)} input{'s' * (len(known) > 1)}"
         raise SubpruneError(what, where="--input-shape")
     stated = (dataclasses.replace(t, accepts=(None, *s[1:]), sample=s) for t, s in zip(known, shapes, strict=False))
     return (*stated, *known[len(shapes) :])

@@ -135,10 +135,15 @@ def _fraction(context: click.Context, option: click.Parameter, value: float | No
 
 def _memory(context: click.Context, option: click.Parameter, value: str | None) -> int | None:
     del context, option
+    if value is None:
+        return None
     try:
-        return None if value is None else size_of(value)
+        found = size_of(value)
     except ValueError as error:
         raise click.BadParameter(f"{error}.") from error
+    if found < LEAST_MEMORY:
+        raise click.BadParameter(f"{value!r} is less than 1 MiB; write a unit, such as 4GiB.")
+    return found
 
 
 def _version(context: click.Context, option: click.Parameter, value: bool) -> None:
@@ -152,6 +157,8 @@ def _version(context: click.Context, option: click.Parameter, value: bool) -> No
     click.echo(f"{PROGRAM} {version}")
     context.exit()
 
+
+LEAST_MEMORY = 2**20
 
 GOALS = {"--ratio": "ratio", "--max-drop": "max_drop", "--pareto": "pareto", "--plan": "plan"}
 """Options that say how small the network is to be, and their fields: one is needed."""

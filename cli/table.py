@@ -84,7 +84,7 @@ def _groups(reports: Sequence[Report]) -> Table:
     table = _table("group", figures=figures, title="pruned channels")
     for rows in zip(*(report.groups for report in reports), strict=True):
         kept, of = [str(row.kept) for row in rows], str(rows[0].channels)
-        cells = (*kept, of, f"{rows[0].error:.4f}") if alone else (of, *kept)
+        cells = (*kept, of, words.error(rows[0].error)) if alone else (of, *kept)
         table.add_row(_plain(rows[0].name), *cells)
     return table
 

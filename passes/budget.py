@@ -233,6 +233,24 @@ def least(budget: Budget) -> int:
     return budget.size.of(dict.fromkeys(budget.size.units, 1))
 
 
+def unreachable(what: str, ratio: float, largest: float) -> SubpruneError:
+    """The error where a network cannot be made so small.
+
+    Args:
+        what: The ratio's name.
+        ratio: As asked for.
+        largest: What can be had.
+    """
+    largest = math.floor(largest * 100) / 100
+    said = f"{what} {ratio:g} cannot be reached: "
+    if largest > 1:
+        return SubpruneError(
+            f"{said}with as few channels as possible it is {largest:g}", remedy=f"ask for at most {largest:g}"
+        )
+    remedy = "lower --align, or leave less out by --only, --skip and --layers; --explain says what can be pruned"
+    return SubpruneError(f"{said}next to nothing can be pruned", remedy=remedy)
+
+
 def allot(rule: Rule, budget: Budget, ratio: float) -> Keep:
     """Units to keep by group under a rule, such that the network has at most 1 / ratio of its size.
 
@@ -243,10 +261,6 @@ def allot(rule: Rule, budget: Budget, ratio: float) -> Keep:
     """
     target = _most(budget.size.total, ratio)
     if least(budget) > target:
-        largest = math.floor(budget.size.total / least(budget) * 100) / 100
-        raise SubpruneError(
-            f"ratio {ratio:g} cannot be reached: with as few channels as possible it is {largest:g}",
-            remedy=f"ask for at most {largest:g}",
-        )
+        raise unreachable("ratio", ratio, budget.size.total / least(budget))
     keep = rule(budget, target)
     return keep if budget.size.of(keep) <= target else _scaled(budget, target, keep)

@@ -22,10 +22,10 @@ from typing import NamedTuple
 from torch import nn
 
 from subprune_fx.bundle import Inputs
-from subprune_fx.errors import SubpruneError
 from subprune_fx.formats.write import Job, writer_of
 from subprune_fx.frontends.fx_inputs import spread
 from subprune_fx.passes import search
+from subprune_fx.passes.budget import unreachable
 from subprune_fx.passes.pipeline import Compiled, Compiler
 from subprune_fx.passes.search import bracket
 from subprune_fx.passes.timing import latencies_ms
@@ -118,7 +118,5 @@ def reached(compiler: Compiler, original: nn.Module, example: Inputs, ratio: flo
             if found.above is not None:
                 best = _Found(found.above.ratio, candidate, found.tried)
     if best is None:
-        largest = math.floor(largest * 100) / 100
-        what = f"{options.target} ratio {ratio:g} cannot be reached: with as few channels as possible it is {largest:g}"
-        raise SubpruneError(what, remedy=f"ask for at most {largest:g}")
+        raise unreachable(f"{options.target} ratio", ratio, largest)
     return dataclasses.replace(best.compiler.compile(best.proxy), ratio=ratio, searched=best.tried)

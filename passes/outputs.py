@@ -40,6 +40,8 @@ def agreement(
 ) -> Callable[[Sequence[Any]], float]:
     """Top-1 accuracy against `labels`, or agreement with the arg-max of `outputs`, over the batches of all `team`."""
     wanted = labels or [first_tensor(output).argmax(-1).cpu() for output in outputs]
+    for output, classes in zip(outputs, labels or (), strict=False):
+        check_classes(classes, first_tensor(output))
 
     def metric(found: Sequence[Any]) -> float:
         hits = sum(
@@ -125,7 +127,17 @@ def loss(output: Any, labels: Tensor) -> Tensor:
     scores = first_tensor(output)
     if scores.ndim != 2:
         raise SubpruneError(f"the output has shape {tuple(scores.shape)}, which is no class score for each sample")
-    if int(labels.max()) >= scores.shape[1]:
-        what = f"label {int(labels.max())} is none of the network's {scores.shape[1]} classes"
-        raise SubpruneError(what, where="labels", remedy="classes count from 0")
+    check_classes(labels, scores)
     return functional.cross_entropy(scores, labels, reduction="sum")
+
+
+def check_classes(labels: Tensor, scores: Tensor) -> None:
+    """That labels are classes.
+
+    Raises:
+        SubpruneError: One is not.
+    """
+    count = scores.shape[-1]
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < count:
+        what = f"some are none of the network's {count} classes"
+        raise SubpruneError(what, where="labels", remedy=f"classes are numbers from 0 to {count - 1}")

@@ -20,7 +20,7 @@ from subprune_fx.graph.channels import ChannelGraph
 from subprune_fx.passes.flops import counted, flops
 from subprune_fx.passes.gauges import GAUGES, reached
 from subprune_fx.passes.goals import drop_of, set_aside, within
-from subprune_fx.passes.outputs import agreement, batches_of, deviation, first_tensor, is_score
+from subprune_fx.passes.outputs import agreement, batches_of, check_classes, deviation, first_tensor, is_score
 from subprune_fx.passes.pipeline import Compiled, Compiler
 from subprune_fx.plan import Plan
 from subprune_fx.report import Cost, FrozenRow, GroupRow, Report
@@ -169,13 +169,18 @@ def accuracy(module: nn.Module, inputs: Inputs, labels: Tensor) -> float:
         module: A classifier in eval mode: its first output holds class scores on its last axis.
         inputs: (samples, ...).
         labels: (samples,), int64.
+
+    Raises:
+        SubpruneError: A label is no class of it.
     """
     hits = seen = 0
     fixed = fixed_batch(module)
     batches = (batches_of(t, fixed or EVALUATION_BATCH, whole=fixed is not None) for t in (inputs, labels))
     with torch.no_grad():
         for x, y in zip(*batches, strict=True):
-            hits += int((first_tensor(module(placed(x, device_of(module)))).argmax(-1).cpu() == y).sum())
+            scores = first_tensor(module(placed(x, device_of(module))))
+            check_classes(y, scores)
+            hits += int((scores.argmax(-1).cpu() == y).sum())
             seen += len(y)
     return hits / seen
 

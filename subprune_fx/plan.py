@@ -15,6 +15,7 @@ from torch import Tensor
 from subprune_fx.errors import SubpruneError
 
 FORMAT = "subprune_fx plan 1"
+HOW_TO_SAVE = "write one with -o out.plan, or Plan.save"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,9 +129,9 @@ class Plan:
         except FileNotFoundError as error:
             raise SubpruneError("no such file", where=str(path)) from error
         except (SafetensorError, OSError) as error:
-            raise SubpruneError(f"not a plan file ({error})", where=str(path), remedy="use Plan.save") from error
+            raise SubpruneError(f"not a plan file ({error})", where=str(path), remedy=HOW_TO_SAVE) from error
         if metadata.get("format") != FORMAT:
-            raise SubpruneError("not a subprune_fx plan", where=str(path), remedy="use Plan.save")
+            raise SubpruneError("not a subprune_fx plan", where=str(path), remedy=HOW_TO_SAVE)
         try:
             return _from_tree(json.loads(metadata["plan"]), values)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError) as error:

@@ -16,7 +16,7 @@ def size_of(text: str) -> int:
     >>> size_of("1.5KiB")
     1536
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([A-Za-z]*)\s*", text)
     if found is None or found[2].upper() not in UNITS or float(found[1]) <= 0:
         message = f"{text!r} is not a size such as 4GiB or 500MB"
         raise ValueError(message)

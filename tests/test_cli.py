@@ -288,6 +288,14 @@ def test_verbose_lists_frozen_channels(run: Callable[..., Result], stub: dict[st
     assert "0.25" in result.out
 
 
+def test_few_inputs_are_worth_a_warning(run: Callable[..., Result], stub: dict[str, Any], folder: Path) -> None:
+    del stub
+    for count, warned in ((1, True), (31, True), (32, False)):
+        np.save(folder / "few.npy", np.zeros((count, *SHAPE), np.float32))
+        said = run("net.pt", "--ratio", "2", "--calib", "few.npy", "-o", "a.pt").err
+        assert (f"calibrated on {count} input" in said) == warned
+
+
 def test_quiet_says_nothing(run: Callable[..., Result], stub: dict[str, Any]) -> None:
     del stub
     result = run("net.pt2", "--ratio", "2", "-o", "a.onnx", "-q")
@@ -309,6 +317,22 @@ def test_json_has_no_nan(run: Callable[..., Result], stub: dict[str, Any], folde
     report = json.loads((folder / "r.json").read_text(), parse_constant=pytest.fail)
     assert report["groups"][0]["error"] is None
     assert report["files"][0]["path"] == "a.onnx"
+
+
+def test_nothing_that_is_said_holds_data(run: Callable[..., Result], folder: Path) -> None:
+    """Neither inputs nor labels nor weights are in tables, tracebacks, JSON or page."""
+    found = {**np.load("xy.npz")}
+    found["x"][:, 0, 3, 3] += 77031.5
+    np.savez("secret.npz", **found)
+    np.savez("broken.npz", x=np.where(found["x"] > 77031, np.nan, found["x"]), y=found["y"])
+    np.savez("foreign.npz", x=found["x"], y=found["y"] + 40961)
+    said = ("--ratio", "2", "--eval", "secret.npz", "-o", "a.pt", "-v", "--json", "r.json", "--report", "r.html")
+    results = [run("net.pt", "--calib", f"{name}.npz", *said) for name in ("secret", "broken")]
+    results.append(run("net.pt", "--calib", "foreign.npz", *said, "--budget", "accuracy"))
+    assert [result.code for result in results] == [0, 2, 2]
+    written = [(folder / name).read_text(encoding="utf-8") for name in ("r.json", "r.html")]
+    for text in [*written, *(result.out + result.err for result in results)]:
+        assert not re.search("7703|0961", text)
 
 
 def test_input_shape_gives_synthetic_inputs(run: Callable[..., Result], stub: dict[str, Any]) -> None:
@@ -381,6 +405,8 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown option": ((*GOOD, "--fast"), "No such option"),
     "unknown variant": ((*GOOD, "--variant", "best"), "'best' is not one of"),
     "stochastic": ((*GOOD, "--stochastic", "1.5"), "1.5 is not between 0 and 1"),
+    "memory without a unit": ((*GOOD, "--memory", "4"), "'4' is less than 1 MiB; write a unit, such as 4GiB"),
+    "memory beyond numbers": ((*GOOD, "--memory", "9" * 400), "is not a size such as"),
     "shape": ((*GOOD, "--input-shape", "1,x"), "not a shape"),
     "quiet and verbose": ((*GOOD, "-q", "-v"), "exclude each other"),
     "missing model": (("gone.pt", *GOOD[1:]), "gone.pt: no such file"),

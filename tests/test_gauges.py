@@ -44,6 +44,11 @@ def test_the_largest_reachable_size_ratio_is_named() -> None:
         subprune_fx.prune(network(), INPUTS, ratio=5000, target="size")
 
 
+def test_where_nothing_can_be_pruned_what_stands_in_the_way_is_named() -> None:
+    with pytest.raises(SubpruneError, match=r"ratio 2 cannot be reached: next to nothing can be pruned; lower --align"):
+        subprune_fx.prune(network(), INPUTS, ratio=2, align=1000)
+
+
 def test_latency_decides_with_the_threads_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a clock that counts the file's bytes and a fixed time for a call, which bounds the ratio."""
     seen = []

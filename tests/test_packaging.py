@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 import torch
 
+BESIDE = (".ci", "docs", "examples", "tests")
+"""Folders of the source archive that are not installed."""
 MAPPED = ("cli", "passes")
 
 INDIRECT = {
@@ -76,14 +78,16 @@ def test_top_level_import_is_refused(repository: Path, name: str) -> None:
 def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As `python -m build` does: a source archive of the tree, and the wheel of that archive."""
     tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("dist")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "MANIFEST.in"):
         shutil.copy(repository / name, tree)
-    for name in ("subprune_fx", *MAPPED):
+    for name in ("subprune_fx", *MAPPED, *BESIDE):
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(repository / name, tree / name, symlinks=True, ignore=ignore)
     _build("sdist", tree, out)
     (source,) = out.iterdir()
     with tarfile.open(source) as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
+        assert {"CHANGELOG.md", "tests/support.py", "docs/conf.py", "examples/lenet/lenet_mnist.pt"} <= inside
         archive.extractall(out, filter="data")
     (unpacked,) = (path for path in out.iterdir() if path.is_dir())
     _build("wheel", unpacked, out)

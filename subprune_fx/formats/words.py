@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -38,6 +39,11 @@ def percent(value: float | None) -> str:
 def count(value: int | None) -> str:
     """A number of things."""
     return "" if value is None else f"{value:,}"
+
+
+def error(value: float) -> str:
+    """A relative error; that of selectors that measure none is not a number."""
+    return "" if math.isnan(value) else f"{value:.4f}"
 
 
 def scientific(value: float) -> str:
