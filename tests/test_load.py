@@ -176,6 +176,13 @@ def test_safetensors(arch: Path, tmp_path: Path) -> None:
         load_model(tmp_path / "model.safetensors")
 
 
+def test_a_state_dict_may_not_claim_what_is_not_there(arch: Path, tmp_path: Path) -> None:
+    state = {**load_arch(arch).state_dict(), "head.bias": torch.zeros(1, dtype=torch.float16).expand(10**11)}
+    torch.save(state, tmp_path / "net.pt")
+    with pytest.raises(SubpruneError, match="more than half of this machine's memory"):
+        load_model(tmp_path / "net.pt", arch=f"{arch}:Net")
+
+
 def test_a_plan_is_no_network(tmp_path: Path) -> None:
     subprune_fx.prune(network(), inputs(), keep=0.5).plan.save(tmp_path / "net.plan")
     with pytest.raises(SubpruneError, match=r"is a plan, not a network.*--plan"):
@@ -335,6 +342,13 @@ def _npz(path: Path) -> None:
         archive.writestr("x.npy", b"")
 
 
+def _claims(path: Path) -> None:
+    """One number, said to be 10^11 of them."""
+    broad = network()
+    broad.register_buffer("broad", torch.zeros(1).expand(10**11))
+    torch.save(broad, path)
+
+
 REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing.pt": (lambda path: None, "no such file"),
     "folder.pt": (lambda path: path.mkdir(), "is a folder"),
@@ -353,6 +367,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
     "list.pt": (lambda path: torch.save([1, 2], path), "holds a list"),
     "dict.pt": (lambda path: torch.save({"epoch": 1}, path), "holds a dict with the keys epoch"),
     "local.pt": (lambda path: torch.save(Local(), path), r"Local.*--arch.*--trust"),
+    "broad.pt": (_claims, "more than half of this machine's memory; save it again"),
     "nan.pt": (_nan, r"NaN or infinite weights \(0\.weight\)"),
     "scalar.pt2": (_scalar_input, "not tensors with a batch axis"),
 }

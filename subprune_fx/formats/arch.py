@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from subprune_fx.errors import SubpruneError
+from subprune_fx.formats.safe import check_weights
 
 HOW_TO_NAME = "write FILE.py:NAME or package.module:NAME"
 CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "network", "net", "module")
@@ -133,6 +134,7 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], where: str, arch: str)
     for prefix in PREFIXES:
         if all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
+    check_weights(state.values(), where)
     state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     expected = network.state_dict()
     faults = {

@@ -21,7 +21,7 @@ from subprune_fx.errors import SubpruneError
 from subprune_fx.formats import arch as architectures
 from subprune_fx.formats import archive, pickles
 from subprune_fx.formats.onnx_file import load_onnx
-from subprune_fx.formats.safe import load_weights
+from subprune_fx.formats.safe import check_weights, load_weights
 from subprune_fx.formats.takes import Taken, arguments_of
 from subprune_fx.formats.vetting import RESAVE
 from subprune_fx.frontends.onnx_graph import source_of
@@ -225,12 +225,15 @@ FORMATS = (
 def _settle(module: nn.Module, where: str) -> nn.Module:
     """Float32, on the CPU, in evaluation mode; `requires_grad` stays as it is."""
     try:
+        check_weights([*module.parameters(), *module.buffers()], where)
         module = module.to(device="cpu").float()
         for part in module.modules():
             part.training = False  # not .eval(): exported modules and some users' own override it
         if not isinstance(module, fx.GraphModule):
             module.eval()
         tensors: list[tuple[str, object]] = [*module.named_parameters(), *module.named_buffers()]
+    except SubpruneError:
+        raise
     except NotImplementedError as error:  # meta tensors
         raise SubpruneError(
             "its weights are not materialised", where=where, remedy="save it with its weights"

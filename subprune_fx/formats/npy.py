@@ -24,6 +24,7 @@ HOW_TO_SAVE = 'save it with numpy.savez(path, x=inputs.astype("float32"))'
 # The third version differs in the names of fields, and what is read here has none.
 HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 LONGEST_NAME = 200
+FEWER = "give fewer samples: a few hundred are enough"
 
 
 def open_arrays(path: str | os.PathLike[str]) -> Mapping[str, Read]:
@@ -105,13 +106,14 @@ def _read(stream: IO[bytes], size: int, where: str, what: str) -> Array:
     return flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
 
 
-def check_memory(need: int, where: str, what: str) -> None:
+def check_memory(need: int, where: str, what: str, remedy: str = FEWER) -> None:
     """Refuse what would not leave room to work.
 
     Args:
         need: Bytes.
         where: For the error.
         what: For the error.
+        remedy: For the error.
 
     Raises:
         SubpruneError: It is more than half of the memory that this machine has.
@@ -119,4 +121,4 @@ def check_memory(need: int, where: str, what: str) -> None:
     limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     if need > limit:
         said = f"{what} takes {size_text(need)}, more than half of this machine's memory"
-        raise SubpruneError(said, where=where, remedy="give fewer samples: a few hundred are enough")
+        raise SubpruneError(said, where=where, remedy=remedy)

@@ -1,13 +1,30 @@
-"""Weights from a safetensors file, which can hold nothing else."""
+"""Weights: from a safetensors file, which can hold nothing else, and how large any may be."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from safetensors.torch import load
 from torch import Tensor
 
 from subprune_fx.errors import SubpruneError
 from subprune_fx.formats.lines import first_line
+from subprune_fx.formats.npy import check_memory
 from subprune_fx.plan import FORMAT
+
+
+def check_weights(tensors: Iterable[Tensor], where: str) -> None:
+    """Refuse tensors that are too large: one number may claim to be any number of them, by strides of 0.
+
+    Args:
+        tensors: As they were read, of any type.
+        where: Their file, for the error.
+
+    Raises:
+        SubpruneError: As float32 they would take more than half of this machine's memory.
+    """
+    need = sum(4 * tensor.numel() for tensor in tensors if not tensor.is_meta)
+    check_memory(need, where, "what it holds", "save it again, or use a machine with more memory")
 
 
 def load_weights(data: bytes, where: str) -> dict[str, Tensor]:
