@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 
 import click
 from sphinx.application import Sphinx
@@ -28,10 +29,15 @@ def table() -> str:
     """Every option of the command with its help, under the headings of `--help`."""
     parts = []
     for heading, records in records_of(command, click.Context(command)).items():
-        rows = [tuple(part.replace("|", "\\|") for part in record) for record in records]
+        rows = [(name.replace("|", "\\|"), _coded(text).replace("|", "\\|")) for name, text in records]
         parts += [f"## {heading}", "", "| option | meaning |", "|---|---|"]
         parts += [*(f"| `{name}` | {text} |" for name, text in rows), ""]
     return "\n".join(parts)
+
+
+def _coded(text: str) -> str:
+    """Options in it as code: elsewhere two hyphens become a dash."""
+    return re.sub(r"(?<![\w-])--?[a-z][a-z-]*", r"`\g<0>`", text)
 
 
 def _fill_in(_app: Sphinx, _name: str, source: list[str]) -> None:

@@ -70,5 +70,7 @@ def test_it_builds_without_a_warning(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sphinx", "-W", "-q", "-d", str(tmp_path / "trees"), *folders]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout + found.stderr
-    assert "--pareto" in (tmp_path / "site" / "reference" / "command.html").read_text("utf-8")
+    command_page = (tmp_path / "site" / "reference" / "command.html").read_text("utf-8")
+    assert "--pareto" in command_page
+    assert not re.search("[\u2013\u2014][a-z]", command_page)  # dashes that were two hyphens
     assert "synthetic_inputs" in (tmp_path / "site" / "reference" / "python.html").read_text("utf-8")
