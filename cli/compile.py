@@ -20,6 +20,7 @@ from subprune_fx.formats import write
 from subprune_fx.formats.layers import load_layers
 from subprune_fx.formats.load import load_model
 from subprune_fx.frontends.onnx_static import fixed_batch, settle
+from subprune_fx.heap import suit
 from subprune_fx.passes.explain import explain
 from subprune_fx.plan import Plan
 from subprune_fx.repeating import repeat
@@ -80,6 +81,7 @@ def _compile(request: Request, team: Team) -> int:
     plan = None if request.plan is None else Plan.load(request.plan)
     times = [time.perf_counter()]
     loaded = load_model(request.model, arch=request.arch, trust=request.trust)
+    suit(sum(parameter.numel() for parameter in loaded.module.parameters()))
     times.append(time.perf_counter())
     samples = calibration_of(request, loaded)
     calibration, labels = samples.inputs, samples.labels

@@ -21,7 +21,7 @@ from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.onnx_graph import source_of
 from subprune_fx.frontends.onnx_static import fixed_batch
 from subprune_fx.graph.channels import Group
-from subprune_fx.heap import trim
+from subprune_fx.heap import LARGE, trim
 from subprune_fx.numerics.collect import Collected
 from subprune_fx.numerics.elimination import Part
 from subprune_fx.passes.budget import (
@@ -64,9 +64,6 @@ TRIAL_PASSES = 4
 
 LEAST_TRIAL_SAMPLES, MOST_TRIAL_SAMPLES = 32, 256
 """Inputs it is measured on, whatever it costs. On ResNet56 the budgets that 256 find change the output 5 % less."""
-
-LARGE = 1 << 24
-"""Parameters from which a copy of the network is worth a run of Python's garbage collector (64 MB; half a second)."""
 
 CURVE_POINTS = 25
 Progress = Callable[[str, int, int], None]
@@ -447,7 +444,7 @@ def _check_shares(options: Options, team: Team, shares: int) -> None:
 
 
 class _Clock:
-    """Times stages, and clears up behind each: graphs of a large network are cycles, which hold its copies."""
+    """Times stages, and clears up behind each: graphs are cycles, which hold copies of a network until collected."""
 
     def __init__(self, *, large: bool) -> None:
         self.seconds: dict[str, float] = {}
