@@ -125,18 +125,19 @@ def loss(output: Any, labels: Tensor) -> Tensor:
         SubpruneError: If it does not, or a label is no class of it.
     """
     scores = first_tensor(output)
-    if scores.ndim != 2:
-        raise SubpruneError(f"the output has shape {tuple(scores.shape)}, which is no class score for each sample")
     check_classes(labels, scores)
     return functional.cross_entropy(scores, labels, reduction="sum")
 
 
 def check_classes(labels: Tensor, scores: Tensor) -> None:
-    """That labels are classes.
+    """That outputs are class scores, and labels are classes.
 
     Raises:
-        SubpruneError: One is not.
+        SubpruneError: They are not, or one is none.
     """
+    if not is_score(scores):
+        what = f"the output has shape {tuple(scores.shape)}, which is no class score for each sample"
+        raise SubpruneError(what, where="labels", remedy="leave them out: the report has the change of the output")
     count = scores.shape[-1]
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < count:
         what = f"some are none of the network's {count} classes"

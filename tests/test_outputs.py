@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import subprune_fx
 from subprune_fx.cli.table import show
+from subprune_fx.errors import SubpruneError
 from subprune_fx.formats.page import page
 from subprune_fx.passes.outputs import batches_of, deviation
 
@@ -49,4 +50,16 @@ def test_a_network_that_gives_pictures() -> None:
     show([report], verbose=False, console=Console(file=written))
     assert "change of the output, RMS" in written.getvalue()
     assert "change of the output, RMS" in page([report], "net.pt")
+    labelled = (x, torch.zeros(64, dtype=torch.int64))
+    with pytest.raises(SubpruneError, match=r"\(64, 2, 6, 6\), which is no class score for each sample"):
+        subprune_fx.prune(network, x, ratio=2, evaluation=labelled)
     assert "same class" not in written.getvalue() + page([report], "net.pt")
+
+
+def test_labels_that_are_no_class() -> None:
+    network, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), torch.randn(12, 4)
+    for wrong in (3, -1):
+        labels = torch.zeros(12, dtype=torch.int64)
+        labels[5] = wrong
+        with pytest.raises(SubpruneError, match=r"none of the network's 3 classes; classes are numbers from 0 to 2"):
+            subprune_fx.prune(network, x, ratio=1.5, evaluation=(x, labels))

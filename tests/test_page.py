@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import re
 import shutil
 import subprocess
@@ -120,6 +121,22 @@ def test_charts_stay_inside_their_box(series: dict[str, list[tuple[float, float]
     for line in drawn.lines:
         assert all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for x, y, _ in line.dots)
     assert all(b.at - a.at >= 26 for a, b in zip(drawn.x_ticks, drawn.x_ticks[1:], strict=False))
+
+
+@pytest.mark.parametrize(
+    ("values", "limits", "labels"),
+    [
+        ((1.0, 1.0), (0, 1), ["98.0", "100.0"]),
+        ((0.0209, 0.0212), (0, math.inf), ["2.0", "2.1", "2.2"]),
+        ((0.0, 0.0), (0, 1), ["0.0", "0.1"]),
+        ((0.62, 0.97), (0, 1), ["60.0", "70.0", "80.0", "90.0", "100.0"]),
+        ((-3.0, 4.0), (-math.inf, math.inf), ["-400.0", "-200.0", "0.0", "200.0", "400.0"]),
+    ],
+)
+def test_axes_have_round_labels(values: tuple[float, float], limits: tuple[float, float], labels: list[str]) -> None:
+    pairs = [(2.0, values[0]), (4.0, values[1])]
+    drawn = chart("t", "x", {"a": pairs}, lambda value: f"{100 * value:.1f}", limits)
+    assert [tick.text for tick in drawn.y_ticks] == labels
 
 
 def test_error_curves_fall_from_the_top_to_the_bottom() -> None:

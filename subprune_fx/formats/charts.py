@@ -11,6 +11,8 @@ LEFT, RIGHT, TOP, BOTTOM = 48, 12, 10, 34
 SPARK = (100, 30)
 FLOOR = 1e-4
 """Errors below this look the same."""
+FINEST = 1e-3
+"""The least distance between labels of the y axis: a tenth of a per cent."""
 
 Pairs = Sequence[tuple[float, float]]
 
@@ -57,7 +59,13 @@ class Chart:
     lines: tuple[Line, ...]
 
 
-def chart(title: str, x_name: str, series: Mapping[str, Pairs], y_text: Callable[[float], str]) -> Chart:
+def chart(
+    title: str,
+    x_name: str,
+    series: Mapping[str, Pairs],
+    y_text: Callable[[float], str],
+    limits: tuple[float, float] = (-math.inf, math.inf),
+) -> Chart:
     """Lines over a logarithmic x axis.
 
     Args:
@@ -65,12 +73,12 @@ def chart(title: str, x_name: str, series: Mapping[str, Pairs], y_text: Callable
         x_name: Of the axis; values are positive.
         series: By name, at least one point in all.
         y_text: Writes a value of the y axis.
+        limits: What the values cannot be beyond.
     """
     xs = sorted({x for pairs in series.values() for x, _ in pairs})
     ys = [y for pairs in series.values() for _, y in pairs]
-    low, high = min(ys), max(ys)
-    if high - low < 1e-12:
-        low, high = low - 1, high + 1
+    levels = _levels(min(ys), max(ys), limits)
+    low, high = levels[0], levels[-1]
     first, last = math.log(xs[0]), math.log(xs[-1])
 
     def across(x: float) -> float:
@@ -85,9 +93,21 @@ def chart(title: str, x_name: str, series: Mapping[str, Pairs], y_text: Callable
         ordered = sorted(pairs)
         dots = tuple((across(x), down(y), f"{name}: {y_text(y)} at {x:.3g}") for x, y in ordered)
         lines.append(Line(name, " ".join(f"{x},{y}" for x, y, _ in dots), dots))
-    levels = [low + (high - low) * share / 3 for share in range(4)]
     y_ticks = tuple(Tick(down(y), y_text(y)) for y in levels)
     return Chart(title, x_name, _apart([Tick(across(x), f"{x:.3g}") for x in xs]), y_ticks, tuple(lines))
+
+
+def _levels(low: float, high: float, limits: tuple[float, float]) -> list[float]:
+    """Round values around some others, evenly spaced; apart enough to have different labels where those are equal."""
+    span = max(high - low, 0.05 * max(abs(low), abs(high)), FINEST)
+    power = 10.0 ** math.floor(math.log10(span / 4))
+    step = max(FINEST, next(m * power for m in (1, 2, 5, 10) if m * power >= span / 4))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    if first == last:
+        first, last = first - 1, last + 1
+    rounded = [k * step for k in range(first, last + 1)]
+    inside = [level for level in rounded if limits[0] - step / 2 < level < limits[1] + step / 2]
+    return inside if len(inside) > 1 else rounded
 
 
 def _apart(ticks: Sequence[Tick]) -> tuple[Tick, ...]:

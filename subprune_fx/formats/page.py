@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import math
 from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any
@@ -91,11 +92,14 @@ def charts(reports: Sequence[Report]) -> list[Chart]:
     }
     series = {name: pairs for name, pairs in worth.items() if pairs}
     if len(points) > 1 and series:
-        drawn.append(chart("What each ratio costs", "ratio", series, lambda value: f"{100 * value:.1f} %"))
+        most = math.inf if words.CHANGE in series else 1.0
+        drawn.append(chart("What each ratio costs", "ratio", series, lambda value: f"{100 * value:.1f} %", (0, most)))
     for report in reports:
         if len(report.searched) > 1:
             steps = {"measured": [(step.ratio, step.value) for step in report.searched]}
-            drawn.append(chart("The way to this ratio", "ratio tried", steps, lambda value: f"{value:.3g}"))
+            drawn.append(
+                chart("The way to this ratio", "ratio tried", steps, lambda value: f"{value:.3g}", (0, math.inf))
+            )
     return drawn
 
 
