@@ -191,7 +191,8 @@ class _Walker(fx.Interpreter):
         out = propagate(self.state, step)
         inputs = self._site_inputs(call, operands)
         if inputs:
-            rest, numbers = self._value(node.args[1:]), frozenset(filter(self._is_number, node.all_input_nodes))
+            rest = pytree.tree_map_only(Tensor, _without_values, self._value(node.args[1:]))
+            numbers = frozenset(filter(self._is_number, node.all_input_nodes))
             self.sites.append(Site(node, call, inputs, out, rest, step.run, numbers, self.varying, self._number))
         return out
 
@@ -311,10 +312,11 @@ class _Walker(fx.Interpreter):
     def _runner(self, node: fx.Node) -> Callable[..., Tree]:
         """The node's own op on labels: those of its first tensor argument replaced, everything else as it was."""
         where, key = _first_tensors(node, self.trees)
-        values = {n: self.env[n] for n in node.all_input_nodes}
         row = self.calls[node.name].row
         like = row is not None and row.resize is Resize.LIKE and not node.kwargs
         argument = None if where is None else getattr(node, where)[key]
+        # Activations would stay until the analysis is over: labels take their place.
+        values = {n: pytree.tree_map_only(Tensor, _without_values, self.env[n]) for n in node.all_input_nodes}
 
         def run(
             labels: Sequence[Labels], constants: Sequence[Constant] = (), keep: NDArray[np.bool_] | None = None
@@ -386,6 +388,11 @@ def _invoke(node: fx.Node, root: fx.GraphModule, args: Any, kwargs: Any, constan
         return args[0].reshape(*args[1:])
     assert callable(target)
     return target(*args, **kwargs)
+
+
+def _without_values(tensor: Tensor) -> Tensor:
+    """Of an activation the sizes; an index is what it holds."""
+    return tensor.to("meta") if tensor.is_floating_point() else tensor
 
 
 def _blank(value: Any) -> Tree:

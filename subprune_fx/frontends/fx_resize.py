@@ -15,7 +15,7 @@ from subprune_fx.frontends.calls import Call
 from subprune_fx.frontends.onnx_op import OnnxOp
 from subprune_fx.frontends.onnx_resize import resize_onnx
 from subprune_fx.graph.channels import ChannelGraph
-from subprune_fx.graph.labels import Labels, survivors, varying, vector
+from subprune_fx.graph.labels import Labels, compact, survivors, varying, vector
 from subprune_fx.graph.optable import MOVING, Kind, Resize
 from subprune_fx.graph.step import Tree, leaves
 from subprune_fx.plan import Constant
@@ -76,7 +76,9 @@ def survives(site: Site, channels: ChannelGraph, samples: Sequence[Keep]) -> boo
     if site.call.row is None or site.call.row.kind not in MOVING:
         return True
     touched = [
-        labels for labels in (*site.operands, *leaves(site.after)) if channels.prunable[channels.unit[labels]].any()
+        labels
+        for labels in (*site.operands, *leaves(site.after))
+        if channels.prunable[channels.unit[compact(labels)]].any()
     ]
     if not touched:
         return True

@@ -62,13 +62,16 @@ def varying(labels: Labels) -> tuple[int, ...]:
 
 
 def tighten(labels: Labels) -> Labels:
-    """The same labels with stride 0 wherever they do not vary: what an op has copied costs little again."""
+    """The same labels with stride 0 wherever they do not vary: what an op has copied costs little again.
+
+    In memory of their own: a view of what an op has copied would keep all of it.
+    """
     small = labels
     for axis in range(labels.ndim):
         first = small[(*(slice(None),) * axis, slice(0, 1))]
         if small.shape[axis] > 1 and (small.strides[axis] == 0 or bool((small == first).all())):
             small = first
-    return expand(np.ascontiguousarray(small).reshape(small.shape), labels.shape)
+    return expand(np.array(small, order="C"), labels.shape)
 
 
 def vector(labels: Labels, axis: int) -> Labels:

@@ -142,7 +142,7 @@ class Propagation:
         differ = a != b
         if not differ.any():
             return
-        pairs = np.unique(np.stack([a[differ], b[differ]], axis=1), axis=0)
+        pairs = np.stack(np.divmod(np.unique(a[differ] * self.count + b[differ]), self.count), axis=1)
         zero = (pairs == 0).any(axis=1)
         self.freeze(pairs[zero], reason)
         both = pairs[~zero]
