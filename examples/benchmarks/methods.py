@@ -34,6 +34,7 @@ class Method:
         options: Keywords of `subprune_fx.prune_each`; empty for another program's.
         paper: Whether it is run as the paper runs it: labels and verification images for eq. (6), without intercept,
             on the layers that the paper prunes.
+        spared: Whether what the paper does not prune is left alone.
         training: Whether it gets the whole training set.
         rival: Whether another program does it (`rivals.RIVALS`).
         both: Whether it is run with and without reweighting.
@@ -42,6 +43,7 @@ class Method:
     title: str
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     paper: bool = True
+    spared: bool = True
     training: bool = False
     rival: bool = False
     both: bool = True
@@ -59,9 +61,9 @@ def _paper(
     return Method(title, {"select": select, "variant": variant, "budget": budget, **plain}, training=training)
 
 
-def _own(title: str, **options: Any) -> Method:
+def _own(title: str, *, spared: bool = False, **options: Any) -> Method:
     """This project's own, its defaults changed in `options`."""
-    return Method(title, options, paper=False, both=False)
+    return Method(title, options, paper=False, spared=spared, both=False)
 
 
 # LayerGreedyFS tries every unit left at every step, each try a pass through the rest of the network: minutes for LeNet,
@@ -69,6 +71,7 @@ def _own(title: str, **options: Any) -> Method:
 METHODS: dict[str, Method] = {
     "ours": _own("subprune_fx"),
     "ours-distilled": _own("subprune_fx, 1,000 steps of distillation", distil=1000),
+    "ours-inner": _own("subprune_fx, residual streams whole", spared=True),
     "ours-no-intercept": _own("subprune_fx without intercept", intercept=False),
     "ours-no-feedback": _own("subprune_fx without feedback", feedback=False),
     "ours-no-rounds": _own("subprune_fx without rounds", rounds=0),

@@ -126,6 +126,7 @@ def keywords(method: Method, job: Job, images: Images, kind: str) -> dict[str, A
         count = min(VERIFICATION[job.net], len(images.train))
         other = draw(len(images.train), count, job.seed + 1000)
         options["verification"] = (normalise(images.train[other], kind), images.train_labels[other])
+    if method.spared:
         options["skip"] = () if job.layers else SPARED[job.net]
     if method.training:
         options["training"] = (normalise(images.train, kind), images.train_labels)
