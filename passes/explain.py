@@ -8,6 +8,7 @@ from subprune_fx.arguments import Given, inputs_of
 from subprune_fx.explanation import Coupled, Explanation
 from subprune_fx.frontends.onnx_static import fixed_batch, settle
 from subprune_fx.passes.dependencies import clearest
+from subprune_fx.passes.proof import checked
 from subprune_fx.report import FrozenRow
 
 
@@ -26,7 +27,8 @@ def explain(model: nn.Module, example: Given) -> Explanation:
     """
     inputs = inputs_of(example, "example")
     module = settle(model, inputs)
-    channels = clearest(module, inputs[: fixed_batch(module) or 2]).channels
+    some = inputs[: fixed_batch(module) or 2]
+    channels = checked(clearest(module, some), some).channels
     layers = {name: consumer.module for name, consumer in channels.contractions.items()}
     groups = tuple(
         Coupled(

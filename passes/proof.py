@@ -47,13 +47,22 @@ def proven(network: FxNetwork, example: Inputs) -> FxNetwork:
     Raises:
         SubpruneError: If no group is left.
     """
-    while guilty := _guilty(network.channels.groups, partial(_fault, network, example=example)):
+    found = checked(network, example)
+    if not found.channels.groups:
+        raise SubpruneError(
+            f"nothing to prune: {found.channels.frozen[-1].reason}",
+            remedy="report the network to subprune_fx: a rule for one of its ops is wrong",
+        )
+    return found
+
+
+def checked(network: FxNetwork, example: Inputs) -> FxNetwork:
+    """`proven`, for a reader: there may be no group left."""
+    while network.channels.groups:
+        guilty = _guilty(network.channels.groups, partial(_fault, network, example=example))
+        if not guilty:
+            break
         network = narrowed(network, {group.name: f"pruned and masked network differ ({why})" for group, why in guilty})
-        if not network.channels.groups:
-            raise SubpruneError(
-                f"nothing to prune: pruned and masked network differ ({guilty[0][1]})",
-                remedy="report the network to subprune_fx: a rule for one of its ops is wrong",
-            )
     return network
 
 

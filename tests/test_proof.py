@@ -59,6 +59,7 @@ def test_wrong_rule(name: str, op: Callable[[Tensor], Tensor], why: str, monkeyp
     (reason,) = [item.reason for item in pruned.report.frozen if item.name == "first"]
     assert reason.startswith("pruned and masked network differ (")
     assert why in reason
+    assert reason in {item.reason for item in subprune_fx.explain(net, x).frozen if item.name == "first"}
     network = proven(analyse(net, x), x)
     assert against_masked(network, pruned.plan, pruned.module, x) < 1e-5
     ranked = subprune_fx.prune(net, x, ratio=1.2)
