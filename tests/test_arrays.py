@@ -110,11 +110,13 @@ def test_files_that_are_no_npz(tmp_path: Path) -> None:
     (tmp_path / "cut.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:150])
     (tmp_path / "empty.npz").touch()
     (tmp_path / "folder.npz").mkdir()
+    torch.save(torch.from_numpy(X), tmp_path / "x.pt")
     for name, says in {
         "missing.npz": "no such file",
         "folder.npz": "is a folder",
         "empty.npz": "is empty",
         "cut.npz": "truncated",
+        "x.pt": "is a zip file without numpy arrays; save it with numpy.savez",
         "x.txt": "is neither an .npz nor an .npy file",
     }.items():
         with pytest.raises(SubpruneError, match=says):

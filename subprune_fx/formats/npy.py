@@ -38,7 +38,7 @@ def open_arrays(path: str | os.PathLike[str]) -> Mapping[str, Read]:
     """
     file = Path(path)
     if not file.exists():
-        raise SubpruneError("no such file", where=str(file))
+        raise SubpruneError("no such file or folder", where=str(file))
     if file.is_dir():
         raise SubpruneError("is a folder, not an .npz file", where=str(file))
     try:
@@ -51,6 +51,8 @@ def open_arrays(path: str | os.PathLike[str]) -> Mapping[str, Read]:
         raise SubpruneError("cannot be read (permission denied)", where=str(file)) from error
     except Exception as error:
         raise SubpruneError("is not an .npz file, or a damaged one", where=str(file), remedy=HOW_TO_SAVE) from error
+    if members and not any(name.endswith(".npy") for name in members):
+        raise SubpruneError("is a zip file without numpy arrays", where=str(file), remedy=HOW_TO_SAVE)
     if members is None:
         what = "is neither an .npz nor an .npy file, or a truncated one" if start else "is empty"
         raise SubpruneError(what, where=str(file), remedy=HOW_TO_SAVE)
