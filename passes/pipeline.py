@@ -5,15 +5,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import gc
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from subprune_fx.bundle import Inputs, device_of, joined, placed
@@ -27,91 +23,36 @@ from subprune_fx.numerics.elimination import Part
 from subprune_fx.passes.budget import (
     BUDGETS,
     DEFAULT_BUDGET,
-    PROBES,
-    Budget,
     Keep,
     Rule,
-    Trial,
     allot,
     fraction,
     least,
 )
 from subprune_fx.passes.calibrate import Tick, calibrate, run
+from subprune_fx.passes.clock import Clock
 from subprune_fx.passes.dependencies import analyse, restrict
 from subprune_fx.passes.distil import distil, trained
-from subprune_fx.passes.evidence import Errors, Gatherer
+from subprune_fx.passes.evidence import Gatherer
 from subprune_fx.passes.forward import check_precision
+from subprune_fx.passes.measures import Measures
 from subprune_fx.passes.memory import Store, batch_within
-from subprune_fx.passes.outputs import agreement, batches_of, head, output_change
-from subprune_fx.passes.patches import keeping
-from subprune_fx.passes.problems import Settings
+from subprune_fx.passes.options import Options, check_shares
+from subprune_fx.passes.outputs import batches_of
 from subprune_fx.passes.proof import proven
 from subprune_fx.passes.rankings import Orders, Rankings
 from subprune_fx.passes.rewrite import apply
 from subprune_fx.passes.scratch import Scratch
-from subprune_fx.passes.size import MEASURED, TARGETS, parameters
+from subprune_fx.passes.size import parameters
 from subprune_fx.passes.steps import only_layers, rounded, stepped, steps_of, units_of
 from subprune_fx.passes.sweep import Sweep
-from subprune_fx.passes.trials import Metric, trials
-from subprune_fx.plan import Layer, Plan
-from subprune_fx.precisions import DEFAULT_PRECISION
+from subprune_fx.plan import Plan
 from subprune_fx.report import Step
-from subprune_fx.selectors import DEFAULT_SELECTOR, LABELLED, SELECTORS, Need, Ranking
+from subprune_fx.selectors import SELECTORS, Need, Ranking
 from subprune_fx.team import ALONE, Team
-
-TRIAL_PASSES = 4
-"""What measuring groups alone for the `output` budget should cost at most, in passes over the calibration inputs."""
-
-LEAST_TRIAL_SAMPLES, MOST_TRIAL_SAMPLES = 32, 256
-"""Inputs it is measured on, whatever it costs. On ResNet56 the budgets that 256 find change the output 5 % less."""
 
 CURVE_POINTS = 25
 Progress = Callable[[str, int, int], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What the user chooses, whatever the ratio.
-
-    Attributes:
-        select: A row of `subprune_fx.selectors.SELECTORS`.
-        variant: `asym`, `seq` or `layer`.
-        target: What the ratio counts, a key of `passes.size.TARGETS`, or measures, one of `MEASURED`.
-        file: Suffix of the file whose bytes are measured.
-        threads: Of onnxruntime where latency is measured; 0 for all cores.
-        budget: A rule of `passes.budget.BUDGETS`; None: the selector's own, or else the default.
-        only: Patterns of the groups to prune; none: all.
-        skip: Patterns of groups to leave alone.
-        align: What the widths of pruned layers are multiples of; None: what the target does best with.
-        layers: What single groups are to keep, whatever the budget.
-        reweight: False leaves consumers' weights as they are.
-        settings: How least squares are posed.
-        stochastic: Epsilon of stochastic greedy (paper App. B.3); None for exact greedy.
-        distil: Steps of label-free distillation after pruning (training); 0: none.
-        seed: Of everything random.
-        batch: Most samples a forward pass.
-        memory: Most bytes of activations that are kept in memory, see `passes.memory`; None: no limit.
-        precision: What forward passes are computed in, see `subprune_fx.precisions`.
-    """
-
-    select: str = DEFAULT_SELECTOR
-    variant: str = "asym"
-    target: str = "params"
-    file: str = ".onnx"
-    threads: int = 1
-    budget: str | None = None
-    only: tuple[str, ...] = ()
-    skip: tuple[str, ...] = ()
-    align: int | None = None
-    layers: tuple[Layer, ...] = ()
-    reweight: bool = True
-    settings: Settings = dataclasses.field(default_factory=Settings)
-    stochastic: float | None = None
-    distil: int = 0
-    seed: int = 0
-    batch: int = 64
-    memory: int | None = None
-    precision: str = DEFAULT_PRECISION
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +124,7 @@ class Compiler:
         self.team = team
         self._report = progress or (lambda _stage, _done, _total: None)
         self._large = sum(tensor.numel() for tensor in module.parameters()) > LARGE
-        self._clock = _Clock(large=self._large)
+        self._clock = Clock(large=self._large)
         calibration = placed(calibration, device_of(module))
         fixed = fixed_batch(module)
         with self._clock("dependencies"):
@@ -195,7 +136,7 @@ class Compiler:
         self._step = fixed or 1
         self._batch = fixed or batch_within(options.memory, options.batch, network.graph_module, calibration[:1])
         self.cut = cut = functools.partial(batches_of, size=self._batch, whole=fixed is not None)
-        _check_shares(options, team, len(calibration) // (fixed or 1))
+        check_shares(options, team, len(calibration) // (fixed or 1))
         self._batches = cut(team.share(calibration))
         self._labels = None if labels is None else cut(team.share(labels))
         self.verification = None
@@ -229,7 +170,9 @@ class Compiler:
         groups = network.channels.groups
         self._rankings = Rankings(groups, self._rank, team, lambda done, total: self._report("select", done, total))
         self._orders = Orders(self._rankings)
-        self._measured = self._measures()
+        self._measured = Measures(
+            network, options, self._evidence, self._rankings, self._orders, self._store, self._tick("budget"), team
+        ).budget(self._batches, self.outputs, self.verification or (self._batches, self._labels), self._step)
         self._widths = parameters(self.network, self._orders, self._batches[0], intercepts=False)
         self._align(options.align or 1)
 
@@ -364,15 +307,6 @@ class Compiler:
             return self._rankings[group.name]
         return self.team.agreed(self._row.rank(self._evidence.live(group, self._row.needs, parts, scratch), keep))
 
-    def _trial_samples(self) -> int:
-        """Inputs on which the change of the output is measured: fewer where there are many groups to measure.
-
-        What runs behind a group is half of the network on average.
-        """
-        (samples,) = self.team.numbers(sum(map(len, self._batches)))
-        trials = len(self.network.channels.groups) * len(PROBES)
-        return min(max(LEAST_TRIAL_SAMPLES, round(2 * TRIAL_PASSES * samples / trials)), MOST_TRIAL_SAMPLES)
-
     @property
     def rule(self) -> str:
         """The budget rule: what the user asks for, or the selector's own, or the default."""
@@ -385,76 +319,3 @@ class Compiler:
             return BUDGETS[self.rule]
         size = self._measured.size
         return lambda _, target: rounded(self._steps, own(self._rankings, size.of, target))
-
-    def _measures(self) -> Budget:
-        """What budget rules may ask: sizes, error curves, and trials of one group at a time."""
-        intercepts = self.options.settings.intercept and self.options.reweight
-        batches, labels = self.verification or (self._batches, self._labels)
-        few = -(-(self._trial_samples() - self.team.rank) // self.team.size)
-        some = head(self._batches, self._step * max(1, -(-few // self._step)))
-        orders = self._orders
-        groups = {group.name: group for group in self.network.channels.groups}
-
-        def patches(group: Group, alive: NDArray[np.bool_]) -> dict[str, Tensor]:
-            if self.options.reweight:
-                return self._evidence.reweighter.patches(group, alive)
-            return keeping(self.network, self._rankings)(group, alive)
-
-        def errors(name: str) -> NDArray[np.float64]:
-            return self._evidence.errors(groups[name], self._rankings[name], reweight=self.options.reweight)
-
-        def trial(metric: Metric, batches: Sequence[Inputs]) -> Trial:
-            return functools.cache(
-                lambda sizes: trials(
-                    self.network,
-                    patches,
-                    orders,
-                    dict(sizes),
-                    batches,
-                    metric,
-                    self._tick("budget"),
-                    self._store,
-                )
-            )
-
-        return Budget(
-            size=TARGETS[MEASURED.get(self.options.target, self.options.target)](
-                self.network, orders, self._batches[0], intercepts=intercepts
-            ),
-            error=Errors(tuple(groups), errors),
-            accuracy=trial(agreement(self.outputs, labels, self.team), batches),
-            change=trial(output_change(self.outputs, sum(map(len, some)), self.team), some),
-        )
-
-
-def _check_shares(options: Options, team: Team, shares: int) -> None:
-    """Refuse what several processes cannot share.
-
-    Raises:
-        SubpruneError: Something is.
-    """
-    needs = SELECTORS[options.select].needs
-    for unfit, what in (
-        (bool(needs & LABELLED), f"selector {options.select}"),
-        (options.distil > 0, "distillation"),
-        (shares < team.size, f"a set of {shares} batches or inputs"),
-    ):
-        if unfit and team.size > 1:
-            raise SubpruneError(f"{what} cannot be shared by {team.size} processes", remedy="run fewer, or one")
-
-
-class _Clock:
-    """Times stages, and clears up behind each: graphs are cycles, which hold copies of a network until collected."""
-
-    def __init__(self, *, large: bool) -> None:
-        self.seconds: dict[str, float] = {}
-        self._large = large
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        if self._large:
-            gc.collect()
-        trim()
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start

@@ -16,7 +16,8 @@ from subprune_fx.frontends.fx_order import shallow_first
 from subprune_fx.frontends.fx_tails import Tail
 from subprune_fx.numerics.saturation import correction
 from subprune_fx.passes.dependencies import analyse
-from subprune_fx.passes.pipeline import Compiler, Options
+from subprune_fx.passes.options import Options
+from subprune_fx.passes.pipeline import Compiler
 from subprune_fx.passes.problems import Settings
 from subprune_fx.passes.rewrite import apply
 

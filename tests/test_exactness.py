@@ -10,7 +10,8 @@ import torch.nn.functional as F  # noqa: N812 - everyone calls it F
 from support import sweep_of
 from torch import Tensor, nn
 
-from subprune_fx.passes.pipeline import Compiler, Options
+from subprune_fx.passes.options import Options
+from subprune_fx.passes.pipeline import Compiler
 from subprune_fx.passes.problems import Settings
 from subprune_fx.passes.rewrite import apply
 from subprune_fx.passes.sweep import VARIANTS

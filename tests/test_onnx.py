@@ -28,7 +28,8 @@ from subprune_fx.numerics.readers import TransposedConvReader
 from subprune_fx.passes.dependencies import analyse
 from subprune_fx.passes.lockstep import Lockstep
 from subprune_fx.passes.onnx_rewrite import write_back
-from subprune_fx.passes.pipeline import Compiler, Options
+from subprune_fx.passes.options import Options
+from subprune_fx.passes.pipeline import Compiler
 from subprune_fx.passes.proof import difference
 from subprune_fx.passes.scratch import Scratch
 

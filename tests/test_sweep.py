@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from subprune_fx import Pruned, prune, prune_each
 from subprune_fx.passes.budget import BUDGETS
-from subprune_fx.passes.pipeline import Compiler, Options
+from subprune_fx.passes.options import Options
+from subprune_fx.passes.pipeline import Compiler
 from subprune_fx.passes.problems import Settings
 from subprune_fx.passes.rewrite import apply
 from subprune_fx.passes.sweep import VARIANTS
