@@ -109,7 +109,7 @@ def _compile(request: Request, team: Team) -> int:
         else:
             pruned = [api.prune(module, calibration, ratio=request.ratio, max_drop=request.max_drop, **choices)]
         notes = () if plan is not None else (*samples.notes, *_few(calibration))  # inputs decide nothing of a plan
-        compared = calibration, choices["evaluation"], notes, spent
+        compared = calibration, choices["evaluation"], notes, spent, times[0]
         reports = outputs.deliver(request, pruned, outputs.Setting(module, example, *compared, team, progress))
     if not request.quiet:
         outputs.say(reports, verbose=request.verbose)

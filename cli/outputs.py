@@ -75,6 +75,7 @@ class Setting:
         evaluation: Labelled inputs, if there are any.
         notes: Warnings that come first.
         seconds: What came before the compilation, and how long it took.
+        start: When the first of it began.
         team: Processes that do the same.
         progress: Told (stage, done, total).
     """
@@ -85,6 +86,7 @@ class Setting:
     evaluation: tuple[Inputs, Tensor] | None
     notes: Sequence[str]
     seconds: Sequence[tuple[str, float]]
+    start: float
     team: Team
     progress: Progress
 
@@ -122,7 +124,9 @@ def deliver(request: Request, pruned: Sequence[Pruned], setting: Setting) -> lis
                     made, baseline.file(write.writer_of(path, setting.original), ".onnx"), request, setting
                 )
             notes = tuple(dict.fromkeys([*setting.notes, *result.report.notes]))
-            seconds = (*setting.seconds, *result.report.seconds, ("write", time.perf_counter() - start))
+            now = time.perf_counter()
+            last = (("write", now - start), ("in all", now - setting.start))
+            seconds = (*setting.seconds, *result.report.seconds, *last)
             reports.append(dataclasses.replace(result.report, files=rows, notes=notes, stages=steps, seconds=seconds))
         if request.json is not None:
             temporaries[request.json].write_text(as_json(reports), encoding="utf-8")
