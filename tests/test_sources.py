@@ -251,6 +251,13 @@ def test_objects_refused(name: str, data: Callable[[str], str]) -> None:
     assert "--calib" in str(caught.value)
 
 
+def test_objects_without_labels_cannot_be_evaluated_on(data: Callable[[str], str]) -> None:
+    with pytest.raises(
+        SubpruneError, match=r"own_data\.py:alone: gives no labels, only x; let its samples be \(input, l"
+    ):
+        load_samples(data("alone"), Wish(ROWS, labelled=True))
+
+
 def test_ragged_samples_are_refused(data: Callable[[str], str]) -> None:
     with pytest.raises(SubpruneError, match="its samples differ in 'tokens'"):
         load_samples(data("Ragged"), Wish(PAIR))
@@ -272,7 +279,7 @@ def test_the_command_takes_them(
 ) -> None:
     monkeypatch.chdir(folder.parent)
     Path("own_data.py").write_text(DATA)
-    layers = (nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(800, 16), nn.ReLU(), nn.Linear(16, 2))
+    layers = (nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(800, 16), nn.ReLU(), nn.Linear(16, 5))
     network = nn.Sequential(*layers).eval()
     torch.export.save(torch.export.export(network, (torch.zeros(2, 3, 12, 12),)), "net.pt2")
     options = ("--mean", "0.5,0.5,0.5", "--std", "0.2", "--samples", "5")

@@ -108,6 +108,9 @@ def _from_object(source: str, wish: Wish) -> Samples:
     module, name = definitions(source, wish.option)
     value = getattr(module, name)
     fields = fields_of(value, wish.takes, wish.preparation, wish.most, wish.seed, where)
+    if wish.labelled and LABELS not in fields:
+        remedy = "let its samples be (input, label), or dicts with a label"
+        raise SubpruneError(f"gives no labels, only {', '.join(fields)[:80]}", where=where, remedy=remedy)
     return samples_of(
         {key: _constant(array) for key, array in fields.items()}, wish.takes, where, labelled=wish.labelled
     )
