@@ -23,10 +23,12 @@ from subprune_fx.formats import atomic, write
 from subprune_fx.formats.page import page
 from subprune_fx.formats.quantise import quantise
 from subprune_fx.formats.stages import stages
-from subprune_fx.report import Report, Stage, curve
+from subprune_fx.report import FileRow, Report, Stage, curve
 from subprune_fx.team import Team
 
 PAGES = (".html", ".htm")
+SLOWER, MEASURABLE = 1.25, 0.2
+"""How many times the original's latency is worth a warning, and from how many milliseconds on."""
 Progress = Callable[[str, int, int], None]
 
 
@@ -123,7 +125,7 @@ def deliver(request: Request, pruned: Sequence[Pruned], setting: Setting) -> lis
                 steps += _quantise(
                     made, baseline.file(write.writer_of(path, setting.original), ".onnx"), request, setting
                 )
-            notes = tuple(dict.fromkeys([*setting.notes, *result.report.notes]))
+            notes = tuple(dict.fromkeys([*setting.notes, *result.report.notes, *slow(rows, request)]))
             now = time.perf_counter()
             last = (("write", now - start), ("in all", now - setting.start))
             seconds = (*setting.seconds, *result.report.seconds, *last)
@@ -134,6 +136,25 @@ def deliver(request: Request, pruned: Sequence[Pruned], setting: Setting) -> lis
             temporaries[request.report].write_text(page(reports, request.model.name), encoding="utf-8")
         setting.team.wait()  # nothing is in place before all have come to the end
     return reports
+
+
+def slow(rows: Sequence[FileRow], request: Request) -> tuple[str, ...]:
+    """A warning where a file takes longer than the original: measured on MobileNetV3, 1.5 times, and 0.6 in eighths.
+
+    Args:
+        rows: The files.
+        request: The command line.
+    """
+    longer = any(
+        row.latency_ms is not None
+        and row.latency_before_ms is not None
+        and row.latency_ms > max(SLOWER * row.latency_before_ms, MEASURABLE)
+        for row in rows
+    )
+    chosen = request.align is not None or request.target == "latency"
+    return ("slower than the original: onnxruntime is fast on widths in multiples of 8, try --align 8",) * (
+        longer and not chosen
+    )
 
 
 def _quantise(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +13,12 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import subprune_fx
+from subprune_fx.cli.outputs import slow
 from subprune_fx.cli.table import show
 from subprune_fx.errors import SubpruneError
 from subprune_fx.formats.page import page
 from subprune_fx.passes.outputs import batches_of, deviation
+from subprune_fx.report import FileRow
 
 
 def rms(wanted: Tensor, found: Tensor) -> float:
@@ -63,3 +67,16 @@ def test_labels_that_are_no_class() -> None:
         labels[5] = wrong
         with pytest.raises(SubpruneError, match=r"none of the network's 3 classes; classes are numbers from 0 to 2"):
             subprune_fx.prune(network, x, ratio=1.5, evaluation=(x, labels))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words", "warned"),
+    [(0.7, 1.1, {}, True), (0.7, 0.8, {}, False), (0.02, 0.1, {}, False), (0.7, 1.1, {"align": 1}, False),
+     (0.7, 1.1, {"target": "latency"}, False), (None, None, {}, False)],
+)  # fmt: skip
+def test_a_network_that_became_slower_is_warned_of(
+    before: float | None, after: float | None, words: dict[str, Any], *, warned: bool
+) -> None:
+    request = SimpleNamespace(**{"align": None, "target": "params"} | words)
+    found = slow([FileRow("a.onnx", 1, latency_ms=after, latency_before_ms=before)], request)  # type: ignore[arg-type]
+    assert ("--align 8" in "".join(found)) is warned
