@@ -18,8 +18,8 @@ from torch import Tensor, fx, nn
 
 from subprune_fx.bundle import Inputs
 from subprune_fx.errors import SubpruneError
-from subprune_fx.formats.onnx_file import tensors
 from subprune_fx.frontends.onnx_graph import Source, as_imported, source_of
+from subprune_fx.frontends.onnx_inner import tensors
 from subprune_fx.frontends.onnx_op import VARIADIC
 from subprune_fx.frontends.onnx_plain import reads
 from subprune_fx.frontends.onnx_static import record, stated_batch

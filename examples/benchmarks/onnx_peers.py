@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from rivals import least
 
 from subprune_fx.cli.main import main as compile_main
-from subprune_fx.formats.onnx_file import tensors
+from subprune_fx.frontends.onnx_inner import tensors
 
 Array = NDArray[Any]
 CALIBRATION, COMPARED, ROUNDS = 256, 256, 30

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from subprune_fx.errors import SubpruneError
 from subprune_fx.formats.lines import first_line
 from subprune_fx.formats.takes import Taken
 from subprune_fx.frontends.onnx_graph import META, import_graph, source_of
+from subprune_fx.frontends.onnx_inner import graphs, tensors
 from subprune_fx.frontends.onnx_plain import plain
 from subprune_fx.sessions import quiet
 
@@ -113,7 +113,7 @@ def _check_versions(model: onnx.ModelProto, path: str) -> None:
             what = f"uses opset {entry.version}, supported are {OLDEST} to {newest}"
             raise SubpruneError(what, where=path, remedy="convert it with onnx.version_converter")
     local = {function.domain for function in model.functions}
-    for node in _nodes(model.graph):
+    for node in (node for graph in graphs(model.graph) for node in graph.node):
         if node.domain not in DOMAINS and node.domain not in local:
             what = f"node {node.name or node.op_type} is {node.domain}.{node.op_type}, a domain that onnxruntime lacks"
             raise SubpruneError(what, where=path, remedy="export it without custom operators")
@@ -163,22 +163,3 @@ def _taken(value: onnx.ValueInfoProto, argument: str) -> Taken:
 
 def _is_weight(tensor: onnx.TensorProto) -> bool:
     return tensor.data_type in _FLOATS and int(np.prod(tensor.dims)) > 1
-
-
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _nodes(inner)
-
-
-def tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Initializers, and tensors that are attributes (Constant nodes), subgraphs included."""
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from tensors(inner)

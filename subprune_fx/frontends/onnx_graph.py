@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from subprune_fx.frontends.onnx_inner import inner
 from subprune_fx.frontends.onnx_op import VARIADIC, OnnxOp
 
 META = "onnx"
@@ -276,12 +277,12 @@ def _read(graph: gs.Graph, node: gs.Node) -> tuple[bool, ...]:
 
 def _captured(attribute: onnx.AttributeProto, known: set[str]) -> Iterator[str]:
     """Outer tensors that a graph attribute reads."""
-    for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+    for graph in inner(attribute):
         own = {value.name for value in (*graph.input, *graph.initializer)}
         for node in graph.node:
             yield from (name for name in node.input if name in known and name not in own)
-            for inner in node.attribute:
-                yield from (name for name in _captured(inner, known) if name not in own)
+            for held in node.attribute:
+                yield from (name for name in _captured(held, known) if name not in own)
             own.update(node.output)
         yield from (value.name for value in graph.output if value.name in known and value.name not in own)
 

@@ -10,6 +10,8 @@ import onnx
 from onnx import helper, numpy_helper
 from onnx.inliner import inline_local_functions
 
+from subprune_fx.frontends.onnx_inner import graphs, inner
+
 
 def plain(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same model without functions and sparse tensors, its nodes behind those that they read.
@@ -26,7 +28,7 @@ def plain(model: onnx.ModelProto) -> onnx.ModelProto:
     for function in model.functions:  # what the inliner has left, and it fails to convert them
         message = f"function {function.domain}.{function.name} is written for another opset than the file"
         raise ValueError(message)
-    for graph in _graphs(model.graph):
+    for graph in graphs(model.graph):
         _sort(graph)
         for sparse in graph.sparse_initializer:
             graph.initializer.append(dense(sparse))
@@ -67,9 +69,9 @@ def reads(node: onnx.NodeProto) -> Iterator[str]:
     """Names that a node reads, those inside of its graphs among them."""
     yield from node.input
     for attribute in node.attribute:
-        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-            for inner in graph.node:
-                yield from reads(inner)
+        for graph in inner(attribute):
+            for step in graph.node:
+                yield from reads(step)
             yield from (value.name for value in graph.output)
 
 
@@ -79,12 +81,3 @@ def dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
     full = np.zeros(tuple(sparse.dims), values.dtype)
     full[np.unravel_index(places, full.shape) if places.ndim == 1 else tuple(places.T)] = values
     return numpy_helper.from_array(full, sparse.values.name)
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph and those inside of its nodes."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _graphs(inner)
