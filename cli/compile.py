@@ -18,9 +18,9 @@ from subprune_fx.cli.options import Request
 from subprune_fx.cli.progress import Progress
 from subprune_fx.formats import write
 from subprune_fx.formats.layers import load_layers
-from subprune_fx.formats.load import load_model
+from subprune_fx.formats.load import Loaded, load_model
 from subprune_fx.frontends.onnx_static import fixed_batch, settle
-from subprune_fx.heap import suit
+from subprune_fx.heap import keep
 from subprune_fx.passes.explain import explain
 from subprune_fx.plan import Plan
 from subprune_fx.repeating import repeat
@@ -80,8 +80,7 @@ def _compile(request: Request, team: Team) -> int:
     layers = load_layers(request.layers) if request.layers else ()
     plan = None if request.plan is None else Plan.load(request.plan)
     times = [time.perf_counter()]
-    loaded = load_model(request.model, arch=request.arch, trust=request.trust)
-    suit(sum(parameter.numel() for parameter in loaded.module.parameters()))
+    loaded = _load(request)
     times.append(time.perf_counter())
     samples = calibration_of(request, loaded)
     calibration, labels = samples.inputs, samples.labels
@@ -116,6 +115,12 @@ def _compile(request: Request, team: Team) -> int:
     return 0
 
 
+def _load(request: Request) -> Loaded:
+    loaded = load_model(request.model, arch=request.arch, trust=request.trust)
+    keep(sum(parameter.numel() for parameter in loaded.module.parameters()))
+    return loaded
+
+
 def _few(calibration: Inputs) -> tuple[str, ...]:
     """A warning, perhaps."""
     count = len(calibration)
@@ -124,7 +129,7 @@ def _few(calibration: Inputs) -> tuple[str, ...]:
 
 def _explain(request: Request) -> int:
     """Print the dependency graph, and draw it where asked to."""
-    loaded = load_model(request.model, arch=request.arch, trust=request.trust)
+    loaded = _load(request)
     example = calibration_of(request, loaded).inputs[:2]
     module = settle(loaded.module, example)
     probe(module, example, str(request.model))

@@ -15,7 +15,6 @@ import click
 from subprune_fx.cli.options import PROGRAM, Request, command
 from subprune_fx.collecting import seldom
 from subprune_fx.errors import SubpruneError
-from subprune_fx.heap import keep
 
 
 class Outcome(NamedTuple):
@@ -42,7 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not isinstance(request, Request):  # --help and --version have answered
             return int(request or 0)
         verbose = request.verbose
-        keep()
         with seldom():
             return _run(request)
     except BrokenPipeError:  # the reader of our table has left; the files are in place

@@ -11,7 +11,7 @@ import pytest
 
 FAULTS = """
 import resource, torch
-from subprune_fx.heap import keep, suit, trim
+from subprune_fx.heap import keep, trim
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -40,7 +40,7 @@ def faults(keep: str) -> list[int]:
 def test_freed_pages_are_used_again_until_they_are_given_back() -> None:
     pages = (4 << 24) // resource.getpagesize()
     alone, _ = faults("")
-    again, new = faults("keep()")
+    again, new = faults("keep(1000)")
     assert alone >= 20 * pages  # what this is about; if glibc has learned it, `keep` can go
     assert again < pages
     assert new >= pages
@@ -48,7 +48,7 @@ def test_freed_pages_are_used_again_until_they_are_given_back() -> None:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's own")
 def test_a_large_network_gives_back_what_it_frees() -> None:
-    again, _ = faults("keep(); suit(1 << 30)")
+    again, _ = faults("keep(1 << 30)")
     assert again >= 20 * (4 << 24) // resource.getpagesize()
-    kept, _ = faults("keep(); suit(1000)")
+    kept, _ = faults("keep(1000)")
     assert kept < again
