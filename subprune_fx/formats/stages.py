@@ -48,10 +48,11 @@ def stages(
     first = {} if original is None else {ORIGINAL: (original, None)}
     files: dict[str, tuple[Path, Path | None]] = {**first, **made}
     times = latencies_ms([file for file, _ in files.values()], example, threads=threads)
-    wanted = None if original is None else outputs_of(original, calibration)[0]
+    outputs = {name: outputs_of(file, calibration)[0] for name, (file, _) in files.items()}
+    wanted = outputs.get(ORIGINAL)
     rows = []
     for (name, (file, target)), milliseconds in zip(files.items(), times, strict=True):
-        found = outputs_of(file, calibration)[0]
+        found = outputs[name]
         agreement = None if wanted is None else _share(_classes(found), _classes(wanted))
         change = None if wanted is None or agreement is not None else _change(wanted, found)
         accuracy = None
