@@ -50,10 +50,12 @@ class Store:
         if self.limit is None:
             return
         kept = {id(tensor): tensor for environment in environments for tensor in _tensors(environment.values())}
-        for storage in _storages(kept.values()).values():
-            if storage.filename is not None:  # what was read of it need not stay in memory
-                release(storage)
-        inside = {at: known for at, known in _inside(kept.values()).items() if at not in self._exempt}
+        inside: dict[int, torch.UntypedStorage] = {}
+        for at, storage in _storages(kept.values()).items():
+            if storage.filename is not None:
+                release(storage)  # what was read of it need not stay in memory
+            elif at not in self._exempt:
+                inside[at] = storage
         total = sum(storage.nbytes() for storage in inside.values())
         moved: dict[int, torch.UntypedStorage] = {}
         for start, storage in sorted(inside.items(), key=lambda item: -item[1].nbytes()):
@@ -88,16 +90,12 @@ class Store:
 
 def in_memory(environments: Iterable[Environment]) -> int:
     """Bytes that activations take, those in files aside."""
-    found = _inside(tensor for environment in environments for tensor in _tensors(environment.values()))
-    return sum(storage.nbytes() for storage in found.values())
-
-
-def _inside(tensors: Iterable[Tensor]) -> dict[int, torch.UntypedStorage]:
-    """The storages of tensors that are no file, by address."""
-    return {at: known for at, known in _storages(tensors).items() if known.filename is None}
+    found = _storages(tensor for environment in environments for tensor in _tensors(environment.values()))
+    return sum(storage.nbytes() for storage in found.values() if storage.filename is None)
 
 
 def _storages(tensors: Iterable[Tensor]) -> dict[int, torch.UntypedStorage]:
+    """By address."""
     return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
 
 
