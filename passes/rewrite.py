@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from subprune_fx.bundle import device_of
 from subprune_fx.errors import SubpruneError
+from subprune_fx.frontends.calls import COMPUTED
 from subprune_fx.frontends.computed import compute_parameters
 from subprune_fx.frontends.fx_edit import set_constant
 from subprune_fx.plan import Plan
@@ -55,17 +56,21 @@ def apply(plan: Plan, module: Module) -> Module:
     return smaller
 
 
+_TRACED = "its forward computes it from others: apply the plan to the traced graph module, or use subprune_fx.repeat"
+
+
 def _check(plan: Plan, module: nn.Module) -> None:
     state = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
     where = type(module).__name__
     for name, shape in plan.shapes.items():
         found = None if name not in state else tuple(state[name].shape)
         if shape is not None and found != shape:
+            computed = name.rpartition(".")[2].startswith(COMPUTED) and not isinstance(module, fx.GraphModule)
             what = "is missing" if found is None else f"has shape {found}"
             raise SubpruneError(
                 f"parameter {name} {what}, the plan was made for {shape}",
                 where=where,
-                remedy="apply it to its network",
+                remedy=_TRACED if computed else "apply it to its network",
             )
     baked = [constant for constant in plan.constants if constant.owner == "node"]
     if baked and not isinstance(module, fx.GraphModule):

@@ -51,6 +51,8 @@ _BUILTIN: dict[str, tuple[str, ...]] = {
     "group_norm": ("input", "num_groups", "weight", "bias"),
 }
 _DEFAULT_POSITIONAL = ("input", "dim", "keepdim")
+COMPUTED = "computed_"
+"""Prefix of the role in the name of a parameter that a graph's own computation has become (`fx_computed`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +119,7 @@ def _owner(node: fx.Node, arguments: Mapping[str, Any]) -> str:
     weight = arguments.get("weight")
     where = str(weight.target) if isinstance(weight, fx.Node) and weight.op == "get_attr" else ""
     owner, _, role = where.rpartition(".")
-    return node.name if not owner else owner if role == "weight" else where
+    return node.name if not owner else owner if role.removeprefix(COMPUTED) == "weight" else where
 
 
 def _call(name: str, label: str, module: nn.Module | None, path: str, arguments: Mapping[str, Any]) -> Call:

@@ -15,6 +15,7 @@ from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.blame import culprit
 from subprune_fx.frontends.calls import bind
 from subprune_fx.frontends.computed import compute_parameters
+from subprune_fx.frontends.fx_computed import compute_weights
 from subprune_fx.frontends.fx_inputs import free_samples, pack
 from subprune_fx.frontends.fx_modes import ExportedModule
 from subprune_fx.frontends.fx_order import shallow_first
@@ -40,8 +41,9 @@ def traces(module: nn.Module, example: Inputs) -> Iterator[fx.GraphModule]:
 
     Yields:
         Graph modules without in-place ops (they would overwrite activations that later consumers read), whose
-        parameters have the names they have in `module`: what symbolic tracing gives, where modules of torch's own
-        are single nodes; then what torch.export gives, where nothing is.
+        parameters have the names they have in `module` (but those that its forward computes from others, see
+        `fx_computed`): what symbolic tracing gives, where modules of torch's own are single nodes; then what
+        torch.export gives, where nothing is.
 
     Raises:
         SubpruneError: If the module does not run on `example`, or neither tracer can follow it.
@@ -156,6 +158,8 @@ def functional(graph: fx.GraphModule, example: Inputs | None = None) -> fx.Graph
                 node.target = _functional_overload(node.target)
         elif node.op == "call_method" and node.target.endswith("_") and not node.target.endswith("__"):
             node.target = node.target[:-1]
+    if source_of(graph) is None:
+        compute_weights(graph)
     shallow_first(graph.graph)
     _broadcast(graph)
     graph.recompile()
