@@ -13,7 +13,7 @@ from subprune_fx.bundle import device_of
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.calls import COMPUTED
 from subprune_fx.frontends.computed import compute_parameters
-from subprune_fx.frontends.fx_edit import set_constant
+from subprune_fx.frontends.fx_edit import is_written, set_constant
 from subprune_fx.plan import Plan
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -72,8 +72,8 @@ def _check(plan: Plan, module: nn.Module) -> None:
                 where=where,
                 remedy=_TRACED if computed else "apply it to its network",
             )
-    baked = [constant for constant in plan.constants if constant.owner == "node"]
-    if baked and not isinstance(module, fx.GraphModule):
+    baked = [constant for constant in plan.constants if is_written(module, constant)]
+    if baked:
         names = ", ".join(constant.name for constant in baked[:3])
         raise SubpruneError(
             f"the plan changes {len(baked)} sizes written in the code of its forward ({names})",
@@ -157,6 +157,7 @@ SIZES: dict[type[nn.Module], Sizes] = {
         ),
         lambda shape, _: {"num_features": shape[0]},
     ),
+    nn.GroupNorm: lambda shape, _: {"num_channels": shape[0]},
     nn.PReLU: lambda shape, _: {"num_parameters": shape[0]},
     nn.Embedding: lambda shape, _: {"embedding_dim": shape[1]},
 }

@@ -36,12 +36,15 @@ class Constant:
         name: Qualified module name, or node name.
         path: Where: `(attribute,)`, or `("args", 1, 0)`, `("kwargs", "size")`.
         value: The new one; a range is `{"start": .., "stop": .., "step": ..}`.
+        attribute: Of an argument of a node, where a layer of torch's own keeps the same size, in a network that is no
+            graph: `(module, attribute)`, perhaps with an index; empty where nothing does.
     """
 
     owner: Literal["module", "node"]
     name: str
     path: tuple[str | int, ...]
     value: Any
+    attribute: tuple[str | int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +147,10 @@ def _from_tree(tree: dict[str, Any], values: dict[str, Tensor]) -> Plan:
         shapes={name: None if shape is None else tuple(shape) for name, shape in tree["shapes"].items()},
         slices=tuple(Slice(name, axis, tuple(index)) for name, axis, index in tree["slices"]),
         values=values,
-        constants=tuple(Constant(owner, name, tuple(path), value) for owner, name, path, value in tree["constants"]),
+        constants=tuple(
+            Constant(owner, name, tuple(path), value, *map(tuple, attribute))
+            for owner, name, path, value, *attribute in tree["constants"]
+        ),
         decisions=tuple(
             Decision(group, channels, tuple(kept), error) for group, channels, kept, error in tree["decisions"]
         ),
@@ -172,6 +178,7 @@ def _check(plan: Any) -> None:
     for constant in plan.constants:
         _expect(isinstance(constant.name, str) and _leads(constant), f"size in {constant.name}")
         _expect(_is_size(constant.value), f"value of a size in {constant.name}")
+        _expect(_points(constant.attribute), f"attribute of a size in {constant.name}")
     for made in plan.decisions:
         _expect(isinstance(made.error, (int, float)) and _ascending(made.kept, made.channels), f"group {made.group}")
 
@@ -183,6 +190,14 @@ def _leads(constant: Any) -> bool:
         return False
     return {"node": len(path) > 1 and path[0] in ("args", "kwargs"), "module": len(path) == 1}.get(
         constant.owner, False
+    )
+
+
+def _points(attribute: tuple[Any, ...]) -> bool:
+    """Whether it is empty, or the names of a module and its attribute, perhaps with an index."""
+    names, rest = attribute[:2], attribute[2:]
+    return not attribute or (
+        len(names) == 2 and all(isinstance(name, str) for name in names) and all(map(_whole, rest))
     )
 
 

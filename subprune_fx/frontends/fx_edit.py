@@ -11,6 +11,22 @@ from torch import fx, nn
 from subprune_fx.errors import SubpruneError
 from subprune_fx.plan import Constant
 
+# Torch's layers that hand their sizes on to the function of the same name.
+_HOLDERS: dict[str, tuple[type[nn.Module], ...]] = {
+    "normalized_shape": (nn.LayerNorm, nn.RMSNorm),
+    "num_groups": (nn.GroupNorm,),
+    "groups": (nn.Conv1d, nn.Conv2d, nn.Conv3d),
+}
+
+
+def is_written(module: nn.Module, constant: Constant) -> bool:
+    """Whether a size stands in the code of the forward of `module`, out of reach."""
+    if constant.owner == "module" or isinstance(module, fx.GraphModule):
+        return False
+    layer, name, *_ = constant.attribute or ("", "")
+    holder = dict(module.named_modules()).get(str(layer)) if layer else None
+    return not isinstance(holder, _HOLDERS.get(str(name), ()))
+
 
 def set_constant(module: nn.Module, constant: Constant) -> None:
     """Write one changed size into a module, or into a node of its graph.
@@ -19,6 +35,11 @@ def set_constant(module: nn.Module, constant: Constant) -> None:
         SubpruneError: If there is no such size.
     """
     try:
+        if constant.attribute and not isinstance(module, fx.GraphModule):
+            layer, name, *index = constant.attribute
+            holder = module.get_submodule(str(layer))
+            setattr(holder, str(name), edited(getattr(holder, str(name)), index, constant.value))
+            return
         if constant.owner == "module":
             value = tuple(constant.value) if isinstance(constant.value, list) else constant.value
             owner = module.get_submodule(constant.name)

@@ -142,7 +142,7 @@ def _groups(site: Site, keep: Keep) -> tuple[Constant, ...]:
         return ()
     if site.call.module is not None:
         return (Constant("module", site.call.path, ("groups",), count),)
-    return (Constant("node", site.node.name, _path(site, "groups"), count),)
+    return (Constant("node", site.node.name, _path(site, "groups"), count, _layers(site, "groups")),)
 
 
 def _shape(site: Site, keep: Keep) -> tuple[Constant, ...]:
@@ -300,7 +300,7 @@ def _norm(site: Site, keep: Keep) -> tuple[Constant, ...]:
         return () if new == list(shape) else (Constant("module", site.call.path, ("normalized_shape",), new),)
     path = _path(site, "normalized_shape")
     return tuple(
-        Constant("node", site.node.name, (*path, axis), size)
+        Constant("node", site.node.name, (*path, axis), size, _layers(site, "normalized_shape", axis))
         for axis, (size, old) in enumerate(zip(new, shape, strict=True))
         if isinstance(old, int) and size != old
     )
@@ -314,7 +314,14 @@ def _num_groups(site: Site, keep: Keep) -> tuple[Constant, ...]:
         return ()
     if site.call.module is not None:
         return (Constant("module", site.call.path, ("num_groups",), new),)
-    return (Constant("node", site.node.name, _path(site, "num_groups"), new),)
+    return (Constant("node", site.node.name, _path(site, "num_groups"), new, _layers(site, "num_groups")),)
+
+
+def _layers(site: Site, name: str, *index: int) -> tuple[str | int, ...]:
+    """Where the layer whose weight a function reads keeps the size that the function is told."""
+    weight = site.call.arguments.get("weight")
+    layer, _, role = str(getattr(weight, "target", "")).rpartition(".")
+    return (layer, name, *index) if layer and role == "weight" else ()
 
 
 def _path(site: Site, name: str) -> tuple[str | int, ...]:
