@@ -16,6 +16,7 @@ from subprune_fx.cli import outputs
 from subprune_fx.cli.inputs import calibration_of, labelled_of, probe
 from subprune_fx.cli.options import Request
 from subprune_fx.cli.progress import Progress
+from subprune_fx.errors import SubpruneError
 from subprune_fx.formats import write
 from subprune_fx.formats.layers import load_layers
 from subprune_fx.formats.load import Loaded, load_model
@@ -70,9 +71,13 @@ def run(request: Request) -> int:
         if team.rank > 0:  # the first writes and speaks
             request = dataclasses.replace(request, output=(), json=None, report=None, quiet=True)
         torch.manual_seed(request.seed)
-        if request.explain:
-            return _explain(request)
-        return _compile(request, team)
+        try:
+            return _explain(request) if request.explain else _compile(request, team)
+        except SubpruneError as error:
+            if error.where != fx.GraphModule.__name__:
+                raise
+            # The class of a graph from a file says nothing.
+            raise type(error)(error.what, where=str(request.model), remedy=error.remedy) from error
 
 
 def _compile(request: Request, team: Team) -> int:

@@ -422,6 +422,7 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "wrong shape": (("net.pt", "--ratio", "2", "--input-shape", "1,3,8,8"), r"fails on .* shape \(2, 3"),
     "shape of archive": (("net.pt2", "--ratio", "2", "--calib", "wide.npz"), r"network takes \(n, 1, 8, 8\)"),
     "fixed batch": (("mixing.pt2", *GOOD[1:]), "takes batches of exactly 4.*dynamic_shapes"),
+    "nothing in archive": (("single.pt2", *GOOD[1:]), "single.pt2: nothing to prune"),
     "two inputs": (("two.pt", *GOOD[1:]), "takes 2 inputs, and there is no array 'input1', 'input2'"),
     "two inputs without": (("two.pt", "--ratio", "2", "--input-shape", "1,2"), r"not known \(input2\).*once for each"),
     "huge shape": (("net.pt", "--ratio", "2", "--input-shape", "1,1,99999999,99999999"), "half of this machine"),
@@ -438,6 +439,8 @@ def test_bad_input_is_one_line_exit_2_and_no_file(name: str, run: Callable[..., 
     arguments, says = BAD[name]
     torch.save(nn.Bilinear(2, 2, 2), folder / "two.pt")
     torch.export.save(torch.export.export(Mixing(), (torch.zeros(4, *SHAPE),)), folder / "mixing.pt2")
+    single = torch.export.export(nn.Conv2d(SHAPE[0], 2, 1), (torch.zeros(4, *SHAPE),))
+    torch.export.save(single, folder / "single.pt2")
     np.savez(folder / "wide.npz", x=np.zeros((4, 1, 9, 9), np.float32))
     before = sorted(folder.iterdir())
     result = run(*arguments, *(("-o", "a.onnx") if arguments else ()))

@@ -115,7 +115,7 @@ def _exported(module: nn.Module, example: Inputs) -> fx.GraphModule:
         program = program.run_decompositions({})
     traced = program.module(check_guards=False)
     assert isinstance(traced, fx.GraphModule)
-    return ExportedModule(traced, traced.graph)
+    return ExportedModule(traced, traced.graph, type(module).__name__)
 
 
 def _writes_part(node: fx.Node) -> bool:
