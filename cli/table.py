@@ -131,6 +131,8 @@ def _summary(report: Report) -> Table:
     for row in report.files:
         for cells in _file(row):
             table.add_row(*cells)
+    if report.distilled is not None:
+        table.add_row("steps of distillation kept", "", words.count(report.distilled), "")
     if report.agreement is not None:
         table.add_row("same class as the original", "", words.percent(report.agreement), "")
     if report.change is not None:

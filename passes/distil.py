@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,18 +15,26 @@ from subprune_fx.passes.calibrate import Tick
 from subprune_fx.plan import Plan
 
 BATCH = 64
-RATE = 1e-3
-"""Peak learning rate of Adam; it rises over the first tenth of the steps and falls to nothing."""
+RATE = 0.02
+"""Peak step of Adam relative to a parameter's size; it rises over the first tenth of the steps and falls to nothing."""
+LEAST = 1e-3
+"""The least size of a parameter that counts: biases start at zero."""
+HELD_OUT = 8
+"""One input of so many is not trained on."""
+LOOKS = 20
+"""How often the held-out inputs are looked at."""
 
 
 def distil(
     module: fx.GraphModule, teacher: nn.Module, inputs: Inputs, steps: int, seed: int, tick: Tick | None = None
-) -> None:
-    """Train `module` in place to yield what `teacher` yields.
+) -> int:
+    """Train `module` in place to yield what `teacher` yields, and never make it worse.
 
     The loss is the squared difference of the outputs relative to their spread. Inputs are mixed in pairs,
     x = a x_i + (1 - a) x_j, and the teacher answers for the mixture, so a few hundred inputs do not run out;
-    integer and several inputs are taken as they are. BatchNorm keeps its statistics.
+    integer and several inputs are taken as they are. BatchNorm keeps its statistics. The weights that are kept are
+    those with which the loss on inputs that are not trained on was least: the ones at the start, where nothing was
+    gained.
 
     Args:
         module: The pruned network, in eval mode.
@@ -33,16 +43,26 @@ def distil(
         steps: Of Adam, on `BATCH` samples each.
         seed: Of the drawing.
         tick: Told (steps done, steps).
+
+    Returns:
+        After how many steps the weights that are kept were reached.
     """
     generator = torch.Generator().manual_seed(seed)
-    wanted = {parameter: parameter.requires_grad for parameter in module.parameters()}
-    trained = [parameter for parameter in wanted if parameter.is_floating_point()]
-    for parameter in trained:
+    order = torch.randperm(len(inputs), generator=generator)
+    aside = -(-len(inputs) // HELD_OUT)
+    held_out, shown = inputs[order[:aside]], inputs[order[aside % len(inputs) :]]
+    wanted = _outputs(teacher, held_out)
+    flags = {parameter: parameter.requires_grad for parameter in module.parameters()}
+    weights = [parameter for parameter in flags if parameter.is_floating_point()]
+    rates = [RATE * max(LEAST, float(parameter.detach().square().mean().sqrt())) for parameter in weights]
+    for parameter in weights:
         parameter.requires_grad_(True)
-    optimiser = torch.optim.Adam(trained, lr=RATE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=max(steps, 2), pct_start=0.1)
+    groups = [{"params": [parameter], "lr": rate} for parameter, rate in zip(weights, rates, strict=True)]
+    optimiser = torch.optim.Adam(groups)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rates, total_steps=max(steps, 2), pct_start=0.1)
+    least, kept, best = _distance(module, held_out, wanted), 0, _copies(weights)
     for done in range(1, steps + 1):
-        batch = _mixed(inputs, generator)
+        batch = _mixed(shown, generator)
         with torch.no_grad():
             target = _flat(teacher(batch))
         spread = (target - target.mean(0)).square().mean().clamp(min=torch.finfo(torch.float32).tiny)
@@ -52,11 +72,19 @@ def distil(
             torch.autograd.backward(loss)
         optimiser.step()
         schedule.step()
+        if done % -(-steps // LOOKS) == 0 or done == steps:
+            distance = _distance(module, held_out, wanted)
+            if distance < least:
+                least, kept, best = distance, done, _copies(weights)
         if tick is not None:
             tick(done, steps)
-    for parameter, requires_grad in wanted.items():
+    with torch.no_grad():
+        for parameter, value in zip(weights, best, strict=True):
+            parameter.copy_(value)
+    for parameter, requires_grad in flags.items():
         parameter.grad = None
         parameter.requires_grad_(requires_grad)
+    return kept
 
 
 def trained(plan: Plan, module: nn.Module, original: nn.Module) -> Plan:
@@ -77,6 +105,21 @@ def _mixed(inputs: Inputs, generator: torch.Generator) -> Inputs:
         return first
     share = torch.rand(BATCH, generator=generator, dtype=first.dtype).reshape(-1, *[1] * (first.ndim - 1))
     return share * first + (1 - share) * second
+
+
+def _outputs(module: nn.Module, inputs: Inputs) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([_flat(module(inputs[i : i + BATCH])) for i in range(0, len(inputs), BATCH)])
+
+
+def _distance(module: nn.Module, inputs: Inputs, wanted: Tensor) -> float:
+    """Squared, of outputs; not a number counts as far."""
+    found = float((_outputs(module, inputs) - wanted).square().mean())
+    return found if math.isfinite(found) else math.inf
+
+
+def _copies(weights: Sequence[Tensor]) -> list[Tensor]:
+    return [weight.detach().clone() for weight in weights]
 
 
 def _flat(output: object) -> Tensor:

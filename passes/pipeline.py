@@ -68,6 +68,7 @@ class Compiled:
         seconds: Wall time by stage, from the start of the calibration.
         searched: Measurements that led to the ratio.
         drop: What was measured of this network, in percentage points.
+        distilled: Steps of distillation that its weights have kept; None: it was not asked for.
     """
 
     ratio: float
@@ -78,6 +79,7 @@ class Compiled:
     align: int = 1
     searched: tuple[Step, ...] = ()
     drop: float | None = None
+    distilled: int | None = None
 
 
 class Compiler:
@@ -261,18 +263,20 @@ class Compiler:
             plan, outputs = sweep.run(self._batches, self._tick("sweep"))
         with self._clock("rewrite"):
             module = apply(plan, self.network.graph_module)
+        found = Compiled(ratio, plan, module, outputs, {}, self.align)
         if self.options.distil:
             with self._clock("distil"):
-                plan, outputs = self._distil(plan, module)
-        return Compiled(ratio, plan, module, outputs, dict(self._clock.seconds), self.align)
+                found = self._distilled(found)
+        return dataclasses.replace(found, seconds=dict(self._clock.seconds))
 
-    def _distil(self, plan: Plan, module: fx.GraphModule) -> tuple[Plan, list[Any]]:
-        original = self.network.graph_module
-        inputs = joined(self._batches)
-        distil(module, original, inputs, self.options.distil, self.options.seed, self._tick("distil"))
+    def _distilled(self, found: Compiled) -> Compiled:
+        original, module, inputs = self.network.graph_module, found.module, joined(self._batches)
+        kept = distil(module, original, inputs, self.options.distil, self.options.seed, self._tick("distil"))
+        if not kept:
+            return dataclasses.replace(found, distilled=0)
         with torch.no_grad():
             outputs = [module(batch) for batch in self._batches]
-        return trained(plan, module, original), outputs
+        return dataclasses.replace(found, plan=trained(found.plan, module, original), outputs=outputs, distilled=kept)
 
     def _tick(self, stage: str) -> Tick:
         return lambda done, total: self._report(stage, done, total)

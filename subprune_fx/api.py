@@ -260,4 +260,5 @@ def _report(compiler: Compiler, compiled: Compiled, inputs: Inputs) -> Report:
         searched=compiled.searched,
         change=None if scores else deviation(compiler.outputs, compiled.outputs, compiler.team),
         drop=compiled.drop,
+        distilled=compiled.distilled,
     )

@@ -141,6 +141,8 @@ class Report:
         change: Where the output is not a class score: how far it is from the original's, root mean square relative to
             how much the original's varies over the calibration inputs; None where it is one.
         drop: What the network loses where it was found by that, in percentage points, on inputs it was not made from.
+        distilled: Steps of distillation after which the network came closest to the original on inputs that were not
+            trained on, and whose weights it has; 0: after none. None where it was not asked for.
     """
 
     ratio: float
@@ -159,6 +161,7 @@ class Report:
     searched: tuple[Step, ...] = ()
     change: float | None = None
     drop: float | None = None
+    distilled: int | None = None
 
     @property
     def achieved(self) -> float:

@@ -127,6 +127,8 @@ def facts(report: Report) -> list[Fact]:
         rows.append(_fact(f"file size, {suffix}", file.bytes_before, file.bytes, words.size))
         if file.latency_ms is not None:
             rows.append(_fact(f"latency, {suffix}", file.latency_before_ms, file.latency_ms, words.milliseconds))
+    if report.distilled is not None:
+        rows.append(Fact("steps of distillation kept", "", words.count(report.distilled)))
     if report.agreement is not None:
         rows.append(Fact("same class as the original", "", words.percent(report.agreement)))
     if report.change is not None:
