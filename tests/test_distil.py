@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 import subprune_fx
+from subprune_fx.cli.table import show
+from subprune_fx.formats.page import page
+from subprune_fx.passes import distil
 from subprune_fx.plan import Plan, same
 
 
@@ -53,3 +59,39 @@ def test_plan_leads_to_the_trained_network(inputs: Tensor, tmp_path: Path) -> No
     found.plan.save(tmp_path / "a.plan")
     rebuilt = subprune_fx.apply(Plan.load(tmp_path / "a.plan"), network()).eval()
     np.testing.assert_array_equal(rebuilt(inputs).detach(), found.module(inputs).detach())
+
+
+def test_never_makes_it_worse(inputs: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distil, "RATE", 10.0)  # every step throws the weights away
+    plain, harmed = (subprune_fx.prune(network().eval(), inputs, ratio=3, distil=steps) for steps in (0, 20))
+    assert (plain.report.distilled, harmed.report.distilled) == (None, 0)
+    assert same(plain.plan, harmed.plan)
+    assert torch.equal(plain.module(inputs), harmed.module(inputs))
+    assert all(p.grad is None for p in harmed.module.parameters())
+
+
+def test_best_weights_on_the_way_are_kept(inputs: Tensor) -> None:
+    """With the last step's weights ruined, those before it are kept."""
+    pruned, original = subprune_fx.prune(network().eval(), inputs, ratio=3), network().eval()
+
+    def ruin(done: int, steps: int) -> None:
+        if done == steps - 1:
+            with torch.no_grad():
+                for parameter in pruned.module.parameters():
+                    parameter.mul_(100)
+
+    before = change(pruned.module, inputs)
+    assert 0 < distil.distil(pruned.module, original, inputs, 100, 0, ruin) < 100
+    assert change(pruned.module, inputs) < before
+
+
+def test_one_input(inputs: Tensor) -> None:
+    assert subprune_fx.prune(network().eval(), inputs[:1], ratio=3, distil=3).report.distilled is not None
+
+
+def test_steps_kept_are_shown(inputs: Tensor) -> None:
+    report = subprune_fx.prune(network().eval(), inputs, ratio=3, distil=40).report
+    console = Console(width=120, record=True, file=io.StringIO())
+    show([report], verbose=False, console=console)
+    assert re.search(rf"steps of distillation kept +{report.distilled}", console.export_text())
+    assert "steps of distillation kept" in page([report], "network")
