@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, fx
 
 from subprune_fx.bundle import Inputs, parts
-from subprune_fx.frontends.onnx_fused import Fused, Stretch, fusable, stretches
+from subprune_fx.frontends.onnx_fused import Fused, Stretch, stretches, together
 from subprune_fx.passes.forward import Forward
 from subprune_fx.passes.memory import Store, in_memory
 from subprune_fx.passes.scratch import Live, Scratch
+from subprune_fx.passes.segment import chains, evaluated
 from subprune_fx.sessions import give_back
 from subprune_fx.team import ALONE, Team
 
@@ -50,7 +51,7 @@ class Lockstep:
         self._second = Forward(scratch.network, scratch.module)
         self._twin = dict(zip(original.graph.nodes, scratch.module.graph.nodes, strict=True))
         heads = scratch.network.channels.contractions
-        self._constant = _constants(original.graph, heads)
+        self._constant = chains(original.graph, heads)
         self.stretches = stretches(list(original.graph.nodes), heads, self._constant)
         self._originals: list[Environment] = [{} for _ in batches]
         self._pruned: list[Environment] = [{} for _ in batches]
@@ -65,7 +66,7 @@ class Lockstep:
         wanted = [stretch[0], *(node for node in stretch[1:] if self._read_behind(node, stretch))]
         known = self._originals[0]
         constants = {used: known[used] for node in stretch for used in self._parameters(node)}
-        run = Fused(stretch, wanted, constants, known) if fusable(stretch[0]) else None
+        run = Fused(stretch, wanted, constants, known) if together(stretch) else None
         for batch, environment in zip(self._batches, self._originals, strict=True):
             if run is None:
                 environment[stretch[0]] = _run(self._first, stretch[0], environment, batch)
@@ -118,10 +119,10 @@ class Lockstep:
 
     def _rerun(self, nodes: Stretch, wanted: Sequence[fx.Node]) -> None:
         """Run nodes of the pruned network on every batch."""
-        twins = [self._twin[node] for node in nodes]
+        twins = tuple(self._twin[node] for node in nodes)
         parameters = {self._twin[used]: self._parameter(used) for node in nodes for used in self._parameters(node)}
         run = None
-        if fusable(twins[0]):
+        if together(twins):
             run = Fused(twins, [self._twin[node] for node in wanted], parameters, self._pruned[0])
         for batch, after in zip(self._batches, self._pruned, strict=True):
             if run is None:
@@ -174,10 +175,7 @@ class Lockstep:
 
     def _parameter(self, node: fx.Node) -> Any:
         """A parameter of the pruned network, or what is computed from its parameters, as they are now."""
-        environment: Environment = {}
-        for step in self._constant[node]:
-            environment[self._twin[step]] = _run(self._second, self._twin[step], environment, None)
-        return environment[self._twin[node]]
+        return evaluated([self._twin[step] for step in self._constant[node]], self._second)
 
     def inputs(self, node: fx.Node, source: str) -> Iterator[Tensor]:
         """The pruned network's input `source` to `node`, batch by batch."""
@@ -220,18 +218,6 @@ class Lockstep:
         """Activations of the pruned network that are still needed."""
         constant = {self._twin[node] for node in self._constant}
         return [Live(node, self._pruned) for node in self._pruned[0] if node not in constant]
-
-
-def _constants(graph: fx.Graph, apart: Collection[str]) -> dict[fx.Node, list[fx.Node]]:
-    """Nodes other than `apart` that depend on no input, each with the nodes to run for its value, in order."""
-    found: dict[fx.Node, list[fx.Node]] = {}
-    for node in graph.nodes:
-        varies = node.op in ("placeholder", "output", "call_module") or node.name in apart
-        if varies or any(used not in found for used in node.all_input_nodes):
-            continue
-        needed = {step: None for used in node.all_input_nodes for step in found[used]}
-        found[node] = [*needed, node]
-    return found
 
 
 def _input(node: fx.Node, source: str) -> fx.Node:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,8 @@ from subprune_fx.bundle import Inputs
 from subprune_fx.numerics.readers import Reader
 from subprune_fx.passes.calibrate import parameter
 from subprune_fx.passes.outputs import loss
-from subprune_fx.passes.trials import finish, patched
+from subprune_fx.passes.segment import Segment, chains
+from subprune_fx.passes.trials import patched
 
 Draw = Callable[[torch.Generator], tuple[Inputs, Tensor]]
 """A batch of inputs and their labels."""
@@ -58,14 +58,13 @@ class GroupLosses:
         interpreter = fx.Interpreter(self.module)
         nodes = list(self.module.graph.nodes)
         position = next(i for i, node in enumerate(nodes) if node.name == self.start)
-        environment: dict[fx.Node, Any] = {}
+        known = chains(self.module.graph)
         matrices = [reading.reader.matrix(parameter(self.module, reading.weight)) for reading in self.readings]
+        changing = [reading.weight for reading in self.readings]
+        inputs = [node for node in nodes if node.op == "placeholder"]
         with torch.no_grad():
-            for node in nodes[:position]:
-                interpreter.env = environment
-                environment[node] = x if node.op == "placeholder" else interpreter.run_node(node)
-                for used in interpreter.user_to_last_uses.get(node, []):
-                    environment.pop(used, None)
+            environment = Segment(interpreter, nodes[:position], known)(dict.fromkeys(inputs, x))
+            rest = Segment(interpreter, nodes[position:], known, changing)
 
         def measured(kept: Tensor, scale: float) -> float:
             by_unit = torch.cat([kept * scale, torch.ones(1)])  # position -1: another group's column stays
@@ -75,7 +74,7 @@ class GroupLosses:
                 old = parameter(self.module, reading.weight)
                 values[reading.weight] = reading.reader.weight(matrix * columns[:, :, None], old)
             with torch.no_grad(), patched(self.module, values):
-                return float(loss(finish(interpreter, nodes[position:], environment), y)) / len(y)
+                return float(loss(rest(environment, rest.parameters())[nodes[-1]], y)) / len(y)
 
         return measured
 

@@ -18,6 +18,7 @@ from torch import Tensor, fx
 
 from subprune_fx.bundle import Inputs, parts
 from subprune_fx.frontends.describe import FxNetwork
+from subprune_fx.frontends.onnx_fused import fusable
 from subprune_fx.graph.channels import Group
 from subprune_fx.numerics.collect import Collected
 from subprune_fx.numerics.moments import Moments
@@ -25,6 +26,8 @@ from subprune_fx.passes.calibrate import Tick, parameter
 from subprune_fx.passes.forward import Forward
 from subprune_fx.passes.memory import Store
 from subprune_fx.passes.problems import Problem, Settings, column_units, pose
+from subprune_fx.passes.segment import Segment, chains
+from subprune_fx.sessions import give_back
 
 IN_MEMORY = 1 << 24
 """Elements of moments that are kept for the next trial (128 MB, and as much again for what is posed)."""
@@ -57,49 +60,43 @@ def trials(
     """
     store = store or Store()
     store.exempt(part for batch in batches for part in parts(batch))
-    interpreter = Forward(network)
+    interpreter, known = Forward(network), chains(network.graph_module.graph)
     nodes = list(network.graph_module.graph.nodes)
     starts: dict[str, list[Group]] = {}
     for group in network.channels.groups:
         starts.setdefault(group.consumers[0], []).append(group)
-    environments: list[dict[fx.Node, Any]] = [{} for _ in batches]
+    inputs = [node for node in nodes if node.op == "placeholder"]
+    environments: list[dict[fx.Node, Any]] = [dict.fromkeys(inputs, batch) for batch in batches]
     results: dict[str, NDArray[np.float64]] = {}
     total, done = sum(len(ks) for ks in sizes.values()), 0
+    walked = 0
     with torch.no_grad():
         for position, node in enumerate(nodes):
-            for group in starts.get(node.name, ()):
-                values = []
+            if node.name not in starts:
+                continue
+            before = Segment(interpreter, nodes[walked:position], known)
+            for number, environment in enumerate(environments):
+                environments[number] = before(environment)
+                store.trim(*environments)
+            walked = position
+            for group in starts[node.name]:
+                values, rest = [], None
                 for k in sizes[group.name]:
                     alive = np.ones(network.channels.prunable.size, dtype=bool)
                     alive[group.units] = False
                     alive[group.units[orders[group.name][:k]]] = True
-                    with patched(network.graph_module, patches(group, alive)):
-                        values.append(metric([finish(interpreter, nodes[position:], env) for env in environments]))
+                    patch = patches(group, alive)
+                    rest = rest or Segment(interpreter, nodes[position:], known, patch)
+                    with patched(network.graph_module, patch):
+                        now = rest.parameters()
+                        values.append(metric([rest(environment, now)[nodes[-1]] for environment in environments]))
                     done += 1
                     if tick is not None:
                         tick(done, total)
                 results[group.name] = np.asarray(values)
-            for batch, environment in zip(batches, environments, strict=True):
-                if node.op == "placeholder":
-                    environment[node] = batch
-                    continue
-                interpreter.env = environment
-                environment[node] = interpreter.run_node(node)
-                for used in interpreter.user_to_last_uses.get(node, []):
-                    environment.pop(used, None)
-                store.trim(*environments)
+    if any(map(fusable, nodes)):
+        give_back()
     return results
-
-
-def finish(interpreter: fx.Interpreter, rest: Sequence[fx.Node], environment: Mapping[fx.Node, Any]) -> Any:
-    """Run the rest of the network from a copy of the live activations; its output."""
-    branch = dict(environment)
-    interpreter.env = branch
-    for node in rest:
-        branch[node] = interpreter.run_node(node)
-        for used in interpreter.user_to_last_uses.get(node, []):
-            branch.pop(used, None)
-    return branch[rest[-1]]
 
 
 @contextmanager

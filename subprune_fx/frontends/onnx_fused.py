@@ -60,6 +60,11 @@ def fusable(node: fx.Node) -> bool:
     return node.target is operator.getitem and fusable(node.args[0])  # type: ignore[arg-type]
 
 
+def together(stretch: Stretch) -> bool:
+    """Whether a stretch is run in a session; of one that begins with an output alone, the value is there already."""
+    return fusable(stretch[0]) and stretch[0].target is not operator.getitem
+
+
 class Fused:
     """A session for some nodes.
 
