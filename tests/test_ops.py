@@ -59,6 +59,9 @@ BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
     "volumes": lambda m, x: m.volume(x[:, :, None].expand(-1, -1, 3, -1, -1)).mean(2),
     "rows": lambda m, x: m.row(x.flatten(2)).unflatten(2, (8, 8)),
     "linear over channels": lambda m, x: m.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
+    "convolution along channels": lambda m, x: (
+        m.along(x.mean((2, 3))[:, None]).transpose(1, 2)[..., None].sigmoid() * x
+    ),
     "linear over positions": lambda m, x: m.across(x),
     "squeeze and excitation": lambda m, x: x * m.up(m.down(x.mean((2, 3))).relu()).sigmoid()[:, :, None, None],
     "weight norm": lambda m, x: m.weight_normed(x),
@@ -86,6 +89,7 @@ class Net(nn.Module):
         self.row = nn.Conv1d(12, 12, 5, padding=2)
         self.linear = nn.Linear(12, 12)
         self.across = nn.Linear(8, 8)
+        self.along = nn.Conv1d(1, 1, 5, padding=4, dilation=2)
         self.down = nn.Linear(12, 4)
         self.up = nn.Linear(4, 12)
         self.weight_normed = parametrizations.weight_norm(nn.Conv2d(12, 12, 3, padding=1))
@@ -125,7 +129,7 @@ STAYS: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "lstm": (lambda m, x: m.lstm(x.flatten(2).transpose(1, 2))[0].transpose(1, 2).unflatten(2, (8, 8)), "lstm"),
     "sort": (lambda _, x: x.sort(1).values, "sort"),
     "softmax over channels": (lambda _, x: x * x.softmax(1), "softmax mixes channels"),
-    "convolution along channels": (
+    "uneven convolution along channels": (
         lambda m, x: m.along(x.mean((2, 3))[:, None]).transpose(1, 2)[..., None] * x,
         "acts on a dimension that carries channels",
     ),
@@ -138,7 +142,7 @@ def test_what_cannot_be_pruned_stays_with_a_reason(name: str) -> None:
     body, says = STAYS[name]
     model = Net(body)
     model.lstm = nn.LSTM(12, 12, batch_first=True)
-    model.along = nn.Conv1d(1, 1, 3, padding=1)
+    model.along = nn.Conv1d(1, 1, 4, padding="same")
     model.before, model.between, model.after = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 3, 1), nn.Conv2d(3, 3, 1)
     model.stem = nn.Sequential(model.before, nn.ReLU(), model.between, model.stem)
     x = torch.randn(3, 3, 8, 8)

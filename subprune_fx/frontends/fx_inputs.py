@@ -10,6 +10,7 @@ from torch.fx.graph import _PyTreeCodeGen
 from torch.utils import _pytree as pytree
 
 from subprune_fx.bundle import Bundle, Inputs, parts
+from subprune_fx.frontends.fx_across import unmark
 
 PACKED = "inputs"
 META = "subprune_fx.inputs"
@@ -54,7 +55,8 @@ def pack(module: fx.GraphModule, bundle: Bundle) -> fx.GraphModule:
 
 
 def spread(module: fx.GraphModule) -> fx.GraphModule:
-    """Undo `pack`, in place; a module that is not packed is returned as it is."""
+    """Undo `pack`, and what else the passes need of a graph (`fx_across`), in place; returns the module."""
+    unmark(module)
     if META not in module.meta:
         return module
     names, wanted, info = module.meta.pop(META)

@@ -317,6 +317,15 @@ def _num_groups(site: Site, keep: Keep) -> tuple[Constant, ...]:
     return (Constant("node", site.node.name, _path(site, "num_groups"), new, _layers(site, "num_groups")),)
 
 
+def _kept(site: Site, keep: Keep) -> tuple[Constant, ...]:
+    """Which positions are left, and of how many."""
+    left = survivors(site.before, keep)[-1]
+    if left is None:
+        return ()
+    found = {"kept": left.tolist(), "size": site.before.shape[-1]}
+    return tuple(Constant("node", site.node.name, ("kwargs", name), value) for name, value in found.items())
+
+
 def _layers(site: Site, name: str, *index: int) -> tuple[str | int, ...]:
     """Where the layer whose weight a function reads keeps the size that the function is told."""
     weight = site.call.arguments.get("weight")
@@ -355,4 +364,5 @@ _RULES: dict[Resize, Callable[[Site, Keep], tuple[Constant, ...]]] = {
     Resize.LIKE: _none,
     Resize.NORM: _norm,
     Resize.GROUPS: _num_groups,
+    Resize.KEPT: _kept,
 }

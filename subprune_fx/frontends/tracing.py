@@ -15,6 +15,7 @@ from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.blame import culprit
 from subprune_fx.frontends.calls import bind
 from subprune_fx.frontends.computed import compute_parameters
+from subprune_fx.frontends.fx_across import mark
 from subprune_fx.frontends.fx_computed import compute_weights
 from subprune_fx.frontends.fx_inputs import free_samples, pack
 from subprune_fx.frontends.fx_modes import ExportedModule
@@ -160,6 +161,7 @@ def functional(graph: fx.GraphModule, example: Inputs | None = None) -> fx.Graph
             node.target = node.target[:-1]
     if source_of(graph) is None:
         compute_weights(graph)
+        mark(graph)
     shallow_first(graph.graph)
     _broadcast(graph)
     graph.recompile()

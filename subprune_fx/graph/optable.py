@@ -24,6 +24,7 @@ class Kind(enum.Enum):
     REDUCE = "reduces over dimensions"
     STATISTIC = "reduces over dimensions to something that means the same over fewer channels"
     ALONG = "mixes the positions of one dimension (softmax)"
+    ACROSS = "mixes neighbours along the last dimension; those that are gone count as zero"
     NORM = "normalises over dimensions; parameters of their shape"
     GROUP_NORM = "normalises over groups of channels; one parameter slice per channel"
     PRODUCT = "product of two tensors, activations or weights"
@@ -52,6 +53,7 @@ class Resize(enum.Enum):
     LIKE = "none: the output has the shape of another tensor"
     NORM = "the shape that is normalised over"
     GROUPS = "the number of groups"
+    KEPT = "which positions of the last dimension are left"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -404,6 +406,7 @@ TABLE: tuple[Row, ...] = (
         ("Softmax", "LogSoftmax", "CumSum"),
         default=1,
     ),
+    Row(Kind.ACROSS, ("across",), resize=Resize.KEPT, roles=_WEIGHT),
     # normalisations over dimensions
     Row(
         Kind.NORM,

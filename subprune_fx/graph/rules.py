@@ -359,6 +359,17 @@ def scatter(state: Propagation, step: Step) -> Tree:
     return labels
 
 
+def across(state: Propagation, step: Step) -> Tree:
+    """One filter along the last dimension: the channels there pass, since those that are gone count as zero."""
+    labels = state.of(step.operands[0])
+    for param in step.roles.values():
+        for axis, size in enumerate(param.shape):
+            state.weight_axis(param, axis, np.zeros(size, np.int64))
+    if varying(labels) in ((), (labels.ndim - 1,)) and not state.loose(labels):
+        return expand(labels, _shape(step))
+    return refuse(state, step, f"{step.op} acts on a dimension that carries channels")
+
+
 def sizes(_state: Propagation, step: Step) -> Tree:
     """Sizes carry no labels."""
     return step.blank
@@ -375,6 +386,7 @@ RULES: dict[Kind, Callable[[Propagation, Step], Tree]] = {
     Kind.REDUCE: reduce,
     Kind.STATISTIC: statistic,
     Kind.ALONG: softmax,
+    Kind.ACROSS: across,
     Kind.NORM: normalise,
     Kind.GROUP_NORM: normalise_groups,
     Kind.PRODUCT: product,
