@@ -200,9 +200,7 @@ class Compiler:
         Raises:
             SubpruneError: If the ratio is out of reach.
         """
-        keep = self._allotted(ratio)
-        self._forget()
-        return self._compiled(ratio, keep)
+        return self._compiled(ratio, self._allotted(ratio))
 
     def _allotted(self, ratio: float) -> Keep:
         with self._clock("select"):
@@ -248,18 +246,23 @@ class Compiler:
         return self._compiled(size.total / size.of(keep), keep)
 
     def _compiled(self, ratio: float, keep: Keep) -> Compiled:
-        with self._clock("sweep"):
-            sweep = Sweep(
-                self.network,
-                keep,
-                self._rankings,
-                variant=self.options.variant,
-                settings=self.options.settings,
-                reweight=self.options.reweight,
-                choose=self._choose if self._decides_late() else None,
-                store=self._store,
-                team=self.team,
+        sweep = Sweep(
+            self.network,
+            keep,
+            self._rankings,
+            variant=self.options.variant,
+            settings=self.options.settings,
+            reweight=self.options.reweight,
+            choose=self._choose if self._decides_late() else None,
+            store=self._store,
+            team=self.team,
+        )
+        with self._clock("select"):
+            self._rankings.find(
+                [group.name for group in (sweep.beforehand if self._row.live else self.network.channels.groups)]
             )
+        self._forget()
+        with self._clock("sweep"):
             plan, outputs = sweep.run(self._batches, self._tick("sweep"))
         with self._clock("rewrite"):
             module = apply(plan, self.network.graph_module)

@@ -13,11 +13,15 @@ from subprune_fx.graph.channels import ChannelGraph, Group
 from subprune_fx.graph.propagation import Consumer
 from subprune_fx.numerics.collect import Collected
 from subprune_fx.numerics.elimination import Part
-from subprune_fx.numerics.normal import Equations
+from subprune_fx.numerics.moments import Moments
+from subprune_fx.numerics.normal import Equations, Normal
 from subprune_fx.numerics.ridge import DEFAULT_RIDGE
 
 RESOLUTION = 1e-13
 """Deviations below this fraction of the mean square are rounding: of inputs that do not vary, nothing is explained."""
+
+ROUNDING = 1e-9
+"""Ridges that differ less are the same, taken of the same columns twice."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +74,8 @@ class Problem:
 
     def only(self, alive: NDArray[np.bool_]) -> Problem:
         """The problem on the columns whose unit is alive."""
+        if alive[self.unit].all():
+            return self
         kept = self.kept(alive)
         rows = torch.arange(len(kept))[:, None]
         return Problem(
@@ -80,8 +86,18 @@ class Problem:
         )
 
     def aimed(self, moments: Collected, settings: Settings) -> Problem:
-        """The same columns with the targets that `moments` hold instead."""
-        return pose(moments, self.weight, self.unit, settings)
+        """The same columns with the targets that `moments` hold instead, whose inputs' products may be gone."""
+        if not isinstance(self.equations, Normal) or not isinstance(moments, Moments):
+            return pose(moments, self.weight, self.unit, settings)
+        level = self.equations.level() - self.ridge
+        least = RESOLUTION * (level + moments.offset()) if settings.intercept else 0.0
+        ridge, equations = _ridge(level, least, settings), self.equations
+        if torch.allclose(ridge, self.ridge, rtol=ROUNDING, atol=0):
+            ridge = self.ridge
+        else:
+            equations = equations.pulled(ridge - self.ridge)
+        about = moments.targets_about(centre=settings.intercept)
+        return dataclasses.replace(self, equations=equations.aimed(about.cross, about.energy, ridge), ridge=ridge)
 
     def solution(self) -> Tensor:
         """argmin_W (paper eq. 4), (groups, d, m)."""
@@ -102,7 +118,9 @@ def live_units(units: NDArray[np.int64], alive: NDArray[np.bool_]) -> NDArray[np
     return units[alive[units]].reshape(units.shape[0], -1)
 
 
-def pose(moments: Collected, weight: Tensor, unit: NDArray[np.int64], settings: Settings) -> Problem:
+def pose(
+    moments: Collected, weight: Tensor, unit: NDArray[np.int64], settings: Settings, *, own: bool = False
+) -> Problem:
     """The problem whose target is what `moments` hold.
 
     Args:
@@ -110,13 +128,18 @@ def pose(moments: Collected, weight: Tensor, unit: NDArray[np.int64], settings: 
         weight: W_0, (groups, d, m).
         unit: By column.
         settings: Intercept and ridge.
+        own: Whether of the moments no more than `means` is needed behind: there is no room for their products twice.
     """
-    used = moments.centred() if settings.intercept else moments
+    least = RESOLUTION * moments.level() if settings.intercept else 0.0
+    used = moments.centred(own=own) if settings.intercept else moments
     weight = used.weights(weight)
-    ridge = settings.ridge * used.level().clamp(min=torch.finfo(torch.float32).tiny)
-    if settings.intercept:
-        ridge = torch.maximum(ridge, RESOLUTION * moments.level())
-    return Problem(used.normal(weight, ridge, own=settings.intercept), unit, weight, ridge)
+    ridge = _ridge(used.level(), least, settings)
+    return Problem(used.normal(weight, ridge, own=own or settings.intercept), unit, weight, ridge)
+
+
+def _ridge(level: Tensor, least: Tensor | float, settings: Settings) -> Tensor:
+    """The pull, by the mean diagonal of the Gram matrix."""
+    return (settings.ridge * level.clamp(min=torch.finfo(torch.float32).tiny)).clamp(min=least)
 
 
 def blocks(

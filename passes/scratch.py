@@ -45,7 +45,9 @@ class Scratch:
 
     def __init__(self, network: FxNetwork) -> None:
         self.network = network
-        self.module = copy.deepcopy(network.graph_module)
+        # Tensors are replaced, never written to: until then they are the network's own.
+        shared = {id(tensor): tensor for tensor in _tensors(network.graph_module).values()}
+        self.module = copy.deepcopy(network.graph_module, shared)
         self.alive = np.ones(network.channels.prunable.size, dtype=bool)
         self._owners = owners(self.module)
         self._changed: dict[str, None] = {}
@@ -71,7 +73,8 @@ class Scratch:
         """Whether a parameter or buffer of the module at `path` differs from the original network's."""
         old, new = (_tensors(module.get_submodule(path)) for module in (self.network.graph_module, self.module))
         return old.keys() != new.keys() or any(
-            old[name].shape != new[name].shape or not torch.equal(old[name], new[name]) for name in old
+            old[name] is not new[name] and (old[name].shape != new[name].shape or not torch.equal(old[name], new[name]))
+            for name in old
         )
 
     def shrink(self, alive: NDArray[np.bool_], values: Iterable[Live] = ()) -> None:

@@ -7,11 +7,13 @@ are cut, the consumer is reweighted, and the walk goes on: two forward passes wh
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from subprune_fx.bundle import Inputs
@@ -81,6 +83,14 @@ class Sweep:
         self.scratch = Scratch(network)
         self.decisions: dict[str, Decision] = {}
         self._last: tuple[tuple[str, Reader], Collected] | None = None
+        contractions = network.channels.contractions.items()
+        self._readers = Counter((consumer.source, network.readers[name]) for name, consumer in contractions)
+
+    @property
+    def beforehand(self) -> list[Group]:
+        """Groups that no single consumer decides when it is reached, or all."""
+        groups = self.network.channels.groups
+        return [one for one in groups if self.choose is None or len(one.consumers) > 1 or one.normalised]
 
     def run(self, batches: Sequence[Inputs], tick: Tick | None = None) -> tuple[Plan, list[Any]]:
         """Walk both networks over the calibration inputs.
@@ -88,9 +98,8 @@ class Sweep:
         Returns:
             The plan, and the pruned network's outputs per batch.
         """
-        for group in self.network.channels.groups:
-            if self.choose is None or len(group.consumers) > 1 or group.normalised:
-                self._decide(group, self.nested[group.name])
+        for group in self.beforehand:
+            self._decide(group, self.nested[group.name])
         walk = Lockstep(self.network.graph_module, self.scratch, batches, self.store, self.team)
         with torch.no_grad():
             for done, stretch in enumerate(walk.stretches, 1):
@@ -118,12 +127,16 @@ class Sweep:
         for group in undecided:
             settled[group.units] = False
         for group in undecided:
-            assert self.choose is not None
-            parts = blocks(group, posed, channels, settled, self.scratch.alive)
-            self._decide(group, self.choose(group, parts, self.scratch, self.keep[group.name]), walk)
+            self._decide(group, self._chosen(group, posed, settled), walk)
             settled[group.units] = True
         if reweight:
+            moments, posed = moments.only(posed.kept(self.scratch.alive)), posed.only(self.scratch.alive)
             self._reweight(node.name, consumer, posed, moments, aimed)
+
+    def _chosen(self, group: Group, posed: Problem, settled: NDArray[np.bool_]) -> Ranking:
+        assert self.choose is not None
+        parts = blocks(group, posed, self.network.channels, settled, self.scratch.alive)
+        return self.choose(group, parts, self.scratch, self.keep[group.name])
 
     def _misses(self, node: fx.Node, consumer: Consumer, walk: Lockstep) -> bool:
         """Whether the consumer has something to make up for: lost channels or, for asym, any change of its input."""
@@ -133,6 +146,8 @@ class Sweep:
 
     def _pose(self, node: fx.Node, consumer: Consumer, walk: Lockstep) -> tuple[Aim | None, Collected, Problem]:
         """The consumer's least-squares problem: what it reads, and the target that the variant aims at.
+
+        Of the moments only the means are given: their products are the problem's.
 
         asym and seq read the pruned network's activations B and have the aims of `passes.aims`; layer reads the
         original's A and aims at A W.
@@ -156,7 +171,9 @@ class Sweep:
             for x, y in zip(self._inputs(node, consumer, walk), aimed.targets, strict=True):
                 targets.add(x, y)
             moments = self.team.targets(targets.moments())
-        return aimed, moments, pose(moments, matrix, units, self.settings.of(node.name in self.network.intercepts))
+        settings, own = self.settings.of(node.name in self.network.intercepts), self._last is None
+        posed = pose(moments, matrix, units, settings, own=own)
+        return aimed, moments.means(), posed
 
     def _inputs(self, node: fx.Node, consumer: Consumer, walk: Lockstep) -> Iterator[Tensor]:
         """What the variant fits the consumer on, batch by batch."""
@@ -166,12 +183,16 @@ class Sweep:
     def _collected(self, node: fx.Node, consumer: Consumer, walk: Lockstep) -> Collected:
         """Moments of the consumer's input, which the next consumer may read in the same way."""
         key = consumer.source, self.network.readers[node.name]
-        if self._last is None or self._last[0] != key:
-            collector = Collector(self.network.readers[node.name], walk.share)
-            for x in self._inputs(node, consumer, walk):
-                collector.add(x)
-            self._last = key, self.team.inputs(collector.moments())
-        return self._last[1]
+        if self._last is not None and self._last[0] == key:
+            return self._last[1]
+        self._last = None
+        collector = Collector(self.network.readers[node.name], walk.share)
+        for x in self._inputs(node, consumer, walk):
+            collector.add(x)
+        found = self.team.inputs(collector.moments())
+        if self._readers[key] > 1:
+            self._last = key, found
+        return found
 
     def _decide(self, group: Group, ranking: Ranking, walk: Lockstep | None = None) -> None:
         count = self.keep[group.name]
@@ -207,8 +228,6 @@ class Sweep:
         scratch = self.scratch
         where = self.network.intercepts.get(name)
         settings = self.settings.of(where is not None)
-        kept = posed.kept(scratch.alive)
-        posed, moments = posed.only(scratch.alive), moments.only(kept)
         if aimed is not None and aimed.tail.saturates:
             posed, moments = saturated(aimed, posed, moments, settings)
         new, old = posed.solution(), scratch.get(consumer.weight)

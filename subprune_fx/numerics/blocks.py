@@ -58,7 +58,7 @@ class Block:
         factorisation gives all prefixes.
         """
         columns, ends = sorted_columns(self.unit, order)
-        root = factor(self.gram[columns][:, columns])
+        root = factor(self.gram[columns[:, None], columns])
         return until(torch.linalg.solve_triangular(root, self.cross[columns], upper=False).square().sum(1), ends)
 
     def left(self, order: Tensor, weight: Tensor) -> Tensor:
@@ -66,14 +66,16 @@ class Block:
         columns, ends = sorted_columns(self.unit, order)
         own = weight[columns].double()
         explained = until((own * self.cross[columns]).sum(1), ends)
-        products = self.gram[columns][:, columns] * (own @ own.mT)
+        products = self.gram[columns[:, None], columns] * (own @ own.mT)
         inner = products.cumsum(0).cumsum(1).diagonal()
         return self.energy - 2 * explained + torch.cat([inner.new_zeros(1), inner])[ends]
 
     def explained_by(self, columns: Tensor) -> float:
         """See `Part`."""
-        root = factor(self.gram[columns][:, columns])
-        return float(torch.linalg.solve_triangular(root, self.cross[columns], upper=False).square().sum())
+        gram, cross = self.gram, self.cross
+        if len(columns) < len(gram):
+            gram, cross = gram[columns[:, None], columns], cross[columns]
+        return float(torch.linalg.solve_triangular(factor(gram), cross, upper=False).square().sum())
 
 
 class GramElimination(Elimination):

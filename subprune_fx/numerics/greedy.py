@@ -83,6 +83,11 @@ def greedy(
     return Selection(torch.tensor(order, dtype=torch.int64), *curves)
 
 
+def whole(blocks: Sequence[Part]) -> float:
+    """The summed error with all units kept, for which no order is needed."""
+    return sum(part.scale * max(part.energy - part.explained_by(torch.arange(len(part.unit))), 0.0) for part in blocks)
+
+
 def _stacked(blocks: Sequence[Part]) -> list[list[Part]]:
     """Parts that can be eliminated together."""
     alike: dict[object, list[Part]] = {}

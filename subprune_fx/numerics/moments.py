@@ -63,17 +63,17 @@ class Moments:
     def only(self, kept: Tensor) -> Moments:
         """Moments of the columns `kept`, (groups, kept d)."""
         rows = torch.arange(len(kept))[:, None]
-        return dataclasses.replace(
-            self,
-            gram=self.gram[rows[:, :, None], kept[:, :, None], kept[:, None, :]],
-            cross=self.cross[rows, kept],
-            columns=self.columns[rows, kept],
-        )
+        found = dataclasses.replace(self, columns=self.columns[rows, kept])
+        if self.gram.shape[1] < self.columns.shape[1]:  # `means`
+            return found
+        found.gram = self.gram[rows[:, :, None], kept[:, :, None], kept[:, None, :]]
+        found.cross = self.cross[rows, kept]
+        return found
 
     def untargeted(self, targets: int | None = None) -> Moments:
         """The same input; targets, as many as before or `targets` a group, are yet to be added."""
-        groups, columns, before = self.cross.shape
-        m = before if targets is None else targets
+        groups, columns = self.columns.shape
+        m = self.targets.shape[1] if targets is None else targets
         return dataclasses.replace(
             self,
             cross=self.gram.new_zeros(groups, columns, m),
@@ -91,25 +91,38 @@ class Moments:
         self.targets += outputs.total().cpu()
         self.energy += outputs.energy().cpu()
 
-    def centred(self) -> Moments:
-        """Moments about the mean: what remains to be explained once an intercept takes the means."""
+    def centred(self, *, own: bool = False) -> Moments:
+        """Moments about the mean: what remains to be explained once an intercept takes the means.
+
+        Args:
+            own: Whether the Gram matrix is needed for nothing else.
+        """
         mean = self.columns / self.rows
-        return Moments(
-            torch.baddbmm(self.gram, mean[:, :, None], self.columns[:, None, :], alpha=-1),
-            self.cross - mean[:, :, None] * self.targets[:, None, :],
-            self.columns,
-            self.targets,
-            self.energy - self.targets.square().sum(1) / self.rows,
-            self.rows,
+        add = self.gram.baddbmm_ if own else self.gram.baddbmm
+        gram = add(mean[:, :, None], self.columns[:, None, :], alpha=-1)
+        return dataclasses.replace(self.targets_about(centre=True), gram=gram)
+
+    def targets_about(self, *, centre: bool) -> Moments:
+        """Products with the targets, perhaps about the means; those of the inputs are left as they are."""
+        if not centre:
+            return self
+        return dataclasses.replace(
+            self,
+            cross=self.cross - (self.columns / self.rows)[:, :, None] * self.targets[:, None, :],
+            energy=self.energy - self.targets.square().sum(1) / self.rows,
         )
 
     def means(self) -> Moments:
-        """What `intercept` needs of them, without the large rest."""
+        """What `intercept` and new targets need of them, without the large rest."""
         return dataclasses.replace(self, gram=self.gram[:, :0, :0].clone(), cross=self.cross[:, :0].clone())
 
     def level(self) -> Tensor:
         """Mean diagonal of the Gram matrix, (groups,)."""
         return self.gram.diagonal(dim1=1, dim2=2).mean(1)
+
+    def offset(self) -> Tensor:
+        """What the means add to it."""
+        return self.columns.square().mean(1) / self.rows
 
     @staticmethod
     def weights(weight: Tensor) -> Tensor:
@@ -126,8 +139,7 @@ class Moments:
         """
         gram = self.gram if own else self.gram.clone()
         gram.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
-        energy = self.energy.clamp(min=0) + ridge * weight.square().sum((1, 2))
-        return Normal(gram, self.cross + ridge[:, None, None] * weight, energy, weight)
+        return Normal(gram, self.cross, self.energy, weight).aimed(self.cross, self.energy, ridge)
 
     def towards(self, weight: Tensor) -> Moments:
         """The same input moments with the target B W: cross = B'B W."""

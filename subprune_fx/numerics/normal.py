@@ -63,12 +63,14 @@ class Normal:
         cross: C, (groups, d, m), float64.
         energy: ||Y||^2 + lambda ||W_0||^2, (groups,).
         weight: W_0, (groups, d, m).
+        roots: The Cholesky factor of G, once it has been needed; regressions of the same columns share it.
     """
 
     gram: Tensor
     cross: Tensor
     energy: Tensor
     weight: Tensor
+    roots: list[Tensor] = dataclasses.field(default_factory=list)
 
     def only(self, kept: Tensor) -> Normal:
         """See `Equations`."""
@@ -78,7 +80,35 @@ class Normal:
 
     def solution(self) -> Tensor:
         """See `Equations`."""
-        return torch.cholesky_solve(self.cross, factor(self.gram))
+        if not self.roots:
+            self.roots.append(factor(self.gram))
+        (root,) = self.roots  # by halves: `cholesky_solve` copies it
+        half = torch.linalg.solve_triangular(root, self.cross, upper=False)
+        found: Tensor = torch.linalg.solve_triangular(root.mT, half, upper=True)
+        return found
+
+    def level(self) -> Tensor:
+        """Mean diagonal of G, (groups,)."""
+        return self.gram.diagonal(dim1=1, dim2=2).mean(1)
+
+    def aimed(self, cross: Tensor, energy: Tensor, ridge: Tensor) -> Normal:
+        """The same G with other targets.
+
+        Args:
+            cross: B'Y.
+            energy: ||Y||^2.
+            ridge: lambda, (groups,).
+        """
+        cross = cross + ridge[:, None, None] * self.weight
+        energy = energy.clamp(min=0) + ridge * self.weight.square().sum((1, 2))
+        return dataclasses.replace(self, cross=cross, energy=energy)
+
+    def pulled(self, more: Tensor) -> Normal:
+        """With so much more on the diagonal of G, (groups,); this one's factor is given up to make room."""
+        self.roots.clear()
+        gram = self.gram.clone()
+        gram.diagonal(dim1=1, dim2=2).add_(more[:, None])
+        return dataclasses.replace(self, gram=gram, roots=[])
 
     def system(self, group: int) -> System:
         """See `Equations`."""

@@ -90,8 +90,9 @@ class RowMoments:
         """With the targets of several processes, in the same order."""
         return dataclasses.replace(self, targets=targets)
 
-    def centred(self) -> RowMoments:
+    def centred(self, *, own: bool = False) -> RowMoments:
         """See `Moments`."""
+        del own
         return dataclasses.replace(self, centre=True)
 
     def means(self) -> RowMoments:

@@ -25,7 +25,7 @@ def solve(gram: Tensor, cross: Tensor, kept: Tensor) -> Tensor:
     Returns:
         Weights of the kept columns, (k, m).
     """
-    return torch.cholesky_solve(cross[kept], factor(gram[kept][:, kept]))
+    return torch.cholesky_solve(cross[kept], factor(gram[kept[:, None], kept]))
 
 
 def factor(matrix: Tensor) -> Tensor:

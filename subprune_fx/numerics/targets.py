@@ -37,7 +37,7 @@ class Targets:
         if isinstance(self._moments, RowMoments):
             self._moments.add_rows(self._reader.targets(y))
             return
-        exact = self._moments.rows <= self._moments.gram.shape[1]
+        exact = self._moments.rows <= self._moments.columns.shape[1]
         for part in parts(self._reader, x):
             if exact:
                 self._moments.add_targets(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from subprune_fx.numerics.greedy import greedy
+import torch
+
+from subprune_fx.numerics.greedy import greedy, whole
 from subprune_fx.selectors.base import Evidence, Need, Ranking, Selector
 
 
@@ -11,6 +13,10 @@ def rank(evidence: Evidence, stop: int | None) -> Ranking:
 
     Which inputs the moments come from makes it LayerInChange, SeqInChange or AsymInChange (section 5.1).
     """
+    if stop == evidence.units:
+        error = torch.full((stop + 1,), torch.nan, dtype=torch.float64)
+        error[-1] = whole(evidence.blocks)
+        return Ranking(torch.arange(stop), error=error)
     found = greedy(evidence.blocks, evidence.units, stop=stop, epsilon=evidence.epsilon, generator=evidence.generator)
     return Ranking(found.order, error=found.error)
 
