@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from subprune_fx.bundle import Inputs, parts
 from subprune_fx.frontends.onnx_fused import Fused, Stretch, stretches, together
+from subprune_fx.heap import trim
 from subprune_fx.passes.forward import Forward
 from subprune_fx.passes.memory import Store, in_memory
 from subprune_fx.passes.scratch import Live, Scratch
@@ -106,14 +107,15 @@ class Lockstep:
             for used in ended:
                 before.pop(used, None)
                 after.pop(self._twin[used], None)
-        if self._pooled:
-            self._release()
+        self._release()
 
     def _release(self) -> None:
-        """Give memory back once half of what was in use is not."""
+        """Give memory back once half of what was in use is not: least squares want it in larger pieces."""
         now = in_memory([*self._originals, *self._pruned])
         if 2 * now < self._most or self.outputs:
-            give_back()
+            if self._pooled:
+                give_back()
+            trim()
             self._most = now
         self._most = max(self._most, now)
 

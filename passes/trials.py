@@ -20,6 +20,7 @@ from subprune_fx.bundle import Inputs, parts
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.frontends.onnx_fused import fusable
 from subprune_fx.graph.channels import Group
+from subprune_fx.heap import trim
 from subprune_fx.numerics.collect import Collected
 from subprune_fx.numerics.moments import Moments
 from subprune_fx.passes.calibrate import Tick, parameter
@@ -69,7 +70,7 @@ def trials(
     environments: list[dict[fx.Node, Any]] = [dict.fromkeys(inputs, batch) for batch in batches]
     results: dict[str, NDArray[np.float64]] = {}
     total, done = sum(len(ks) for ks in sizes.values()), 0
-    walked = 0
+    walked, pooled = 0, any(map(fusable, nodes))
     with torch.no_grad():
         for position, node in enumerate(nodes):
             if node.name not in starts:
@@ -94,8 +95,10 @@ def trials(
                     if tick is not None:
                         tick(done, total)
                 results[group.name] = np.asarray(values)
-    if any(map(fusable, nodes)):
-        give_back()
+            del rest
+            if pooled:
+                give_back()
+            trim()  # the next least-squares problems want larger pieces
     return results
 
 
