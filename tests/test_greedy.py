@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from subprune_fx.numerics import blocks as module
 from subprune_fx.numerics.blocks import Block
-from subprune_fx.numerics.greedy import Selection, greedy
+from subprune_fx.numerics.greedy import Selection, greedy, whole
 from subprune_fx.numerics.solve import factor, solve
 
 ROUNDING = 1e-9
@@ -205,6 +205,13 @@ def test_rank_deficiency(kind: str, widths: list[int], seed: int) -> None:
     check_curve(data, found, DEFICIENT)
     check_picks(data, 6, found, DEFICIENT)
     assert float(found.error[-1]) < DEFICIENT * energy(data)
+
+
+@pytest.mark.parametrize("widths", [[1], [3, 1]])
+def test_all_units_need_no_order(widths: list[int]) -> None:
+    data = [problem(6, widths, seed=seed, scale=1.0 + seed) for seed in range(2)]
+    parts = [part.block() for part in data]
+    assert whole(parts) == pytest.approx(float(greedy(parts, 6).error[-1]), abs=ROUNDING * energy(data))
 
 
 @pytest.mark.parametrize("width", [1, 2])

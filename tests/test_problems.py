@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -92,6 +93,29 @@ def test_all_channels_kept_keep_their_weights(intercept: bool, dead: int) -> Non
     posed = pose(own, weight, UNITS, Settings(intercept=intercept))
     torch.testing.assert_close(posed.reweighted(np.ones(3, dtype=bool)), weight, rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(own.intercept(weight), torch.zeros(2, 3, dtype=F64), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("alive", [[True, True, True], [True, False, True]])
+def test_new_targets_need_no_products_of_inputs(intercept: bool, alive: list[bool]) -> None:
+    """The pull is that of the columns that are left, as if they were all there had ever been."""
+    b, y, weight = data()
+    left, settings = np.array(alive), Settings(intercept=intercept, ridge=1e-2)
+    own = moments(b, y)
+    posed = pose(own, weight, UNITS, settings, own=True)
+    some = own.means().only(posed.kept(left)).untargeted()
+    posed = posed.only(left)
+    kept = torch.from_numpy(np.stack([np.flatnonzero(left[units]) for units in UNITS]))
+    rows = torch.arange(2)[:, None]
+    whole = moments(b[rows, kept], -y)
+    posed.solution()  # whatever was solved before
+    for _ in range(2):
+        aimed = dataclasses.replace(some, cross=whole.cross, targets=whole.targets, energy=whole.energy)
+        posed = posed.aimed(aimed, settings)
+        expected = pose(whole, weight[rows, kept], UNITS, settings)
+        torch.testing.assert_close(posed.solution(), expected.solution(), rtol=ROUNDING, atol=ROUNDING)
+        torch.testing.assert_close(posed.energy, expected.energy, rtol=ROUNDING, atol=0)
+        torch.testing.assert_close(aimed.intercept(weight[rows, kept]), whole.intercept(weight[rows, kept]))
 
 
 def test_own_target_is_the_product_with_the_weights() -> None:
