@@ -42,7 +42,7 @@ CHOICES = (
         "feedback",
         "rounds",
     ),
-    *("ridge", "distil", "stochastic", "memory", "precision", "seed"),
+    *("ridge", "rows", "distil", "stochastic", "memory", "precision", "seed"),
 )
 """Options that `subprune_fx.prune` has under the same name."""
 

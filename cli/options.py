@@ -84,6 +84,7 @@ class Request:
     feedback: bool
     rounds: int
     ridge: float
+    rows: int
     distil: int
     stochastic: float | None
     memory: int | None
@@ -170,7 +171,7 @@ def _goals(values: Mapping[str, Any]) -> list[str]:
 
 DECIDING = (
     *("select", "variant", "budget", "target", "only", "skip", "align", "reweight", "intercept", "feedback"),
-    *("rounds", "ridge", "distil", "stochastic", "train", "verify"),
+    *("rounds", "ridge", "rows", "distil", "stochastic", "train", "verify"),
 )
 """Options that say how to decide what stays: with --plan that is decided."""
 _OTHERS = "--max-drop, --pareto, --plan or --layers"
@@ -268,6 +269,14 @@ _ALWAYS: tuple[Clash, ...] = ((lambda values: values["quiet"] and values["verbos
     default=1e-3,
     show_default=True,
     help="Pull of new weights towards the original ones.",
+)
+@click.option(
+    "--rows",
+    type=click.IntRange(min=0),
+    metavar="N",
+    default=64,
+    show_default=True,
+    help="Positions of a convolution to fit it on, for each weight of an output channel; 0 for all.",
 )
 @click.option(
     "--distil",

@@ -13,7 +13,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "Inputs": ("calib", "eval", "verify", "train", "samples", "preset", "resize", "crop", "mean", "std"),
     "Which layers": ("only", "skip", "layers", "align"),
     "How channels are chosen": ("select", "variant", "budget", "stochastic"),
-    "How weights are refitted": ("reweight", "intercept", "feedback", "rounds", "ridge", "distil"),
+    "How weights are refitted": ("reweight", "intercept", "feedback", "rounds", "ridge", "rows", "distil"),
     "Time and memory": ("threads", "precision", "memory", "seed"),
     "What is said": ("quiet", "verbose", "version", "help"),
 }

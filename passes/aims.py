@@ -39,7 +39,7 @@ class Aim:
         outputs: Which of its original output channels are still there, (m,).
         scratch: The pruned-so-far network.
         walk: Both networks, at `node`.
-        targets: Per batch, the output aimed at, less the consumer's bias.
+        targets: Per batch, the output aimed at, less the consumer's bias, at the positions that `reader` reads.
         bias: The consumer's bias, (m,).
     """
 
@@ -59,13 +59,14 @@ class Aim:
         return vector.reshape([-1 if d == self.axis % like.ndim else 1 for d in range(like.ndim)])
 
     def live(self, value: Tensor) -> Tensor:
-        """The output channels of a value of the original network that are still there."""
+        """The output channels of a value of the original network that are still there, at the positions read."""
+        value = self.reader.read(value)
         return value if len(self.outputs) == value.shape[self.axis] else value.index_select(self.axis, self.outputs)
 
     def others(self) -> Iterator[tuple[Tensor, Tensor]] | None:
         """What is added to the consumer's output: the original and the pruned network's, per batch, if it is known."""
         found = None if self.tail.other is None else self.walk.both(self.tail.other)
-        return None if found is None else ((self.live(before), after) for before, after in found)
+        return None if found is None else ((self.live(before), self.reader.read(after)) for before, after in found)
 
 
 def aim(
@@ -107,7 +108,8 @@ def aim(
     completed = variant == "seq"
     wanted = walk.completed(node, consumer.source, consumer.data, inputs) if completed else walk.originals(node)
     for y, own in zip(wanted, biases, strict=False):
-        found.targets.append(found.live(y if own is None else y - found.along(own, y)))
+        live = found.live(y)
+        found.targets.append(live if own is None else live - found.along(own[outputs], live))
         found.targets[:] = walk.hold(found.targets)
     if variant == "asym" and feedback:
         _feed_back(found)

@@ -46,6 +46,7 @@ from subprune_fx.passes.scratch import Scratch
 from subprune_fx.passes.size import parameters
 from subprune_fx.passes.steps import only_layers, rounded, stepped, steps_of, units_of
 from subprune_fx.passes.sweep import Sweep
+from subprune_fx.passes.thin import thinned
 from subprune_fx.plan import Plan
 from subprune_fx.report import Step
 from subprune_fx.selectors import SELECTORS, Need, Ranking
@@ -132,7 +133,8 @@ class Compiler:
         with self._clock("dependencies"):
             example = calibration[: fixed or 2]
             found = restrict(analyse(module, example), options.only, options.skip)
-            self.network = network = dataclasses.replace(proven(found, example), precision=options.precision)
+            found = thinned(proven(found, example), len(calibration), options.settings.rows)
+            self.network = network = dataclasses.replace(found, precision=options.precision)
         check_precision(options.precision, network.graph_module)
         self._store = Store(options.memory)
         self._step = fixed or 1

@@ -17,6 +17,8 @@ from subprune_fx.numerics.moments import Moments
 from subprune_fx.numerics.normal import Equations, Normal
 from subprune_fx.numerics.ridge import DEFAULT_RIDGE
 
+DEFAULT_ROWS = 64
+
 RESOLUTION = 1e-13
 """Deviations below this fraction of the mean square are rounding: of inputs that do not vary, nothing is explained."""
 
@@ -35,12 +37,15 @@ class Settings:
         rounds: How often a consumer is refitted where its activation is flat: there an output counts as right
             on the flat side. 0: its output before the activation is fitted as it is.
         ridge: Weight of the pull towards the original weights, relative to the mean diagonal of the Gram matrix.
+        rows: How many positions of a convolution's output are enough for each column of its design matrix, see
+            `passes.thin`; 0: all are looked at.
     """
 
     intercept: bool = True
     feedback: bool = True
     rounds: int = 2
     ridge: float = DEFAULT_RIDGE
+    rows: int = DEFAULT_ROWS
 
     def of(self, takes_intercept: bool) -> Settings:
         """The settings for a consumer that has a place for an intercept, or none."""

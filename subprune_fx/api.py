@@ -243,6 +243,7 @@ def _report(compiler: Compiler, compiled: Compiled, inputs: Inputs) -> Report:
         "feedback": options.settings.feedback,
         "rounds": options.settings.rounds,
         "ridge": options.settings.ridge,
+        "rows": options.settings.rows,
         "stochastic": options.stochastic,
         "distil": options.distil,
         "seed": options.seed,

@@ -55,6 +55,8 @@ class Choices(TypedDict, total=False):
         feedback: Let a layer whose output is added to another value make up for what that value has lost.
         rounds: How often a layer is refitted to what the activation behind it lets through; 0: not at all.
         ridge: Pull of new weights towards the original ones, relative to the mean diagonal of the Gram matrix.
+        rows: How many positions of a convolution's output, over all calibration inputs, it is fitted on for each weight
+            of an output channel; 0: all there are. Only where there are at least five times as many some are left out.
         stochastic: Epsilon of stochastic greedy (paper App. B.3), in (0, 1); None for exact greedy.
         distil: Steps of label-free distillation towards the original network on the calibration inputs, after
             pruning. This is training; 0: none.
@@ -88,6 +90,7 @@ class Choices(TypedDict, total=False):
     feedback: bool
     rounds: int
     ridge: float
+    rows: int
     stochastic: float | None
     distil: int
     memory: int | str | None
@@ -101,7 +104,7 @@ class Choices(TypedDict, total=False):
     team: Team
 
 
-_POSED = ("intercept", "feedback", "rounds", "ridge")
+_POSED = ("intercept", "feedback", "rounds", "ridge", "rows")
 _PLAIN = (
     "select",
     "variant",
@@ -172,6 +175,7 @@ _CHECKS: dict[str, Check] = {
     "ridge": (lambda value: math.isfinite(value) and value >= 0, "a number of at least 0"),
     "threads": (lambda value: isinstance(value, int) and value >= 0, "a whole number of at least 0"),
     "stochastic": (lambda value: value is None or 0 < value < 1, "between 0 and 1"),
+    "rows": (lambda value: isinstance(value, int) and value >= 0, "a whole number of at least 0"),
     "rounds": (lambda value: isinstance(value, int) and value >= 0, "a whole number of at least 0"),
     "distil": (lambda value: isinstance(value, int) and value >= 0, "a whole number of at least 0"),
     "memory": (lambda value: not isinstance(value, int) or value > 0, "a number of bytes above 0"),

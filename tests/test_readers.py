@@ -18,6 +18,7 @@ from subprune_fx.numerics.collect import Collector
 from subprune_fx.numerics.moments import Moments
 from subprune_fx.numerics.readers import ConvReader, LinearReader, Reader, same_padding
 from subprune_fx.numerics.targets import Targets
+from subprune_fx.numerics.thinned_reader import ThinnedReader, positions
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -45,9 +46,24 @@ def check(layer: nn.Module, x: Tensor) -> None:
     torch.testing.assert_close(reader.output(x, matrix), y - bias.reshape(shape), rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(reader.cross(x, y), columns @ reader.targets(y).mT, rtol=1e-10, atol=1e-10)
     check_moments(reader, x)
+    if isinstance(reader, ConvReader):
+        check_thinned(reader, x, matrix)
     again = reader.weight(matrix, weight)
     assert again.is_contiguous()
     assert torch.equal(again, weight)
+
+
+def check_thinned(reader: ConvReader, x: Tensor, matrix: Tensor) -> None:
+    """At some positions only, a convolution reads and gives what it does there."""
+    whole, columns = reader.output(x, matrix), reader.columns(x)
+    for share in (0.1, 0.5, 1):
+        thin = ThinnedReader(reader, share)
+        at = positions(tuple(whole.shape[2:]), share)
+        assert torch.equal(thin.read(whole), whole.flatten(2)[:, :, at])
+        torch.testing.assert_close(thin.output(x, matrix), thin.read(whole), rtol=1e-10, atol=1e-10)
+        rows = torch.arange(columns.shape[2]).reshape(len(x), -1)[:, at].flatten()
+        assert torch.equal(thin.columns(x), columns[:, :, rows])
+        check_moments(thin, x)
 
 
 def check_moments(reader: Reader, x: Tensor) -> None:

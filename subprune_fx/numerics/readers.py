@@ -42,8 +42,11 @@ class Reader(Protocol):
     def output(self, x: Tensor, matrix: Tensor) -> Tensor:
         """B W as an output activation, for an input and a `matrix`."""
 
+    def read(self, y: Tensor) -> Tensor:
+        """Of an output activation, the positions that rows stand for: all, but for a `ThinnedReader`."""
+
     def targets(self, y: Tensor) -> Tensor:
-        """Output activation, rows as in `columns`: (groups, outputs / groups, rows)."""
+        """Output activation at those positions, rows as in `columns`: (groups, outputs / groups, rows)."""
 
     def matrix(self, weight: Tensor) -> Tensor:
         """Weight as (groups, inputs / groups * taps, outputs / groups)."""
@@ -85,6 +88,10 @@ class LinearReader:
     def output(self, x: Tensor, matrix: Tensor) -> Tensor:
         """See `Reader`."""
         return (x.movedim(self.axis, -1) @ matrix[0]).movedim(-1, self.made)
+
+    def read(self, y: Tensor) -> Tensor:
+        """See `Reader`."""
+        return y
 
     def targets(self, y: Tensor) -> Tensor:
         """See `Reader`."""
@@ -165,6 +172,10 @@ class ConvReader:
         sizes = zip(x.shape[2:], self.kernel, self.stride, self.dilation, self.padding, strict=True)
         return Geometry(x.shape[1], self.groups, tuple(Line(*values) for values in sizes))
 
+    def read(self, y: Tensor) -> Tensor:
+        """See `Reader`."""
+        return y
+
     def targets(self, y: Tensor) -> Tensor:
         """See `Reader`."""
         return y.transpose(0, 1).reshape(self.groups, y.shape[1] // self.groups, -1)
@@ -239,6 +250,10 @@ class TransposedConvReader:
         stuffed, plain = self.plain(x)
         assert plain is not None
         return plain.output(stuffed, matrix)
+
+    def read(self, y: Tensor) -> Tensor:
+        """See `Reader`."""
+        return y
 
     def targets(self, y: Tensor) -> Tensor:
         """See `Reader`."""
