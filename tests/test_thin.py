@@ -72,5 +72,5 @@ def test_some_positions_do_nearly_as_well_as_all(upsampled: bool) -> None:
 
 
 def test_layers_in_which_positions_are_few_are_looked_at_whole() -> None:
-    found = analyse(network(), images(2, 8))
+    found = analyse(network(), images(2, 4))
     assert shares(thinned(found, 4096, 1)) == {}
