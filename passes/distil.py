@@ -21,6 +21,10 @@ LEAST = 1e-3
 """The least size of a parameter that counts: biases start at zero."""
 HELD_OUT = 8
 """One input of so many is not trained on."""
+COLOURS = (1, 3, 4)
+"""Channels of what is taken for an image."""
+SHIFT = 8
+"""Images are moved by up to one part in so many of their height and width."""
 LOOKS = 20
 """How often the held-out inputs are looked at."""
 
@@ -30,9 +34,10 @@ def distil(
 ) -> int:
     """Train `module` in place to yield what `teacher` yields, and never make it worse.
 
-    The loss is the squared difference of the outputs relative to their spread. Inputs are mixed in pairs,
-    x = a x_i + (1 - a) x_j, and the teacher answers for the mixture, so a few hundred inputs do not run out;
-    integer and several inputs are taken as they are. BatchNorm keeps its statistics. The weights that are kept are
+    The loss is the squared difference of the outputs relative to their spread. So that a few hundred inputs do not run
+    out, images (one, three or four channels, channels first) are moved a little, and other inputs mixed in pairs,
+    x = a x_i + (1 - a) x_j: the teacher answers for what comes out. Integer and several inputs are taken as they are.
+    BatchNorm keeps its statistics. The weights that are kept are
     those with which the loss on inputs that are not trained on was least: the ones at the start, where nothing was
     gained.
 
@@ -62,7 +67,7 @@ def distil(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rates, total_steps=max(steps, 2), pct_start=0.1)
     least, kept, best = _distance(module, held_out, wanted), 0, _copies(weights)
     for done in range(1, steps + 1):
-        batch = _mixed(shown, generator)
+        batch = _drawn(shown, generator)
         with torch.no_grad():
             target = _flat(teacher(batch))
         spread = (target - target.mean(0)).square().mean().clamp(min=torch.finfo(torch.float32).tiny)
@@ -99,12 +104,27 @@ def trained(plan: Plan, module: nn.Module, original: nn.Module) -> Plan:
     )
 
 
-def _mixed(inputs: Inputs, generator: torch.Generator) -> Inputs:
+def _drawn(inputs: Inputs, generator: torch.Generator) -> Inputs:
     first, second = (inputs[torch.randint(len(inputs), (BATCH,), generator=generator)] for _ in range(2))
     if not (isinstance(first, Tensor) and isinstance(second, Tensor) and first.is_floating_point()):
         return first
-    share = torch.rand(BATCH, generator=generator, dtype=first.dtype).reshape(-1, *[1] * (first.ndim - 1))
+    if first.ndim == 4 and first.shape[1] in COLOURS:
+        return _moved(first, generator)
+    share = torch.rand(BATCH, generator=generator, dtype=first.dtype).reshape(-1, *[1] * (first.ndim - 1)).to(first)
     return share * first + (1 - share) * second
+
+
+def _moved(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image moved by up to a part of its height and width; what comes in at the edge is the edge."""
+    places = []
+    for axis in (2, 3):
+        size = images.shape[axis]
+        reach = size // SHIFT
+        shift = torch.randint(-reach, reach + 1, (len(images), 1), generator=generator)
+        places.append((torch.arange(size) + shift).clamp(0, size - 1).to(images.device))
+    samples = torch.arange(len(images), device=images.device)
+    rows, columns = places
+    return images[samples[:, None, None], :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
 
 
 def _outputs(module: nn.Module, inputs: Inputs) -> Tensor:

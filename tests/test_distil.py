@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import subprune_fx
 from subprune_fx.cli.table import show
@@ -83,6 +83,43 @@ def test_best_weights_on_the_way_are_kept(inputs: Tensor) -> None:
     before = change(pruned.module, inputs)
     assert 0 < distil.distil(pruned.module, original, inputs, 100, 0, ruin) < 100
     assert change(pruned.module, inputs) < before
+
+
+class Seen(nn.Module):
+    """A teacher that keeps what it is asked."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = x
+        return x.flatten(1)
+
+
+def asked(colours: int) -> tuple[Tensor, Tensor]:
+    """Images whose pixels tell sample, row and column, and what the teacher is asked while training on them."""
+    rows, columns = torch.meshgrid(torch.arange(16.0), torch.arange(24.0), indexing="ij")
+    images = 1000 * torch.arange(40.0).reshape(-1, 1, 1, 1) + 30 * rows + columns
+    seen = Seen()
+    student = fx.symbolic_trace(nn.Sequential(nn.Conv2d(colours, colours, 1), nn.Flatten()))
+    distil.distil(student, seen, images.expand(-1, colours, -1, -1), 1, 0)
+    return images[:, 0], seen.last[:, -1]
+
+
+@pytest.mark.parametrize("colours", [1, 3])
+def test_images_are_moved(colours: int) -> None:
+    images, moved = asked(colours)
+    down, right = moved[:, 8, 12] % 1000 // 30 - 8, moved[:, 8, 12] % 1000 % 30 - 12
+    assert set(down.tolist()) == {-2, -1, 0, 1, 2}
+    assert set(right.tolist()) == {-3, -2, -1, 0, 1, 2, 3}
+    for image, y, x in zip(moved, down.int(), right.int(), strict=True):
+        rows, columns = (torch.arange(16) + y).clamp(0, 15), (torch.arange(24) + x).clamp(0, 23)
+        assert torch.equal(image, images[int(image[0, 0] // 1000)][rows][:, columns])
+
+
+def test_other_inputs_are_mixed() -> None:
+    images, mixed = asked(2)
+    assert not torch.isin(mixed[:, 0, 0], images[:, 0, 0]).all()
+    torch.testing.assert_close(
+        mixed - mixed[:, :1, :1], (images - images[:, :1, :1])[:1].expand_as(mixed), rtol=0, atol=0.05
+    )
 
 
 def test_one_input(inputs: Tensor) -> None:
