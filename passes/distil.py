@@ -37,9 +37,8 @@ def distil(
     The loss is the squared difference of the outputs relative to their spread. So that a few hundred inputs do not run
     out, images (one, three or four channels, channels first) are moved a little, and other inputs mixed in pairs,
     x = a x_i + (1 - a) x_j: the teacher answers for what comes out. Integer and several inputs are taken as they are.
-    BatchNorm keeps its statistics. The weights that are kept are
-    those with which the loss on inputs that are not trained on was least: the ones at the start, where nothing was
-    gained.
+    BatchNorm keeps its statistics. The weights that are kept are those with which the loss on inputs that are not
+    trained on was least: the ones at the start, where nothing was gained.
 
     Args:
         module: The pruned network, in eval mode.

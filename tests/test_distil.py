@@ -117,9 +117,9 @@ def test_images_are_moved(colours: int) -> None:
 def test_other_inputs_are_mixed() -> None:
     images, mixed = asked(2)
     assert not torch.isin(mixed[:, 0, 0], images[:, 0, 0]).all()
-    torch.testing.assert_close(
-        mixed - mixed[:, :1, :1], (images - images[:, :1, :1])[:1].expand_as(mixed), rtol=0, atol=0.05
-    )
+    relative = images[0] - images[0, 0, 0]
+    # float32 at 40,000 has steps of 0.004, and a mixture is rounded three times
+    torch.testing.assert_close(mixed - mixed[:, :1, :1], relative.expand_as(mixed), rtol=0, atol=0.05)
 
 
 def test_one_input(inputs: Tensor) -> None:
