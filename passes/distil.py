@@ -15,8 +15,12 @@ from subprune_fx.passes.calibrate import Tick
 from subprune_fx.plan import Plan
 
 BATCH = 64
-RATE = 0.02
+RATE = 0.05
 """Peak step of Adam relative to a parameter's size; it rises over the first tenth of the steps and falls to nothing."""
+LOWER = 0.25
+"""What becomes of the rate when the network has become worse than it was."""
+WORSE = 2.0
+"""From the original, relative to the start: further away, steps are too large."""
 LEAST = 1e-3
 """The least size of a parameter that counts: biases start at zero."""
 HELD_OUT = 8
@@ -37,8 +41,11 @@ def distil(
     The loss is the squared difference of the outputs relative to their spread. So that a few hundred inputs do not run
     out, images (one, three or four channels, channels first) are moved a little, and other inputs mixed in pairs,
     x = a x_i + (1 - a) x_j: the teacher answers for what comes out. Integer and several inputs are taken as they are.
-    BatchNorm keeps its statistics. The weights that are kept are those with which the loss on inputs that are not
-    trained on was least: the ones at the start, where nothing was gained.
+    BatchNorm keeps its statistics.
+
+    Some inputs are not trained on. The weights that are kept are those with which the outputs for these, as they are
+    and drawn as those that are trained on, were closest: the ones at the start, where nothing was gained. When they are
+    far further than at the start, the steps were too large: training goes on from the best weights with smaller ones.
 
     Args:
         module: The pruned network, in eval mode.
@@ -55,17 +62,18 @@ def distil(
     order = torch.randperm(len(inputs), generator=generator)
     aside = -(-len(inputs) // HELD_OUT)
     held_out, shown = inputs[order[:aside]], inputs[order[aside % len(inputs) :]]
-    wanted = _outputs(teacher, held_out)
+    judged = [(part, _outputs(teacher, part)) for part in (held_out, _drawn(held_out, generator))]
     flags = {parameter: parameter.requires_grad for parameter in module.parameters()}
     weights = [parameter for parameter in flags if parameter.is_floating_point()]
     rates = [RATE * max(LEAST, float(parameter.detach().square().mean().sqrt())) for parameter in weights]
     for parameter in weights:
         parameter.requires_grad_(True)
-    groups = [{"params": [parameter], "lr": rate} for parameter, rate in zip(weights, rates, strict=True)]
-    optimiser = torch.optim.Adam(groups)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rates, total_steps=max(steps, 2), pct_start=0.1)
-    least, kept, best = _distance(module, held_out, wanted), 0, _copies(weights)
+    optimiser = torch.optim.Adam([{"params": [parameter]} for parameter in weights])
+    start = least = _distance(module, judged)
+    kept, best, factor = 0, _copies(weights), 1.0
     for done in range(1, steps + 1):
+        for group, rate in zip(optimiser.param_groups, rates, strict=True):
+            group["lr"] = factor * rate * _course(done / steps)
         batch = _drawn(shown, generator)
         with torch.no_grad():
             target = _flat(teacher(batch))
@@ -75,16 +83,17 @@ def distil(
             optimiser.zero_grad()
             torch.autograd.backward(loss)
         optimiser.step()
-        schedule.step()
         if done % -(-steps // LOOKS) == 0 or done == steps:
-            distance = _distance(module, held_out, wanted)
+            distance = _distance(module, judged)
             if distance < least:
                 least, kept, best = distance, done, _copies(weights)
+            elif distance > WORSE * start:
+                _put(weights, best)
+                optimiser.state.clear()
+                factor *= LOWER
         if tick is not None:
             tick(done, steps)
-    with torch.no_grad():
-        for parameter, value in zip(weights, best, strict=True):
-            parameter.copy_(value)
+    _put(weights, best)
     for parameter, requires_grad in flags.items():
         parameter.grad = None
         parameter.requires_grad_(requires_grad)
@@ -131,14 +140,25 @@ def _outputs(module: nn.Module, inputs: Inputs) -> Tensor:
         return torch.cat([_flat(module(inputs[i : i + BATCH])) for i in range(0, len(inputs), BATCH)])
 
 
-def _distance(module: nn.Module, inputs: Inputs, wanted: Tensor) -> float:
-    """Squared, of outputs; not a number counts as far."""
-    found = float((_outputs(module, inputs) - wanted).square().mean())
+def _distance(module: nn.Module, judged: Sequence[tuple[Inputs, Tensor]]) -> float:
+    """Squared, of outputs from those that are wanted; not a number counts as far."""
+    found = sum(float((_outputs(module, part) - wanted).square().mean()) for part, wanted in judged)
     return found if math.isfinite(found) else math.inf
+
+
+def _course(share: float) -> float:
+    """The rate at a share of the steps, 0 to 1, relative to its peak."""
+    return min(10 * share, (1 + math.cos(math.pi * share)) / 2)
 
 
 def _copies(weights: Sequence[Tensor]) -> list[Tensor]:
     return [weight.detach().clone() for weight in weights]
+
+
+def _put(weights: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for weight, value in zip(weights, values, strict=True):
+            weight.copy_(value)
 
 
 def _flat(output: object) -> Tensor:

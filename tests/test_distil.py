@@ -63,11 +63,19 @@ def test_plan_leads_to_the_trained_network(inputs: Tensor, tmp_path: Path) -> No
 
 def test_never_makes_it_worse(inputs: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distil, "RATE", 10.0)  # every step throws the weights away
+    monkeypatch.setattr(distil, "LOWER", 1.0)
     plain, harmed = (subprune_fx.prune(network().eval(), inputs, ratio=3, distil=steps) for steps in (0, 20))
     assert (plain.report.distilled, harmed.report.distilled) == (None, 0)
     assert same(plain.plan, harmed.plan)
     assert torch.equal(plain.module(inputs), harmed.module(inputs))
     assert all(p.grad is None for p in harmed.module.parameters())
+
+
+def test_steps_that_are_too_large_become_smaller(inputs: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distil, "RATE", 10.0)
+    plain, trained = (subprune_fx.prune(network().eval(), inputs, ratio=3, distil=steps) for steps in (0, 150))
+    assert trained.report.distilled
+    assert change(trained.module, inputs) < change(plain.module, inputs)
 
 
 def test_best_weights_on_the_way_are_kept(inputs: Tensor) -> None:
