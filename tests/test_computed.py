@@ -31,7 +31,7 @@ class Standardised(nn.Conv2d):
         return functional.conv2d(input, weight, self.bias, self.stride, self.padding)
 
 
-def standardised() -> nn.Module:
+def standardised() -> nn.Sequential:
     return nn.Sequential(Standardised(3, 8, 3), nn.ReLU(), Standardised(8, 12, 3), nn.ReLU(), Standardised(12, 2, 3))
 
 
@@ -75,9 +75,12 @@ def test_computed_weights_are_pruned(make: Callable[[], nn.Module], groups: int,
 def test_layers_keep_their_names_and_the_model_its_weights() -> None:
     torch.manual_seed(0)
     model, x = standardised().eval(), torch.randn(32, 3, 9, 9)
+    model[0].requires_grad_(False)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     pruned = subprune_fx.prune(model, x, keep=0.5)
     assert [row.name for row in pruned.report.groups] == ["0", "2"]
+    frozen = {name for name, value in pruned.module.named_parameters() if not value.requires_grad}
+    assert frozen == {"0.computed_weight", "0.bias"}
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     again = subprune_fx.repeat(model, pruned.plan, x)
     torch.testing.assert_close(again.module(x), pruned.module(x))

@@ -23,6 +23,7 @@ from support import parameters
 from torch import Tensor, fx, nn
 
 from subprune_fx import Plan, Pruned, SubpruneError, apply, prune
+from subprune_fx.frontends.calls import COMPUTED
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.frontends.fx_edit import is_written
 from subprune_fx.passes.budget import BUDGETS
@@ -479,6 +480,32 @@ def weight_norm(b: Builder) -> Part:
     return lambda net, x: run(net, name, x)
 
 
+def computed(b: Builder) -> Part:
+    """A weight that is standardised each time it is used."""
+    outputs = b.integer(2, 4)
+    name, gain = b.conv(b.channels, outputs), b.add(nn.Parameter(torch.rand(outputs, 1, 1, 1) + 0.5))
+    b.channels = outputs
+
+    def part(net: nn.Module, x: Tensor) -> Tensor:
+        layer = net.get_submodule(name)
+        assert isinstance(layer, nn.Conv2d)
+        weight = layer.weight - layer.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight * getattr(net, gain), layer.bias, padding=layer.padding)
+
+    return part
+
+
+def channel_filter(b: Builder) -> Part:
+    """ECA: neighbouring channels decide on each other."""
+    name = b.add(nn.Conv1d(1, 1, 3, padding=1, bias=b.flag()))
+
+    def part(net: nn.Module, x: Tensor) -> Tensor:
+        gates = run(net, name, x.mean((2, 3)).unsqueeze(1)).sigmoid()
+        return x * gates.transpose(1, 2).unsqueeze(3)
+
+    return part
+
+
 def volume(b: Builder) -> Part:
     """Two slices of depth, a convolution over all three, and their mean."""
     outputs = b.integer(2, 4)
@@ -502,7 +529,7 @@ PARTS: tuple[Kind, ...] = (
     *(activation, activation, pool, residual, option_a, dense, split, gate, squeeze_excite, shuffle),
     *(pixel_shuffle, pixel_unshuffle, channels_last, scale, position, twice, shared_norm),
     *(attention, multihead, feed_forward, group_norm, windows, enlarge, repeated, product),
-    *(weight_norm, volume, order),
+    *(weight_norm, computed, channel_filter, volume, order),
 )
 
 
@@ -612,6 +639,8 @@ def check_plan(network: FxNetwork, net: nn.Module, found: Pruned, x: Tensor) -> 
     with torch.no_grad():
         expected = found.module(x)
         assert torch.equal(apply(again, network.graph_module)(x), expected)
-        rigid = any(isinstance(part, nn.MultiheadAttention) for part in net.modules())
+        rigid = any(isinstance(part, nn.MultiheadAttention) for part in net.modules()) or any(
+            name.rpartition(".")[2].startswith(COMPUTED) for name in again.shapes
+        )
         if not rigid and not isinstance(net, fx.GraphModule) and not any(is_written(net, c) for c in again.constants):
             torch.testing.assert_close(apply(again, net)(x), expected, rtol=ROUNDING, atol=ROUNDING)

@@ -38,7 +38,8 @@ def compute_weights(graph: fx.GraphModule) -> None:
         leaves = [part for part in cone if part.op == "get_attr"]
         if any(id(fixed[leaf]) in outside for leaf in leaves) or not _repeats(graph, cone, fixed):
             continue
-        target = _place(graph, made, leaves, wanted[node], fixed[node])
+        trained = any(getattr(fixed[leaf], "requires_grad", False) for leaf in leaves)
+        target = _place(graph, made, leaves, wanted[node], fixed[node], trained=trained)
         with graph.graph.inserting_before(node):
             parameter = graph.graph.get_attr(target)
         node.replace_all_uses_with(parameter)
@@ -128,7 +129,9 @@ def _repeats(graph: fx.GraphModule, cone: list[fx.Node], fixed: Mapping[fx.Node,
     return torch.equal(first, second)
 
 
-def _place(graph: fx.GraphModule, made: dict[str, Tensor], leaves: list[fx.Node], role: str, value: object) -> str:
+def _place(
+    graph: fx.GraphModule, made: dict[str, Tensor], leaves: list[fx.Node], role: str, value: object, *, trained: bool
+) -> str:
     """Hang a computed weight where the parameters it is computed from hang; the name of an equal one, if there is."""
     assert isinstance(value, Tensor)
     owner = _common(str(leaf.target).rpartition(".")[0] for leaf in leaves)
@@ -139,7 +142,7 @@ def _place(graph: fx.GraphModule, made: dict[str, Tensor], leaves: list[fx.Node]
         if name in made and torch.equal(made[name], value):
             break
         if not hasattr(place, leaf := name.rpartition(".")[2]):
-            place.register_parameter(leaf, nn.Parameter(value.clone()))
+            place.register_parameter(leaf, nn.Parameter(value.clone(), requires_grad=trained))
             made[name] = value
             break
     return name
