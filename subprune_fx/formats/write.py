@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import os
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +23,7 @@ from safetensors.torch import load, save
 from torch import nn
 from torch.export import ExportedProgram
 
+from subprune_fx.aside import Aside, possible
 from subprune_fx.bundle import Inputs
 from subprune_fx.errors import SubpruneError, ValidationError
 from subprune_fx.formats.atomic import check_targets, staged
@@ -34,6 +36,12 @@ from subprune_fx.plan import Plan, same
 from subprune_fx.report import FileRow
 
 Progress = Callable[[str, int, int], None]
+
+ROOM = 1 << 27
+"""Parameters up to which a network may be captured twice at a time."""
+
+PATIENCE = 60.0
+"""Seconds that the original may take longer than the other network before it is written once more, in this process."""
 
 
 class Job:
@@ -73,6 +81,7 @@ class Baseline:
         self._job = Job(module, example)
         self._folder = tempfile.TemporaryDirectory(prefix="subprune-")
         self._written: dict[str, Path | None] = {}
+        self._aside: tuple[Aside, float, Mapping[str, Writer]] | None = None
 
     def __enter__(self) -> Self:
         """Its files live as long as the block."""
@@ -80,18 +89,38 @@ class Baseline:
 
     def __exit__(self, *_: object) -> None:
         """Remove the files."""
+        if self._aside is not None:
+            self._aside[0].stop()
         self._folder.cleanup()
+
+    def begin(self, writers: Mapping[str, Writer]) -> None:
+        """Begin to write it in slow formats, by suffix, in a process of its own where that can be had."""
+        slow = {suffix: writer for suffix, writer in writers.items() if writer.slow and suffix not in self._written}
+        small = sum(tensor.numel() for tensor in self._job.module.parameters()) <= ROOM
+        if slow and small and self._aside is None and possible():
+            self._aside = Aside(functools.partial(self._write, slow)), time.monotonic(), slow
 
     def file(self, writer: Writer, suffix: str) -> Path | None:
         """The network in a format; None where it has no such form."""
+        if self._aside is not None:
+            (work, start, slow), self._aside = self._aside, None
+            if work.ended_well(PATIENCE + time.monotonic() - start):
+                paths = {other: self._path(other) for other in slow}
+                self._written |= {other: path if path.exists() else None for other, path in paths.items()}
         if suffix not in self._written:
-            path = Path(self._folder.name) / f"original{suffix}"
-            try:
-                writer.write(self._job, path)
-                self._written[suffix] = path
-            except Exception:  # noqa: BLE001 - only figures for the report are lost
-                self._written[suffix] = None
+            self._write({suffix: writer})
+            self._written[suffix] = self._path(suffix) if self._path(suffix).exists() else None
         return self._written[suffix]
+
+    def _write(self, writers: Mapping[str, Writer]) -> None:
+        for suffix, writer in writers.items():
+            part = self._path(f".part{suffix}")
+            with contextlib.suppress(Exception):  # only figures for the report are lost
+                writer.write(self._job, part)
+                part.rename(self._path(suffix))
+
+    def _path(self, suffix: str) -> Path:
+        return Path(self._folder.name) / f"original{suffix}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,11 +132,13 @@ class Writer:
         check: Compares the file with the network; the largest absolute difference on calibration inputs, None for a
             format that does not run.
         timed: Whether onnxruntime runs it.
+        slow: Whether the network has to be captured for it.
     """
 
     write: Callable[[Job, Path], None]
     check: Callable[[Job, Path, Inputs], float | None]
     timed: bool = False
+    slow: bool = False
 
 
 def writer_of(path: str | os.PathLike[str], module: nn.Module | None = None) -> Writer:
@@ -200,6 +231,8 @@ def fill(
         ValidationError: See `write_all`.
     """
     job = Job(module, example, plan)
+    if original is not None:
+        original.begin({target.suffix.lower(): writer_of(target, module) for target in temporaries})
     rows = []
     for done, (target, temporary) in enumerate(temporaries.items()):
         if progress:
@@ -309,8 +342,8 @@ def _check_onnx_back(job: Job, path: Path, calibration: Inputs) -> float:
 
 WRITERS: Mapping[str, Writer] = MappingProxyType(
     {
-        ".onnx": Writer(_write_onnx, _check_onnx, timed=True),
-        ".pt2": Writer(_write_pt2, _check_pt2),
+        ".onnx": Writer(_write_onnx, _check_onnx, timed=True, slow=True),
+        ".pt2": Writer(_write_pt2, _check_pt2, slow=True),
         ".pt": Writer(_write_pt, _check_pt),
         ".plan": Writer(_write_plan, _check_plan),
         ".safetensors": Writer(_write_weights, _check_weights),
