@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import sys
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch import Tensor, fx, nn
 import subprune_fx
 from subprune_fx.errors import SubpruneError
 from subprune_fx.passes import pipeline
+from subprune_fx.passes.dependencies import analyse
 from subprune_fx.passes.memory import Store, batch_within
 from subprune_fx.sizes import size_of
 
@@ -146,3 +149,19 @@ def test_sizes(text: str, size: int) -> None:
 def test_no_sizes(text: str) -> None:
     with pytest.raises(SubpruneError, match="is not a size such as 4GiB"):
         subprune_fx.prune(Residual(), torch.ones(2, 3, 8, 8), ratio=2, memory=text)
+
+
+def test_an_analysis_goes_when_its_network_goes() -> None:
+    """Labels of large networks take gigabytes, in few objects: Python's search for cycles would come late."""
+    gc.collect()
+    gc.disable()
+    try:
+        network = analyse(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)), torch.randn(2, 3, 8, 8))
+        walker = weakref.ref(network.sites[0].number.__self__)  # type: ignore[attr-defined]
+        labels = weakref.ref(network.channels.unit)
+        assert walker() is not None
+        del network
+        assert walker() is None
+        assert labels() is None
+    finally:
+        gc.enable()

@@ -99,7 +99,10 @@ def describe(graph_module: fx.GraphModule, example: Inputs) -> FxNetwork:
         name: tail(nodes[name], walker.calls, walker.roles, shapes, _added(consumer, places.get(name)))
         for name, consumer in channels.contractions.items()
     }
-    return FxNetwork(graph_module, channels, readers, places, tuple(walker.sites), tails)
+    # Sites know the walker, for numbers that depend on what is kept: were it to know them, all labels would outlive the
+    # network until Python next looks for cycles.
+    sites, walker.sites = tuple(walker.sites), []
+    return FxNetwork(graph_module, channels, readers, places, sites, tails)
 
 
 def _verified(walker: _Walker) -> ChannelGraph:
