@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from subprune_fx.bundle import Inputs
+from subprune_fx.bundle import Inputs, joined
 from subprune_fx.errors import SubpruneError
 from subprune_fx.heap import release
 
@@ -148,7 +148,7 @@ def batch_within(limit: int | None, batch: int, module: fx.GraphModule, sample: 
         return batch
     tally = _Tally(module)
     with torch.no_grad():
-        tally.run(sample)
+        tally.run(joined([sample]))  # a copy: of a slice, all that it is a slice of would count
     return max(1, min(batch, limit // 4 * len(sample) // max(1, tally.peak)))
 
 

@@ -115,6 +115,8 @@ def test_fewer_samples_at_a_time_where_memory_is_short() -> None:
     assert batch_within(None, 128, module, sample) == 128
     assert 1 < batch_within(100 * one, 128, module, sample) < 25
     assert batch_within(1, 128, module, sample) == 1
+    of_many = torch.ones(1000, 3, 8, 8)[:1]
+    assert batch_within(100 * one, 128, module, of_many) == batch_within(100 * one, 128, module, sample)
 
 
 @pytest.mark.parametrize("variant", ["asym", "seq", "layer"])
