@@ -66,7 +66,12 @@ class Aim:
     def others(self) -> Iterator[tuple[Tensor, Tensor]] | None:
         """What is added to the consumer's output: the original and the pruned network's, per batch, if it is known."""
         found = None if self.tail.other is None else self.walk.both(self.tail.other)
-        return None if found is None else ((self.live(before), self.reader.read(after)) for before, after in found)
+        return None if found is None else itertools.starmap(self._read, found)
+
+    def _read(self, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+        """Both at the positions read; one object where the two networks share it."""
+        live = self.live(before)
+        return live, live if before is after else self.reader.read(after)
 
 
 def aim(
