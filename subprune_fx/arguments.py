@@ -56,7 +56,7 @@ class Choices(TypedDict, total=False):
         rounds: How often a layer is refitted to what the activation behind it lets through; 0: not at all.
         ridge: Pull of new weights towards the original ones, relative to the mean diagonal of the Gram matrix.
         rows: How many positions of a convolution's output, over all calibration inputs, it is fitted on for each weight
-            of an output channel; 0: all there are. Only where there are at least five times as many some are left out.
+            of an output channel; 0: all there are. Only where there are at least twice as many some are left out.
         stochastic: Epsilon of stochastic greedy (paper App. B.3), in (0, 1); None for exact greedy.
         distil: Steps of label-free distillation towards the original network on the calibration inputs, after
             pruning. This is training; 0: none.
