@@ -105,11 +105,10 @@ class Baseline:
         if self._aside is not None:
             (work, start, slow), self._aside = self._aside, None
             if work.ended_well(PATIENCE + time.monotonic() - start):
-                paths = {other: self._path(other) for other in slow}
-                self._written |= {other: path if path.exists() else None for other, path in paths.items()}
+                self._written |= {other: self._found(other) for other in slow}
         if suffix not in self._written:
             self._write({suffix: writer})
-            self._written[suffix] = self._path(suffix) if self._path(suffix).exists() else None
+            self._written[suffix] = self._found(suffix)
         return self._written[suffix]
 
     def _write(self, writers: Mapping[str, Writer]) -> None:
@@ -118,6 +117,10 @@ class Baseline:
             with contextlib.suppress(Exception):  # only figures for the report are lost
                 writer.write(self._job, part)
                 part.rename(self._path(suffix))
+
+    def _found(self, suffix: str) -> Path | None:
+        path = self._path(suffix)
+        return path if path.exists() else None
 
     def _path(self, suffix: str) -> Path:
         return Path(self._folder.name) / f"original{suffix}"
