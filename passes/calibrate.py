@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.graph.propagation import Consumer
-from subprune_fx.numerics.collect import Collected, Collector
+from subprune_fx.numerics.collect import Collector
 from subprune_fx.numerics.moments import Moments
 from subprune_fx.numerics.packed import Waiting
 from subprune_fx.numerics.readers import Reader
@@ -23,7 +23,7 @@ Tick = Callable[[int, int], None]
 
 def calibrate(
     network: FxNetwork, batches: Sequence[Inputs], tick: Tick | None = None, team: Team = ALONE
-) -> tuple[Mapping[str, Collected], list[Any]]:
+) -> tuple[Waiting, list[Any]]:
     """Moments of every consumer's input in the original network, and the network's outputs.
 
     Args:

@@ -16,8 +16,8 @@ from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.graph.channels import Group
 from subprune_fx.graph.step import leaves
-from subprune_fx.numerics.collect import Collected
 from subprune_fx.numerics.elimination import Part
+from subprune_fx.numerics.packed import Waiting
 from subprune_fx.numerics.prefixes import kept_errors, reweighted_errors
 from subprune_fx.passes.calibrate import parameter
 from subprune_fx.passes.losses import GroupLosses, Reading, among, within
@@ -36,7 +36,7 @@ class Gatherer:
     def __init__(
         self,
         network: FxNetwork,
-        moments: Callable[[], Mapping[str, Collected]],
+        moments: Callable[[], Waiting],
         settings: Settings,
         *,
         batches: Sequence[Inputs],
@@ -153,10 +153,14 @@ class Gatherer:
         reweighter, channels = self.reweighter, self.network.channels
         alive = np.ones(channels.prunable.size, dtype=bool)
         settled = ~channels.prunable & refit
+        concerned = settled.copy()
+        concerned[group.units] = True
         return [
             block
             for name in group.consumers
-            for block in blocks(group, reweighter.posed(name)[1], channels, settled, alive)
+            for block in blocks(
+                group, reweighter.among(name, concerned), channels, settled, alive, reweighter.whole(name)[0]
+            )
         ]
 
     def readouts(self, group: Group) -> list[Readout]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,8 @@ from subprune_fx.frontends.onnx_graph import source_of
 from subprune_fx.frontends.onnx_static import fixed_batch
 from subprune_fx.graph.channels import Group
 from subprune_fx.heap import LARGE, trim
-from subprune_fx.numerics.collect import Collected
 from subprune_fx.numerics.elimination import Part
+from subprune_fx.numerics.packed import Waiting
 from subprune_fx.passes.budget import (
     BUDGETS,
     DEFAULT_BUDGET,
@@ -166,7 +166,7 @@ class Compiler:
             team=team,
         )
         with self._clock("calibrate"):
-            self._calibrated: Mapping[str, Collected] | None = None
+            self._calibrated: Waiting | None = None
             if Need.MOMENTS in self._row.needs:
                 self._moments()
             else:
@@ -293,7 +293,7 @@ class Compiler:
         if self._large:
             trim()
 
-    def _moments(self) -> Mapping[str, Collected]:
+    def _moments(self) -> Waiting:
         """Of the original network, on first demand."""
         if self._calibrated is None:
             self._calibrated, self.outputs = calibrate(self.network, self._batches, self._tick("calibrate"), self.team)

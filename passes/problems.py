@@ -124,7 +124,13 @@ def live_units(units: NDArray[np.int64], alive: NDArray[np.bool_]) -> NDArray[np
 
 
 def pose(
-    moments: Collected, weight: Tensor, unit: NDArray[np.int64], settings: Settings, *, own: bool = False
+    moments: Collected,
+    weight: Tensor,
+    unit: NDArray[np.int64],
+    settings: Settings,
+    *,
+    own: bool = False,
+    ridge: Tensor | None = None,
 ) -> Problem:
     """The problem whose target is what `moments` hold.
 
@@ -134,11 +140,12 @@ def pose(
         unit: By column.
         settings: Intercept and ridge.
         own: Whether of the moments no more than `means` is needed behind: there is no room for their products twice.
+        ridge: lambda, (groups,); None: as the settings say.
     """
     least = RESOLUTION * moments.level() if settings.intercept else 0.0
     used = moments.centred(own=own) if settings.intercept else moments
     weight = used.weights(weight)
-    ridge = _ridge(used.level(), least, settings)
+    ridge = _ridge(used.level(), least, settings) if ridge is None else ridge
     return Problem(used.normal(weight, ridge, own=own or settings.intercept), unit, weight, ridge)
 
 
@@ -148,7 +155,12 @@ def _ridge(level: Tensor, least: Tensor | float, settings: Settings) -> Tensor:
 
 
 def blocks(
-    group: Group, problem: Problem, channels: ChannelGraph, settled: NDArray[np.bool_], alive: NDArray[np.bool_]
+    group: Group,
+    problem: Problem,
+    channels: ChannelGraph,
+    settled: NDArray[np.bool_],
+    alive: NDArray[np.bool_],
+    energy: float | None = None,
 ) -> list[Part]:
     """The part of a consumer's problem that one group decides; errors are relative to the consumer's whole target.
 
@@ -162,10 +174,11 @@ def blocks(
         channels: The dependency graph.
         settled: By unit, whether it is sure to stay.
         alive: By unit, whether it is there at all.
+        energy: Of the consumer's whole target; None: that of `problem`.
     """
     local = np.full(channels.prunable.size, -1, dtype=np.int64)
     local[group.units] = np.arange(group.units.size)
-    total = float(problem.energy.sum()) or 1.0
+    total = (float(problem.energy.sum()) if energy is None else energy) or 1.0
     found = []
     for g, columns in enumerate(problem.unit):
         if not (local[columns] >= 0).any():

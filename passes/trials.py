@@ -23,6 +23,7 @@ from subprune_fx.graph.channels import Group
 from subprune_fx.heap import trim
 from subprune_fx.numerics.collect import Collected
 from subprune_fx.numerics.moments import Moments
+from subprune_fx.numerics.packed import Waiting
 from subprune_fx.passes.calibrate import Tick, parameter
 from subprune_fx.passes.forward import Forward
 from subprune_fx.passes.memory import Store
@@ -121,15 +122,14 @@ def _copy(module: fx.GraphModule, values: Mapping[str, Tensor]) -> None:
 class Reweighter:
     """Full-size parameters of consumers when some of their channels are gone, by the original network's moments."""
 
-    def __init__(
-        self, network: FxNetwork, moments: Mapping[str, Collected], settings: Settings, *, reweight: bool
-    ) -> None:
+    def __init__(self, network: FxNetwork, moments: Waiting, settings: Settings, *, reweight: bool) -> None:
         self.network = network
         self.settings = settings
         self.reweight = reweight
         self._inputs = moments
         self._posed: dict[str, tuple[Collected, Problem]] = {}
         self._sizes: dict[str, int] = {}
+        self._wholes: dict[str, tuple[float, Tensor]] = {}
 
     def posed(self, name: str) -> tuple[Collected, Problem]:
         """A consumer's moments with its own output as the target, and its least-squares problem.
@@ -144,14 +144,40 @@ class Reweighter:
             self._posed[name] = self._pose(name, moments)
         return self._posed[name]
 
+    def whole(self, name: str) -> tuple[float, Tensor]:
+        """||Y||^2 + lambda ||W_0||^2 of a consumer's least-squares problem, and lambda."""
+        if name not in self._wholes:
+            problem = self.posed(name)[1]
+            self._wholes[name] = float(problem.energy.sum()), problem.ridge
+        return self._wholes[name]
+
+    def among(self, name: str, units: NDArray[np.bool_]) -> Problem:
+        """The same problem for those columns whose unit is marked, when the others keep their weights.
+
+        With the consumer's own output as the target, Y = B W_0, what these have to explain is what they give now.
+        Where a consumer reads many groups, as behind a concatenation, that takes a small part of the moments.
+        """
+        unit = self._units(name)
+        if len(unit) > 1 or units[unit].all():
+            return self.posed(name)[1]
+        kept = torch.from_numpy(np.flatnonzero(units[unit[0]]))[None]
+        weight, settings = self._weight(name)[:, kept[0]], self.settings.of(name in self.network.intercepts)
+        moments = self._inputs.only(name, kept).towards(weight)
+        return pose(moments, weight, unit[:, kept[0].numpy()], settings, own=True, ridge=self.whole(name)[1])
+
     def _pose(self, name: str, inputs: Collected) -> tuple[Collected, Problem]:
-        network = self.network
-        consumer, reader = network.channels.contractions[name], network.readers[name]
-        weight = reader.matrix(parameter(network.graph_module, consumer.weight)).cpu()
-        units = column_units(consumer, reader.taps, network.channels.unit)
+        weight = self._weight(name)
         moments = inputs.towards(weight)
-        problem = pose(moments, weight, units, self.settings.of(name in network.intercepts))
+        problem = pose(moments, weight, self._units(name), self.settings.of(name in self.network.intercepts))
         return moments.means(), problem
+
+    def _weight(self, name: str) -> Tensor:
+        consumer = self.network.channels.contractions[name]
+        return self.network.readers[name].matrix(parameter(self.network.graph_module, consumer.weight)).cpu()
+
+    def _units(self, name: str) -> NDArray[np.int64]:
+        channels = self.network.channels
+        return column_units(channels.contractions[name], self.network.readers[name].taps, channels.unit)
 
     def patches(self, group: Group, alive: NDArray[np.bool_]) -> dict[str, Tensor]:
         """New parameters of the group's consumers, dropped columns zero."""

@@ -135,5 +135,13 @@ def test_moments_that_wait_take_half_the_room_and_come_back_as_they_were(size: i
         assert isinstance(found, Moments)
         assert torch.equal(found.gram, moments.gram)
         assert torch.equal(found.columns, moments.columns)
+    if size > ROWS:
+        some, one = torch.arange(0, size, 3)[None], Waiting([("a", moments.only(torch.arange(size)[None]))], {"a": "a"})
+        whole = one["a"]
+        part = one.only("a", some)
+        assert isinstance(part, Moments)
+        assert isinstance(whole, Moments)
+        for name in ("gram", "cross", "columns"):
+            assert torch.equal(getattr(part, name), getattr(whole.only(some), name))
     kept = Packed.of(moments)
     assert sum(block.numel() for block in kept.lower) <= 2 * size * (size + ROWS) / 2

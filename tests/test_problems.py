@@ -11,10 +11,16 @@ import torch
 from support import Joined
 from torch import Tensor
 
+from subprune_fx.arguments import inputs_of
 from subprune_fx.graph.channels import Group
+from subprune_fx.numerics import row_moments
 from subprune_fx.numerics.greedy import greedy
 from subprune_fx.numerics.moments import Moments
+from subprune_fx.numerics.normal import Normal
+from subprune_fx.numerics.row_normal import RowNormal
 from subprune_fx.passes.dependencies import analyse
+from subprune_fx.passes.options import Options
+from subprune_fx.passes.pipeline import Compiler
 from subprune_fx.passes.problems import Settings, blocks, column_units, pose
 
 F64 = torch.float64
@@ -124,6 +130,34 @@ def test_own_target_is_the_product_with_the_weights() -> None:
     found = moments(b, y).towards(weight)
     for name in ("gram", "cross", "columns", "targets", "energy"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("few", [1024, 4], ids=["moments", "rows"])
+@pytest.mark.parametrize("refit", [True, False])
+def test_part_of_a_consumer_is_posed_as_the_whole_says(few: int, refit: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a concatenation a group's own columns, and those that are sure to stay, are enough."""
+    monkeypatch.setattr(row_moments, "FEW", few)
+    monkeypatch.setattr(row_moments, "MANY", few)
+    torch.manual_seed(0)
+    model = Joined().double()
+    x = torch.randn(6, 3, dtype=F64) + 1
+    compiler = Compiler(model, inputs_of(x, "x"), Options())
+    reweighter, channels = compiler._evidence.reweighter, compiler.network.channels
+    (name,) = channels.groups[0].consumers
+    whole = reweighter.posed(name)[1]
+    assert isinstance(whole.equations, RowNormal if few == 4 else Normal)
+    alive = np.ones(channels.prunable.size, dtype=bool)
+    for group in channels.groups:
+        (expected,) = blocks(group, whole, channels, ~channels.prunable & refit, alive)
+        (found,) = compiler._evidence.blocks(group, refit=refit)
+        assert reweighter.among(name, alive).unit.size == 12
+        units = len(group.units)
+        left, right = (greedy([block], units) for block in (found, expected))
+        assert torch.equal(left.order, right.order)
+        torch.testing.assert_close(left.error, right.error, rtol=ROUNDING, atol=ROUNDING)
+        concerned = ~channels.prunable & refit
+        concerned[group.units] = True
+        assert reweighter.among(name, concerned).unit.size == units + (3 if refit else 0)
 
 
 @pytest.mark.parametrize("others", ["settled", "open", "gone"])

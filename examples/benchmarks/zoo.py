@@ -168,7 +168,6 @@ def isolated(network: Network, limit: float, *, onnx: bool) -> Row:
 
 
 def _child(name: str, onnx: bool, pipe: Connection) -> None:
-    torch.set_num_threads(1)
     network = next(network for network in networks() if network.name == name)
     pipe.send(measure(network, onnx=onnx))
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from subprune_fx.numerics.elimination import Elimination, layout
 from subprune_fx.numerics.solve import factor
 
-PANEL = 384
+PANEL = 128
 """Columns that are eliminated between two updates of the whole matrices."""
 
 SPENT = 0.15

@@ -110,12 +110,11 @@ class Elimination(abc.ABC):
         rows, explained = self._pivot(own)
         # What is left of a dependent column is rounding, and dividing by it would grow with every pivot.
         left = self._diagonal[:, position].diagonal(dim1=1, dim2=2) > self._floor[:, position]
-        rows, explained = (found.where(left[:, :, None], 0.0) for found in (rows, explained))
-        pivot = rows[:, :, own].where(left[:, None, :], 0.0)
-        root = factor(pivot + torch.diag_embed(self._floor[:, position].where(left, 1.0)))
-        n = torch.linalg.solve_triangular(root, rows, upper=False)
-        s = torch.linalg.solve_triangular(root, explained, upper=False)
-        t = s - 0.5 * torch.linalg.solve_triangular(root, s[:, :, own].mT, upper=False).mT @ n
+        if not bool(left.all()):
+            rows, explained = (found.where(left[:, :, None], 0.0) for found in (rows, explained))
+        root = _root(rows[:, :, own].where(left[:, None, :], 0.0), self._floor[:, position].where(left, 1.0))
+        n, s = _solved(root, rows), _solved(root, explained)
+        t = s - 0.5 * _solved(root, s[:, :, own].mT).mT @ n
         self._diagonal -= self._outer(n, n)
         mixed = self._outer(n, t)
         self._numerator -= mixed + mixed.mT
@@ -146,6 +145,21 @@ class Elimination(abc.ABC):
             return (left * right).reshape(b, -1, 1, 1)
         first = left.reshape(b, r, -1, r).permute(0, 2, 3, 1)
         return first @ right.reshape(b, r, -1, r).permute(0, 2, 1, 3)
+
+
+def _root(pivot: Tensor, floor: Tensor) -> Tensor:
+    """K of G_II|S with the floor (b, r) on its diagonal, (b, r, r)."""
+    if pivot.shape[2] == 1:
+        return (pivot.clamp(min=0) + floor[:, :, None]).sqrt()
+    return factor(pivot + torch.diag_embed(floor))
+
+
+def _solved(root: Tensor, rows: Tensor) -> Tensor:
+    """K^-1 P."""
+    if root.shape[2] == 1:
+        return rows / root
+    found: Tensor = torch.linalg.solve_triangular(root, rows, upper=False)
+    return found
 
 
 def _column_by_column(diagonal: Tensor, numerator: Tensor, floor: Tensor) -> Tensor:

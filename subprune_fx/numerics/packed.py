@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 
+import torch
 from torch import Tensor
 
 from subprune_fx.numerics.collect import Collected
@@ -42,6 +43,17 @@ class Packed:
             gram[:, rows, columns] = block
         return dataclasses.replace(self.rest, gram=gram)
 
+    def only(self, kept: Tensor) -> Moments:
+        """Moments of the columns `kept`, (1, kept d), ascending, of the only group; no more is unpacked."""
+        columns = kept[0]
+        gram = self.lower[0].new_empty(1, len(columns), len(columns))
+        ends = torch.searchsorted(columns, torch.arange(len(self.lower) + 1) * ROWS).tolist()
+        for number, (block, start, end) in enumerate(zip(self.lower, ends, ends[1:], strict=False)):
+            part = block[:, columns[start:end, None] - number * ROWS, columns[:end]]
+            gram[:, start:end, :end], gram[:, :end, start:end] = part, part.mT
+        rest = dataclasses.replace(self.rest, columns=self.rest.columns[:, columns], cross=self.rest.cross[:, columns])
+        return dataclasses.replace(rest, gram=gram)
+
 
 class Waiting(Mapping[str, Collected]):
     """Moments by consumer, packed; consumers that read the same in the same way share them."""
@@ -60,6 +72,10 @@ class Waiting(Mapping[str, Collected]):
         """The moments of a consumer."""
         found = self._kept[self._shared[name]]
         return found.moments() if isinstance(found, Packed) else found
+
+    def only(self, name: str, kept: Tensor) -> Collected:
+        """Moments of the columns `kept`, (1, kept d), ascending, of a consumer with one group."""
+        return self._kept[self._shared[name]].only(kept)
 
     def __iter__(self) -> Iterator[str]:
         """All consumers."""
