@@ -18,7 +18,9 @@ BATCH = 64
 RATE = 0.05
 """Peak step of Adam relative to a parameter's size; it rises over the first tenth of the steps and falls to nothing."""
 LOWER = 0.25
-"""What becomes of the rate when the network has become worse than it was."""
+"""What becomes of the rate when the network has become worse than it was, or no better for too long."""
+PATIENCE = 0.25
+"""The share of the steps that is long: a deep network is thrown off by steps that a small one needs."""
 WORSE = 2.0
 """From the original, relative to the start: further away, steps are too large."""
 LEAST = 1e-3
@@ -45,7 +47,8 @@ def distil(
 
     Some inputs are not trained on. The weights that are kept are those with which the outputs for these, as they are
     and drawn as those that are trained on, were closest: the ones at the start, where nothing was gained. When they are
-    far further than at the start, the steps were too large: training goes on from the best weights with smaller ones.
+    far further than at the start, or a share of the steps gains nothing, the steps were too large: training begins
+    again from the best weights with smaller ones, in the steps that are left.
 
     Args:
         module: The pruned network, in eval mode.
@@ -70,10 +73,10 @@ def distil(
         parameter.requires_grad_(True)
     optimiser = torch.optim.Adam([{"params": [parameter]} for parameter in weights])
     start = least = _distance(module, judged)
-    kept, best, factor = 0, _copies(weights), 1.0
+    kept, best, factor, begun = 0, _copies(weights), 1.0, 0
     for done in range(1, steps + 1):
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
-            group["lr"] = factor * rate * _course(done / steps)
+            group["lr"] = factor * rate * _course((done - begun) / (steps - begun))
         batch = _drawn(shown, generator)
         with torch.no_grad():
             target = _flat(teacher(batch))
@@ -87,10 +90,10 @@ def distil(
             distance = _distance(module, judged)
             if distance < least:
                 least, kept, best = distance, done, _copies(weights)
-            elif distance > WORSE * start:
+            elif distance > WORSE * start or (not kept and done - begun >= PATIENCE * (steps - begun)):
                 _put(weights, best)
                 optimiser.state.clear()
-                factor *= LOWER
+                factor, begun = factor * LOWER, done
         if tick is not None:
             tick(done, steps)
     _put(weights, best)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from subprune_fx.frontends.onnx_flops import multiply_adds
 from subprune_fx.frontends.tracing import traces
 from subprune_fx.passes.dependencies import analyse
 from subprune_fx.passes.export import to_onnx
+from subprune_fx.passes.flops import counted
 from subprune_fx.passes.gauges import GAUGES
 from subprune_fx.passes.problems import Settings
 from subprune_fx.passes.rewrite import apply
@@ -196,3 +198,14 @@ def test_recurrent_layers_cost_their_weights_at_each_step(kind: type[nn.RNNBase]
 def test_einsum_sums_over_the_letters_that_go(equation: str, shapes: Any, out: Any, count: int) -> None:
     operands = [[torch.zeros(shape) for shape in shapes]]
     assert multiply_adds("Einsum", operands, torch.zeros(out), equation) == count
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("side_by_side", [True, False])
+def test_attention_of_onnx_costs_what_torch_counts(heads: int, side_by_side: bool) -> None:
+    query, key, value = torch.randn(2, heads, 7, 4), torch.randn(2, heads, 5, 4), torch.randn(2, heads, 5, 6)
+    out, expected = counted(functools.partial(torch.nn.functional.scaled_dot_product_attention, query, key, value))
+    operands = [query, key, value, out]
+    if side_by_side:
+        operands = [tensor.transpose(1, 2).flatten(2) for tensor in operands]
+    assert multiply_adds("Attention", operands[:3], operands[3]) == expected

@@ -45,6 +45,11 @@ def _matmul(given: Tensors, out: Tensor) -> int:
     return out.numel() * given[0].shape[-1]
 
 
+def _attention(given: Tensors, out: Tensor) -> int:
+    """Each query meets each key, and its weights each value; heads on an axis of their own, or side by side."""
+    return (given[0].numel() + out.numel()) * given[1].shape[-2]
+
+
 def _recurrent(given: Tensors, _out: Tensor) -> int:
     """Each step of each sample meets the weights of the inputs and those of the state."""
     steps, samples, _ = given[0].shape
@@ -63,6 +68,7 @@ def _einsum(given: Tensors, out: Tensor, equation: str) -> int:
 
 
 _COUNTS: Mapping[str, Callable[[Tensors, Tensor], int]] = {
+    "Attention": _attention,
     "Conv": _conv,
     "ConvTranspose": _transposed,
     "Gemm": _matmul,
