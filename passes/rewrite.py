@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TypeVar
 
 import torch
@@ -35,7 +35,7 @@ def apply(plan: Plan, module: Module) -> Module:
         SubpruneError: If names or shapes differ from the plan's, or the plan changes sizes that are written in the
             code of `module`'s forward and so cannot be changed from outside.
     """
-    smaller, device = copy.deepcopy(module), device_of(module)
+    smaller, device = _copied(module, {item.parameter for item in plan.slices} | plan.values.keys()), device_of(module)
     compute_parameters(smaller)
     _check(plan, smaller)
     places = owners(smaller)
@@ -54,6 +54,12 @@ def apply(plan: Plan, module: Module) -> Module:
         smaller.graph.lint()
         smaller.recompile()
     return smaller
+
+
+def _copied(module: Module, replaced: Collection[str]) -> Module:
+    """A copy that, until they are replaced, shares the tensors that will be: they are most of a network."""
+    named = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
+    return copy.deepcopy(module, {id(named[name]): named[name] for name in replaced if name in named})
 
 
 _TRACED = "its forward computes it from others: apply the plan to the traced graph module, or use subprune_fx.repeat"
