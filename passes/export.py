@@ -17,6 +17,7 @@ from subprune_fx.collecting import seldom
 from subprune_fx.errors import SubpruneError
 from subprune_fx.formats.lines import first_line
 from subprune_fx.frontends.fx_inputs import free_samples
+from subprune_fx.passes.settled import settled
 from subprune_fx.silence import silence
 
 BATCH = "batch"
@@ -77,13 +78,11 @@ def to_onnx(
         what = f"the network holds {size / 2**30:.1f} GB, an ONNX file at most 2"
         raise SubpruneError(what, where=str(path), remedy="write a .pt2 instead")
     outputs = _output_names(program)
+    result = None
     try:
-        with silence(), seldom(), torch.no_grad():
-            # optimize folds the BatchNorm that `fold` has left. Left to onnxruntime, a convolution without bias
-            # keeps it: twice the latency on ResNet56.
-            result = torch.onnx.export(
-                program, dynamo=True, optimize=True, verbose=False, opset_version=opset, output_names=outputs
-            )
+        with contextlib.suppress(Exception):  # an operator that has to be decomposed after all
+            result = _converted(settled(program), opset, outputs)
+        result = result or _converted(program, opset, outputs)
     except Exception as error:
         what = f"the network cannot be expressed in ONNX ({type(error).__name__}: {first_line(error)})"
         raise SubpruneError(what, where=str(path), remedy="write a .pt2 instead") from error
@@ -137,6 +136,15 @@ def _capture(module: nn.Module, example: Inputs, *, dynamic: bool) -> ExportedPr
     positional, named = arguments(example)
     with silence(), seldom(), torch.no_grad():
         return torch.export.export(module, positional, named, dynamic_shapes=shapes, strict=False)
+
+
+def _converted(program: ExportedProgram, opset: int | None, outputs: list[str]) -> torch.onnx.ONNXProgram | None:
+    with silence(), seldom(), torch.no_grad():
+        # optimize folds the BatchNorm that `fold` has left. Left to onnxruntime, a convolution without bias keeps it:
+        # twice the latency on ResNet56.
+        return torch.onnx.export(
+            program, dynamo=True, optimize=True, verbose=False, opset_version=opset, output_names=outputs
+        )
 
 
 def _output_names(program: ExportedProgram) -> list[str]:

@@ -1,0 +1,157 @@
+"""A captured program whose operators the ONNX exporter takes as they are.
+
+The exporter decomposes every program once more, which traces it anew: more than half of what an export takes. Of most
+networks nothing has to be decomposed but what writes into a tensor, as `x.relu_()`, and pooling to a single position.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+from torch._ops import HigherOrderOperator, OpOverload
+from torch.export import ExportedProgram
+
+aten = torch.ops.aten
+
+KNOWN_STATISTICS = aten._native_batch_norm_legit_no_training.default  # noqa: SLF001 - the name that the exporter knows
+
+WRITES: dict[object, OpOverload] = {
+    aten.add_.Tensor: aten.add.Tensor,
+    aten.sub_.Tensor: aten.sub.Tensor,
+    aten.mul_.Tensor: aten.mul.Tensor,
+    aten.div_.Tensor: aten.div.Tensor,
+    aten.relu_.default: aten.relu.default,
+    aten.silu_.default: aten.silu.default,
+    aten.hardswish_.default: aten.hardswish.default,
+    aten.hardsigmoid_.default: aten.hardsigmoid.default,
+    aten.hardtanh_.default: aten.hardtanh.default,
+    aten.leaky_relu_.default: aten.leaky_relu.default,
+    aten.elu_.default: aten.elu.default,
+    aten.sigmoid_.default: aten.sigmoid.default,
+    aten.tanh_.default: aten.tanh.default,
+}
+"""Operators that write into their first operand, and those that give the same as a value of its own."""
+
+
+class Settled(ExportedProgram):
+    """A program that is decomposed only where it has to be."""
+
+    def run_decompositions(
+        self, decomp_table: dict[OpOverload, Callable[..., Any]] | None = None, **options: Any
+    ) -> ExportedProgram:
+        """The program without the operators of a table; itself, where that takes no more than exchanging some."""
+        if decomp_table is not None and _exchanged(self.graph, decomp_table):
+            return self
+        found: ExportedProgram = super().run_decompositions(decomp_table, **options)
+        return found
+
+
+def settled(program: ExportedProgram) -> Settled:
+    """The same program, with a graph of its own and the weights of the other."""
+    return Settled(
+        program.graph_module,
+        copy.deepcopy(program.graph),
+        program.graph_signature,
+        program.state_dict,
+        program.range_constraints,
+        program.module_call_graph,
+        program.example_inputs,
+        program.constants,
+        verifiers=program.verifiers,
+    )
+
+
+def _exchanged(graph: fx.Graph, table: Mapping[OpOverload, Any]) -> bool:
+    """Exchange what can be; whether nothing is left that writes or is in the table."""
+    for exchanges in (dict.fromkeys(WRITES, _valued), EXCHANGES):
+        for node in _calls(graph):
+            exchange = exchanges.get(node.target)
+            if exchange is not None and not exchange(node):
+                return False
+    targets = [node.target for node in _calls(graph)]
+    return not any(isinstance(target, HigherOrderOperator) or target in table or _writes(target) for target in targets)
+
+
+def _calls(graph: fx.Graph) -> list[fx.Node]:
+    return [node for node in graph.nodes if node.op == "call_function"]
+
+
+def _renamed(node: fx.Node) -> bool:
+    """swapaxes(x, 0, 1) -> transpose(x, 0, 1)."""
+    node.target = aten.transpose.int
+    return True
+
+
+def _pooled(node: fx.Node) -> bool:
+    """adaptive_avg_pool2d(x, 1) -> mean(x, (-2, -1))."""
+    if list(node.args[1]) == [1, 1]:  # type: ignore[arg-type]
+        node.target, node.args = aten.mean.dim, (node.args[0], [-2, -1], True)
+    return True
+
+
+def _kept(node: fx.Node) -> bool:
+    """dropout_(x) -> dropout(x), where it changes nothing."""
+    if not node.args[2]:
+        node.target = aten.dropout.default
+    return True
+
+
+def _normalised(node: fx.Node) -> bool:
+    """batch_norm(x, ...) -> the operator for statistics that are known."""
+    *tensors, training, momentum, epsilon, _ = node.args
+    if training or any(tensor is None for tensor in tensors):
+        return False
+    with node.graph.inserting_before(node):
+        found = node.graph.call_function(KNOWN_STATISTICS, (*tensors, momentum, epsilon))
+    empty = node.meta["val"].new_empty(0)
+    found.meta = {**node.meta, "val": (node.meta["val"], empty, empty)}
+    node.target, node.args = operator.getitem, (found, 0)
+    return True
+
+
+def _valued(node: fx.Node) -> bool:
+    """Let a node that writes give a value instead, for whoever reads the tensor behind it; False where others do."""
+    written = node.args[0]
+    if not isinstance(written, fx.Node) or not isinstance(written.target, OpOverload) or _shares(written.target):
+        return False
+    before = set()
+    for other in node.graph.nodes:
+        if other is node:
+            break
+        before.add(other)
+    later = [user for user in written.users if user not in before and user is not node]
+    if any(user.op == "output" for user in later) or any(
+        isinstance(user.target, OpOverload) and _shares(user.target) for user in written.users if user in before
+    ):
+        return False
+    written.replace_all_uses_with(node, delete_user_cb=later.__contains__)
+    node.target = WRITES[node.target]
+    return True
+
+
+EXCHANGES: dict[object, Callable[[fx.Node], bool]] = {
+    aten.adaptive_avg_pool2d.default: _pooled,
+    aten.batch_norm.default: _normalised,
+    aten.dropout_.default: _kept,
+    aten.swapaxes.default: _renamed,
+    aten.swapdims.default: _renamed,
+}
+"""What to do with another operator that the exporter does not take; False where it cannot be done."""
+
+
+IDENTITIES = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.type_as.default)
+"""Operators that may give their operand, though their schemas do not say so."""
+
+
+def _shares(target: OpOverload) -> bool:
+    """Whether its value may be a part of an operand, or the whole."""
+    return target in IDENTITIES or any(value.alias_info is not None for value in target._schema.returns)  # noqa: SLF001 - the only way to ask
+
+
+def _writes(target: object) -> bool:
+    return isinstance(target, OpOverload) and target._schema.is_mutable  # noqa: SLF001
