@@ -7,8 +7,9 @@ networks nothing has to be decomposed but what writes into a tensor, as `x.relu_
 from __future__ import annotations
 
 import copy
+import itertools
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ WRITES: dict[object, OpOverload] = {
     aten.sub_.Tensor: aten.sub.Tensor,
     aten.mul_.Tensor: aten.mul.Tensor,
     aten.div_.Tensor: aten.div.Tensor,
+    aten.fill_.Scalar: aten.fill.Scalar,
+    aten.fill_.Tensor: aten.fill.Tensor,
     aten.relu_.default: aten.relu.default,
     aten.silu_.default: aten.silu.default,
     aten.hardswish_.default: aten.hardswish.default,
@@ -115,23 +118,40 @@ def _normalised(node: fx.Node) -> bool:
 
 
 def _valued(node: fx.Node) -> bool:
-    """Let a node that writes give a value instead, for whoever reads the tensor behind it; False where others do."""
-    written = node.args[0]
-    if not isinstance(written, fx.Node) or not isinstance(written.target, OpOverload) or _shares(written.target):
+    """Let a node that writes give a value instead, for whoever reads the tensor behind it; False where others do.
+
+    y = x[a:b]; y.relu_()   ->   y = x[a:b]; z = relu(y); x' = slice_scatter(x, z, a, b)
+    """
+    base, views = node.args[0], list[fx.Node]()
+    while isinstance(base, fx.Node) and base.target is aten.slice.Tensor and not base.kwargs:
+        views.append(base)
+        base = base.args[0]
+    if not isinstance(base, fx.Node) or not isinstance(base.target, OpOverload) or _is_view(base):
         return False
-    before = set()
-    for other in node.graph.nodes:
-        if other is node:
-            break
-        before.add(other)
-    later = [user for user in written.users if user not in before and user is not node]
-    if any(user.op == "output" for user in later) or any(
-        isinstance(user.target, OpOverload) and _shares(user.target) for user in written.users if user in before
-    ):
+    before = set(itertools.takewhile(lambda other: other is not node, node.graph.nodes))
+    later = [user for user in base.users if user not in before and user is not node]
+    if any(user.op == "output" for user in later) or _seen_later(base, node, before):
         return False
-    written.replace_all_uses_with(node, delete_user_cb=later.__contains__)
-    node.target = WRITES[node.target]
+    if views and any(_is_view(user) for user in node.users):  # what they write would have to come back here
+        return False
+    node.target, value = WRITES[node.target], node
+    for view in views:
+        whole = view.args[0]
+        assert isinstance(whole, fx.Node)
+        with node.graph.inserting_after(value):
+            value = node.graph.call_function(aten.slice_scatter.default, (whole, value, *view.args[1:]))
+        value.meta = dict(whole.meta)
+    base.replace_all_uses_with(value, delete_user_cb=later.__contains__)
     return True
+
+
+def _seen_later(tensor: fx.Node, node: fx.Node, before: Collection[fx.Node]) -> bool:
+    """Whether what was cut out of a tensor before a node is read behind it, where it would show what was written."""
+    views = [user for user in tensor.users if user in before and _is_view(user)]
+    return any(
+        any(user not in before and user is not node for user in view.users) or _seen_later(view, node, before)
+        for view in views
+    )
 
 
 EXCHANGES: dict[object, Callable[[fx.Node], bool]] = {
@@ -148,9 +168,12 @@ IDENTITIES = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dro
 """Operators that may give their operand, though their schemas do not say so."""
 
 
-def _shares(target: OpOverload) -> bool:
+def _is_view(node: fx.Node) -> bool:
     """Whether its value may be a part of an operand, or the whole."""
-    return target in IDENTITIES or any(value.alias_info is not None for value in target._schema.returns)  # noqa: SLF001 - the only way to ask
+    if not isinstance(node.target, OpOverload):
+        return False
+    returns = node.target._schema.returns  # noqa: SLF001 - the only way to ask
+    return node.target in IDENTITIES or any(value.alias_info is not None for value in returns)
 
 
 def _writes(target: object) -> bool:

@@ -53,10 +53,30 @@ def through_a_view(_x: Tensor, y: Tensor) -> Tensor:
     return y * part
 
 
-def through_a_view_of_what_is_written(_x: Tensor, y: Tensor) -> Tensor:
-    y.flatten(1).neg().flatten(0)
+def into_slices(_x: Tensor, y: Tensor) -> Tensor:
+    mask = y.new_zeros(6, 6)
+    for number, part in enumerate((slice(0, 2), slice(2, -1), slice(-1, None))):
+        mask[part, 1:] = number + 1
     y[:, 1:].relu_()
+    y[:, 1:, 2:4].mul_(2)
+    return y * mask
+
+
+def into_a_slice_twice(_x: Tensor, y: Tensor) -> Tensor:
+    y[:, 1:].mul_(2).add_(1)
     return y
+
+
+def into_a_slice_that_is_read(_x: Tensor, y: Tensor) -> Tensor:
+    part = y[:, 1:]
+    part.mul_(2)
+    return y * torch.cat([part[:, :1], part], 1)
+
+
+def into_a_slice_of_what_is_seen(_x: Tensor, y: Tensor) -> Tensor:
+    part = y.transpose(2, 3)
+    y[:, 1:].relu_()
+    return y + part
 
 
 def through_dropout(_x: Tensor, y: Tensor) -> Tensor:
@@ -80,8 +100,15 @@ def swapped(_x: Tensor, y: Tensor) -> Tensor:
     return y.swapaxes(2, 3)
 
 
-TAKEN = (written_in_turn, read_before_and_after, dropped_in_place, pooled, swapped)
-DECOMPOSED = (through_a_view, through_a_view_of_what_is_written, through_dropout, pooled_to_more)
+TAKEN = (written_in_turn, read_before_and_after, into_slices, dropped_in_place, pooled, swapped)
+DECOMPOSED = (
+    through_a_view,
+    into_a_slice_twice,
+    into_a_slice_that_is_read,
+    into_a_slice_of_what_is_seen,
+    through_dropout,
+    pooled_to_more,
+)
 
 
 @pytest.mark.parametrize("between", [*TAKEN, *DECOMPOSED], ids=lambda between: between.__name__)
