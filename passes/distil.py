@@ -26,7 +26,7 @@ WORSE = 2.0
 LEAST = 1e-3
 """The least size of a parameter that counts: biases start at zero."""
 HELD_OUT = 8
-"""One input of so many is not trained on."""
+"""One calibration input of so many is neither fitted nor trained on."""
 COLOURS = (1, 3, 4)
 """Channels of what is taken for an image."""
 SHIFT = 8
@@ -35,8 +35,27 @@ LOOKS = 20
 """How often the held-out inputs are looked at."""
 
 
+def divided(inputs: Inputs, labels: Tensor | None, seed: int) -> tuple[Inputs, Tensor | None, Inputs]:
+    """Calibration inputs and labels less one in `HELD_OUT`, drawn by `seed`, and those; of a single one, that twice.
+
+    A network is closer to the original on the inputs it was fitted on, and would seem to lose by what it learns.
+    """
+    order, aside = (
+        torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed)),
+        -(-len(inputs) // HELD_OUT),
+    )
+    kept = order[aside % len(inputs) :].sort().values
+    return inputs[kept], None if labels is None else labels[kept], inputs[order[:aside]]
+
+
 def distil(
-    module: fx.GraphModule, teacher: nn.Module, inputs: Inputs, steps: int, seed: int, tick: Tick | None = None
+    module: fx.GraphModule,
+    teacher: nn.Module,
+    shown: Inputs,
+    held_out: Inputs,
+    steps: int,
+    seed: int,
+    tick: Tick | None = None,
 ) -> int:
     """Train `module` in place to yield what `teacher` yields, and never make it worse.
 
@@ -45,15 +64,16 @@ def distil(
     x = a x_i + (1 - a) x_j: the teacher answers for what comes out. Integer and several inputs are taken as they are.
     BatchNorm keeps its statistics.
 
-    Some inputs are not trained on. The weights that are kept are those with which the outputs for these, as they are
-    and drawn as those that are trained on, were closest: the ones at the start, where nothing was gained. When they are
+    The weights that are kept are those with which the outputs for the inputs held out, as they are and drawn as those
+    that are trained on, were closest: the ones at the start, where nothing was gained. When they are
     far further than at the start, or a share of the steps gains nothing, the steps were too large: training begins
     again from the best weights with smaller ones, in the steps that are left.
 
     Args:
         module: The pruned network, in eval mode.
         teacher: The original.
-        inputs: Calibration inputs, (samples, ...).
+        shown: Calibration inputs, (samples, ...).
+        held_out: Others, which `module` was not fitted on.
         steps: Of Adam, on `BATCH` samples each.
         seed: Of the drawing.
         tick: Told (steps done, steps).
@@ -62,9 +82,6 @@ def distil(
         After how many steps the weights that are kept were reached.
     """
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(inputs), generator=generator)
-    aside = -(-len(inputs) // HELD_OUT)
-    held_out, shown = inputs[order[:aside]], inputs[order[aside % len(inputs) :]]
     judged = [(part, _outputs(teacher, part)) for part in (held_out, _drawn(held_out, generator))]
     flags = {parameter: parameter.requires_grad for parameter in module.parameters()}
     weights = [parameter for parameter in flags if parameter.is_floating_point()]

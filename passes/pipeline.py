@@ -106,6 +106,8 @@ class Compiler:
         verification: tuple[Inputs, Tensor] | None = None,
         progress: Progress | None = None,
         team: Team = ALONE,
+        *,
+        judges: Inputs | None = None,
     ) -> None:
         """Analyse, calibrate and select.
 
@@ -119,6 +121,7 @@ class Compiler:
             verification: Labelled inputs for the accuracy budget; None: the calibration inputs.
             progress: Told (stage, done, total).
             team: Processes that do the same with the same arguments: each runs its share of the inputs.
+            judges: Inputs by which distillation keeps weights; None: the calibration inputs.
 
         Raises:
             SubpruneError: If the network cannot be traced or has nothing to prune.
@@ -129,6 +132,7 @@ class Compiler:
         self._large = sum(tensor.numel() for tensor in module.parameters()) > LARGE
         self._clock = Clock(large=self._large)
         calibration = placed(calibration, device_of(module))
+        self._judges = None if judges is None else placed(judges, device_of(module))
         fixed = fixed_batch(module)
         with self._clock("dependencies"):
             example = calibration[: fixed or 2]
@@ -276,7 +280,8 @@ class Compiler:
 
     def _distilled(self, found: Compiled) -> Compiled:
         original, module, inputs = self.network.graph_module, found.module, joined(self._batches)
-        kept = distil(module, original, inputs, self.options.distil, self.options.seed, self._tick("distil"))
+        judges = inputs if self._judges is None else self._judges
+        kept = distil(module, original, inputs, judges, self.options.distil, self.options.seed, self._tick("distil"))
         if not kept:
             return dataclasses.replace(found, distilled=0)
         with torch.no_grad():

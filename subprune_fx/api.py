@@ -17,6 +17,7 @@ from subprune_fx.frontends.fx_inputs import spread
 from subprune_fx.frontends.onnx_graph import source_of
 from subprune_fx.frontends.onnx_static import fixed_batch, ordered, settle
 from subprune_fx.graph.channels import ChannelGraph
+from subprune_fx.passes.distil import divided
 from subprune_fx.passes.flops import counted, flops
 from subprune_fx.passes.gauges import GAUGES, reached
 from subprune_fx.passes.goals import drop_of, set_aside, within
@@ -120,6 +121,9 @@ def prune_each(
     aside = None
     if max_drops and verification is None:
         inputs, labels, aside = set_aside(inputs, labels, max(fixed_batch(model) or 1, choices.get("team", ALONE).size))
+    judges = None
+    if options.distil:
+        inputs, labels, judges = divided(inputs, labels, options.seed)
     settled = settle(model, inputs)
     compiler = Compiler(
         settled,
@@ -130,6 +134,7 @@ def prune_each(
         verification,
         choices.get("progress"),
         choices.get("team", ALONE),
+        judges=judges,
     )
     before = None if evaluation is None else accuracy(compiler.network.graph_module, *evaluation)
     by_ratio = compiler.compile

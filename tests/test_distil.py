@@ -31,6 +31,13 @@ def network() -> nn.Module:
     )
 
 
+def fitted(inputs: Tensor, seed: int = 0) -> Tensor:
+    """What a network that is distilled is pruned with."""
+    found = distil.divided(inputs, None, seed)[0]
+    assert isinstance(found, Tensor)
+    return found
+
+
 def change(module: nn.Module, inputs: Tensor) -> float:
     with torch.no_grad():
         return float((module(inputs) - network().eval()(inputs)).square().mean())
@@ -38,7 +45,8 @@ def change(module: nn.Module, inputs: Tensor) -> float:
 
 def test_brings_the_output_closer(inputs: Tensor) -> None:
     model = network().eval()
-    plain, trained = (subprune_fx.prune(model, inputs, ratio=3, distil=steps) for steps in (0, 150))
+    plain = subprune_fx.prune(model, fitted(inputs), ratio=3)
+    trained = subprune_fx.prune(model, inputs, ratio=3, distil=150)
     unseen = torch.randn(256, 12, generator=torch.Generator().manual_seed(1))
     assert change(trained.module, inputs) < 0.7 * change(plain.module, inputs)
     assert change(trained.module, unseen) < change(plain.module, unseen)
@@ -50,7 +58,7 @@ def test_brings_the_output_closer(inputs: Tensor) -> None:
 def test_statistics_stay_and_the_same_seed_gives_the_same(inputs: Tensor) -> None:
     first, second = (subprune_fx.prune(network().eval(), inputs, ratio=3, distil=20, seed=3) for _ in range(2))
     assert same(first.plan, second.plan)
-    plain = subprune_fx.prune(network().eval(), inputs, ratio=3)
+    plain = subprune_fx.prune(network().eval(), fitted(inputs, seed=3), ratio=3, seed=3)
     torch.testing.assert_close(dict(first.module.named_buffers()), dict(plain.module.named_buffers()), rtol=0, atol=0)
 
 
@@ -64,7 +72,8 @@ def test_plan_leads_to_the_trained_network(inputs: Tensor, tmp_path: Path) -> No
 def test_never_makes_it_worse(inputs: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distil, "RATE", 10.0)  # every step throws the weights away
     monkeypatch.setattr(distil, "LOWER", 1.0)
-    plain, harmed = (subprune_fx.prune(network().eval(), inputs, ratio=3, distil=steps) for steps in (0, 20))
+    plain = subprune_fx.prune(network().eval(), fitted(inputs), ratio=3)
+    harmed = subprune_fx.prune(network().eval(), inputs, ratio=3, distil=20)
     assert (plain.report.distilled, harmed.report.distilled) == (None, 0)
     assert same(plain.plan, harmed.plan)
     assert torch.equal(plain.module(inputs), harmed.module(inputs))
@@ -73,7 +82,8 @@ def test_never_makes_it_worse(inputs: Tensor, monkeypatch: pytest.MonkeyPatch) -
 
 def test_steps_that_are_too_large_become_smaller(inputs: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distil, "RATE", 10.0)
-    plain, trained = (subprune_fx.prune(network().eval(), inputs, ratio=3, distil=steps) for steps in (0, 150))
+    plain = subprune_fx.prune(network().eval(), fitted(inputs), ratio=3)
+    trained = subprune_fx.prune(network().eval(), inputs, ratio=3, distil=150)
     assert trained.report.distilled
     assert change(trained.module, inputs) < change(plain.module, inputs)
 
@@ -89,7 +99,7 @@ def test_best_weights_on_the_way_are_kept(inputs: Tensor) -> None:
                     parameter.mul_(100)
 
     before = change(pruned.module, inputs)
-    assert 0 < distil.distil(pruned.module, original, inputs, 100, 0, ruin) < 100
+    assert 0 < distil.distil(pruned.module, original, inputs[16:], inputs[:16], 100, 0, ruin) < 100
     assert change(pruned.module, inputs) < before
 
 
@@ -107,7 +117,7 @@ def asked(colours: int) -> tuple[Tensor, Tensor]:
     images = 1000 * torch.arange(40.0).reshape(-1, 1, 1, 1) + 30 * rows + columns
     seen = Seen()
     student = fx.symbolic_trace(nn.Sequential(nn.Conv2d(colours, colours, 1), nn.Flatten()))
-    distil.distil(student, seen, images.expand(-1, colours, -1, -1), 1, 0)
+    distil.distil(student, seen, images.expand(-1, colours, -1, -1), images[:2].expand(-1, colours, -1, -1), 1, 0)
     return images[:, 0], seen.last[:, -1]
 
 
@@ -140,3 +150,16 @@ def test_steps_kept_are_shown(inputs: Tensor) -> None:
     show([report], verbose=False, console=console)
     assert re.search(rf"steps of distillation kept +{report.distilled}", console.export_text())
     assert "steps of distillation kept" in page([report], "network")
+
+
+@pytest.mark.parametrize("count", [1, 2, 17])
+def test_what_judges_is_not_fitted(count: int) -> None:
+    inputs, labels = torch.arange(float(count))[:, None], torch.arange(count)
+    shown, classes, held_out = distil.divided(inputs, labels, 5)
+    assert isinstance(shown, Tensor)
+    assert isinstance(held_out, Tensor)
+    assert classes is not None
+    assert torch.equal(shown[:, 0].long(), classes)
+    assert len(held_out) == -(-count // 8)
+    assert sorted({*shown[:, 0].tolist(), *held_out[:, 0].tolist()}) == list(range(count))
+    assert len(shown) + len(held_out) == max(count, 2)

@@ -92,8 +92,9 @@ class GramElimination(Elimination):
 
     def _pivot(self, own: slice) -> tuple[Tensor, Tensor]:
         left, right = self._left[:, : self._used], self._right[:, : self._used]
-        rows = self._gram[:, own] - left[:, :, own].mT @ left
-        return rows, self._explained[:, own] - left[:, :, own].mT @ right - right[:, :, own].mT @ left
+        both, r = torch.cat([left[:, :, own], right[:, :, own]], 2).mT @ left, self._r
+        explained = self._explained[:, own] - left[:, :, own].mT @ right - both[:, r:]
+        return self._gram[:, own] - both[:, :r], explained
 
     def _take(self, own: slice, root: Tensor, n: Tensor, t: Tensor) -> None:
         del root
