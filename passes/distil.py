@@ -60,7 +60,7 @@ def distil(
     """Train `module` in place to yield what `teacher` yields, and never make it worse.
 
     The loss is the squared difference of the outputs relative to their spread. So that a few hundred inputs do not run
-    out, images (one, three or four channels, channels first) are moved a little, and other inputs mixed in pairs,
+    out, images (one, three or four channels, channels first) are moved a little, and all inputs mixed in pairs,
     x = a x_i + (1 - a) x_j: the teacher answers for what comes out. Integer and several inputs are taken as they are.
     BatchNorm keeps its statistics.
 
@@ -137,7 +137,7 @@ def _drawn(inputs: Inputs, generator: torch.Generator) -> Inputs:
     if not (isinstance(first, Tensor) and isinstance(second, Tensor) and first.is_floating_point()):
         return first
     if first.ndim == 4 and first.shape[1] in COLOURS:
-        return _moved(first, generator)
+        first, second = _moved(first, generator), _moved(second, generator)
     share = torch.rand(BATCH, generator=generator, dtype=first.dtype).reshape(-1, *[1] * (first.ndim - 1)).to(first)
     return share * first + (1 - share) * second
 

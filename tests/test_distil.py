@@ -122,7 +122,8 @@ def asked(colours: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("colours", [1, 3])
-def test_images_are_moved(colours: int) -> None:
+def test_images_are_moved(colours: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "rand", lambda size, **_: torch.ones(size))  # of each pair the first alone
     images, moved = asked(colours)
     down, right = moved[:, 8, 12] % 1000 // 30 - 8, moved[:, 8, 12] % 1000 % 30 - 12
     assert set(down.tolist()) == {-2, -1, 0, 1, 2}
@@ -130,6 +131,11 @@ def test_images_are_moved(colours: int) -> None:
     for image, y, x in zip(moved, down.int(), right.int(), strict=True):
         rows, columns = (torch.arange(16) + y).clamp(0, 15), (torch.arange(24) + x).clamp(0, 23)
         assert torch.equal(image, images[int(image[0, 0] // 1000)][rows][:, columns])
+
+
+def test_and_mixed() -> None:
+    images, mixed = asked(3)
+    assert not torch.isin(mixed[:, 8, 12], images).all()
 
 
 def test_other_inputs_are_mixed() -> None:
