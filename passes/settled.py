@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.export import ExportedProgram
 
@@ -39,6 +39,10 @@ WRITES: dict[object, OpOverload] = {
     aten.tanh_.default: aten.tanh.default,
 }
 """Operators that write into their first operand, and those that give the same as a value of its own."""
+
+
+IDENTITIES = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.type_as.default)
+"""Operators that may give their operand, though their schemas do not say so."""
 
 
 class Settled(ExportedProgram):
@@ -134,6 +138,9 @@ def _valued(node: fx.Node) -> bool:
         return False
     if views and any(_is_view(user) for user in node.users):  # what they write would have to come back here
         return False
+    values = [used.meta["val"] for used in node.all_input_nodes]
+    if len({value.dtype for value in values if isinstance(value, Tensor)}) > 1:  # the value would be of the wider type
+        return False
     node.target, value = WRITES[node.target], node
     for view in views:
         whole = view.args[0]
@@ -162,10 +169,6 @@ EXCHANGES: dict[object, Callable[[fx.Node], bool]] = {
     aten.swapdims.default: _renamed,
 }
 """What to do with another operator that the exporter does not take; False where it cannot be done."""
-
-
-IDENTITIES = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.type_as.default)
-"""Operators that may give their operand, though their schemas do not say so."""
 
 
 def _is_view(node: fx.Node) -> bool:

@@ -15,6 +15,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from subprune_fx.errors import SubpruneError
 from subprune_fx.numerics import blocks as module
 from subprune_fx.numerics.blocks import Block
 from subprune_fx.numerics.greedy import Selection, greedy, whole
@@ -344,3 +345,11 @@ def test_repairing_one_of_a_batch_leaves_the_others() -> None:
     assert torch.equal(both[0], factor(good))
     assert bool(torch.isfinite(both).all())
     torch.testing.assert_close(both[1] @ both[1].T, bad, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_moments_that_overflow_are_an_error(columns: int) -> None:
+    block = problem(4, [columns]).block()
+    block.gram[0, 0] = torch.inf
+    with pytest.raises(SubpruneError, match="second moments overflow"):
+        greedy([block], 4)

@@ -84,6 +84,10 @@ def through_dropout(_x: Tensor, y: Tensor) -> Tensor:
     return y
 
 
+def of_a_wider_type(x: Tensor, y: Tensor) -> Tensor:
+    return y.add_(x.double())
+
+
 def dropped_in_place(_x: Tensor, y: Tensor) -> Tensor:
     return nn.functional.dropout(y, training=False, inplace=True)
 
@@ -107,6 +111,7 @@ DECOMPOSED = (
     into_a_slice_that_is_read,
     into_a_slice_of_what_is_seen,
     through_dropout,
+    of_a_wider_type,
     pooled_to_more,
 )
 

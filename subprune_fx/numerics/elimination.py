@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from subprune_fx.numerics.solve import attempt, factor
+from subprune_fx.numerics.solve import attempt, check_finite, factor
 
 TOLERANCE = 1e-10
 """A residual below this fraction of the column's own square is rounding: such a column adds nothing.
@@ -80,7 +80,11 @@ class Elimination(abc.ABC):
             scale: Weights of the parts' gains, (b,).
             diagonal: G_II by unit, (b, n, r, r).
             numerator: H_II by unit, (b, n, r, r).
+
+        Raises:
+            SubpruneError: They hold infinite or undefined entries.
         """
+        check_finite(diagonal)
         self._units = torch.from_numpy(units)
         self._where = {int(unit): position for position, unit in enumerate(units)}
         self._scale, self._diagonal, self._numerator, self._r = scale, diagonal, numerator, diagonal.shape[3]

@@ -44,8 +44,7 @@ def factor(matrix: Tensor) -> Tensor:
     found, failed = attempt(matrix)
     if not bool(failed.any()):
         return found
-    if not bool(torch.isfinite(matrix).all()):
-        raise SubpruneError("second moments overflow", where="least squares", remedy="check the calibration inputs")
+    check_finite(matrix)
     largest = matrix.diagonal(dim1=-2, dim2=-1).abs().amax(-1).clamp(min=torch.finfo(torch.float32).tiny)
     jitter = JITTER * largest
     while bool(failed.any()):
@@ -54,6 +53,12 @@ def factor(matrix: Tensor) -> Tensor:
         found = torch.where(failed[..., None, None], repaired, found)
         failed, jitter = still & failed, jitter * 10
     return found
+
+
+def check_finite(matrix: Tensor) -> None:
+    """Raise an error where second moments hold infinite or undefined entries."""
+    if not bool(torch.isfinite(matrix).all()):
+        raise SubpruneError("second moments overflow", where="least squares", remedy="check the calibration inputs")
 
 
 def attempt(matrix: Tensor) -> tuple[Tensor, Tensor]:
