@@ -7,9 +7,8 @@ networks nothing has to be decomposed but what writes into a tensor, as `x.relu_
 from __future__ import annotations
 
 import copy
-import itertools
 import operator
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -132,11 +131,10 @@ def _valued(node: fx.Node) -> bool:
         base = base.args[0]
     if not isinstance(base, fx.Node) or not isinstance(base.target, OpOverload) or _is_view(base):
         return False
-    before = set(itertools.takewhile(lambda other: other is not node, node.graph.nodes))
-    later = [user for user in base.users if user not in before and user is not node]
-    if any(user.op == "output" for user in later) or _seen_later(base, node, before):
+    later = [user for user in base.users if user > node]
+    if any(user.op == "output" for user in later) or _seen_later(base, node):
         return False
-    if views and any(_is_view(user) for user in node.users):  # what they write would have to come back here
+    if views and node.users:  # what they see, and write, would have to follow the tensor
         return False
     values = [used.meta["val"] for used in node.all_input_nodes]
     if len({value.dtype for value in values if isinstance(value, Tensor)}) > 1:  # the value would be of the wider type
@@ -152,13 +150,10 @@ def _valued(node: fx.Node) -> bool:
     return True
 
 
-def _seen_later(tensor: fx.Node, node: fx.Node, before: Collection[fx.Node]) -> bool:
+def _seen_later(tensor: fx.Node, node: fx.Node) -> bool:
     """Whether what was cut out of a tensor before a node is read behind it, where it would show what was written."""
-    views = [user for user in tensor.users if user in before and _is_view(user)]
-    return any(
-        any(user not in before and user is not node for user in view.users) or _seen_later(view, node, before)
-        for view in views
-    )
+    views = [user for user in tensor.users if user < node and _is_view(user)]
+    return any(any(user > node for user in view.users) or _seen_later(view, node) for view in views)
 
 
 EXCHANGES: dict[object, Callable[[fx.Node], bool]] = {
@@ -174,7 +169,7 @@ EXCHANGES: dict[object, Callable[[fx.Node], bool]] = {
 def _is_view(node: fx.Node) -> bool:
     """Whether its value may be a part of an operand, or the whole."""
     if not isinstance(node.target, OpOverload):
-        return False
+        return node.target is operator.getitem
     returns = node.target._schema.returns  # noqa: SLF001 - the only way to ask
     return node.target in IDENTITIES or any(value.alias_info is not None for value in returns)
 

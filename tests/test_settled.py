@@ -79,6 +79,18 @@ def into_a_slice_of_what_is_seen(_x: Tensor, y: Tensor) -> Tensor:
     return y + part
 
 
+def value_of_a_slice_written_later(_x: Tensor, y: Tensor) -> Tensor:
+    part = y[:, 1:].relu_()
+    y[:, 1:].mul_(2)
+    return y * torch.cat([part, part], 1)[:, :4]
+
+
+def into_what_has_been_cut(_x: Tensor, y: Tensor) -> Tensor:
+    first, _ = y.chunk(2, 1)
+    y.mul_(3)
+    return y * torch.cat([first, first], 1)
+
+
 def through_dropout(_x: Tensor, y: Tensor) -> Tensor:
     nn.functional.dropout(y, training=False).add_(1)
     return y
@@ -110,6 +122,8 @@ DECOMPOSED = (
     into_a_slice_twice,
     into_a_slice_that_is_read,
     into_a_slice_of_what_is_seen,
+    value_of_a_slice_written_later,
+    into_what_has_been_cut,
     through_dropout,
     of_a_wider_type,
     pooled_to_more,
