@@ -40,10 +40,8 @@ def divided(inputs: Inputs, labels: Tensor | None, seed: int) -> tuple[Inputs, T
 
     A network is closer to the original on the inputs it was fitted on, and would seem to lose by what it learns.
     """
-    order, aside = (
-        torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed)),
-        -(-len(inputs) // HELD_OUT),
-    )
+    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))
+    aside = -(-len(inputs) // HELD_OUT)
     kept = order[aside % len(inputs) :].sort().values
     return inputs[kept], None if labels is None else labels[kept], inputs[order[:aside]]
 
@@ -65,9 +63,9 @@ def distil(
     BatchNorm keeps its statistics.
 
     The weights that are kept are those with which the outputs for the inputs held out, as they are and drawn as those
-    that are trained on, were closest: the ones at the start, where nothing was gained. When they are
-    far further than at the start, or a share of the steps gains nothing, the steps were too large: training begins
-    again from the best weights with smaller ones, in the steps that are left.
+    that are trained on, were closest: the ones at the start, where nothing was gained. When they are far further than
+    at the start, or a share of the steps gains nothing, the steps were too large: training begins again from the best
+    weights with smaller ones, in the steps that are left.
 
     Args:
         module: The pruned network, in eval mode.

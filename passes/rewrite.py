@@ -35,7 +35,7 @@ def apply(plan: Plan, module: Module) -> Module:
         SubpruneError: If names or shapes differ from the plan's, or the plan changes sizes that are written in the
             code of `module`'s forward and so cannot be changed from outside.
     """
-    smaller, device = _copied(module, {item.parameter for item in plan.slices} | plan.values.keys()), device_of(module)
+    smaller, device = copied(module, {item.parameter for item in plan.slices} | plan.values.keys()), device_of(module)
     compute_parameters(smaller)
     _check(plan, smaller)
     places = owners(smaller)
@@ -56,9 +56,14 @@ def apply(plan: Plan, module: Module) -> Module:
     return smaller
 
 
-def _copied(module: Module, replaced: Collection[str]) -> Module:
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, tied parameters by each of theirs."""
+    return {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
+
+
+def copied(module: Module, replaced: Collection[str]) -> Module:
     """A copy that, until they are replaced, shares the tensors that will be: they are most of a network."""
-    named = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
+    named = named_tensors(module)
     return copy.deepcopy(module, {id(named[name]): named[name] for name in replaced if name in named})
 
 
@@ -66,7 +71,7 @@ _TRACED = "its forward computes it from others: apply the plan to the traced gra
 
 
 def _check(plan: Plan, module: nn.Module) -> None:
-    state = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
+    state = named_tensors(module)
     where = type(module).__name__
     for name, shape in plan.shapes.items():
         found = None if name not in state else tuple(state[name].shape)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from subprune_fx.frontends.describe import FxNetwork
@@ -19,7 +18,7 @@ from subprune_fx.frontends.fx_resize import resize
 from subprune_fx.graph.labels import Labels, relative, shrink
 from subprune_fx.graph.step import Tree, leaves
 from subprune_fx.passes.calibrate import parameter
-from subprune_fx.passes.rewrite import owners, put, refresh
+from subprune_fx.passes.rewrite import copied, named_tensors, owners, put, refresh
 from subprune_fx.plan import Constant, Decision, Plan, Slice
 
 Index = NDArray[np.int64]
@@ -46,8 +45,7 @@ class Scratch:
     def __init__(self, network: FxNetwork) -> None:
         self.network = network
         # Tensors are replaced, never written to: until then they are the network's own.
-        shared = {id(tensor): tensor for tensor in _tensors(network.graph_module).values()}
-        self.module = copy.deepcopy(network.graph_module, shared)
+        self.module = copied(network.graph_module, named_tensors(network.graph_module))
         self.alive = np.ones(network.channels.prunable.size, dtype=bool)
         self._owners = owners(self.module)
         self._changed: dict[str, None] = {}
@@ -71,7 +69,7 @@ class Scratch:
 
     def changed(self, path: str) -> bool:
         """Whether a parameter or buffer of the module at `path` differs from the original network's."""
-        old, new = (_tensors(module.get_submodule(path)) for module in (self.network.graph_module, self.module))
+        old, new = (named_tensors(module.get_submodule(path)) for module in (self.network.graph_module, self.module))
         return old.keys() != new.keys() or any(
             old[name] is not new[name] and (old[name].shape != new[name].shape or not torch.equal(old[name], new[name]))
             for name in old
@@ -123,14 +121,10 @@ class Scratch:
             if index is not None and name not in self._changed
         )
         values = {name: self.get(name).clone().cpu() for name in self._changed}
-        known = {**dict(original.named_parameters(remove_duplicate=False)), **dict(original.named_buffers())}
+        known = named_tensors(original)
         named = dict.fromkeys([*(item.parameter for item in slices), *values])
         shapes = {name: tuple(known[name].shape) if name in known else None for name in named}
         return Plan(shapes, slices, values, self.constants(self.alive), decisions)
-
-
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 def _parameter_cuts(
