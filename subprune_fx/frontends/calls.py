@@ -31,6 +31,7 @@ _POSITIONAL: dict[str, tuple[str, ...]] = {
     "tensor_split": ("input", "indices_or_sections", "dim"),
     "narrow": ("input", "dim", "start", "length"),
     "chunk": ("input", "chunks", "dim"),
+    "topk": ("input", "k", "dim"),
     "channel_shuffle": ("input", "groups"),
     "transpose": ("input", "dim0", "dim1"),
     "norm": ("input", "p", "dim", "keepdim"),
@@ -101,12 +102,15 @@ def bind(node: fx.Node, root: fx.GraphModule) -> Call:
 
 def _function(node: fx.Node) -> Call:
     target = node.target
+    if target is getattr:
+        name = str(node.args[1])
+        return _call(name.lower(), f"Tensor.{name}", None, node.name, {"input": node.args[0]})
     if isinstance(target, torch._ops.OpOverload):  # noqa: SLF001 - the public name of ATen overloads
         names = tuple("input" if arg.name == "self" else arg.name for arg in target._schema.arguments)  # noqa: SLF001
         names = _EINSUM if names[:1] == ("equation",) else names
         name = target.overloadpacket.__name__
         arguments = _named(node, names)
-        return _call(name.rstrip("_"), f"{target.namespace}.{name}", None, _owner(node, arguments), arguments)
+        return _call(name.rstrip("_").lower(), f"{target.namespace}.{name}", None, _owner(node, arguments), arguments)
     name = getattr(target, "__name__", str(target)).strip("_").lower()
     names = _POSITIONAL.get(name) or _signature(target)
     arguments = _named(node, names)
@@ -175,6 +179,8 @@ def dims(call: Call, rank: int) -> tuple[int, ...] | None:
         return (dim,)
     if isinstance(dim, (tuple, list)):
         return tuple(dim)
+    if call.row is not None and call.row.default is not None:
+        return (call.row.default,)
     if call.row is not None and call.row.kind is Kind.ALONG:
         return (1,) if rank not in (1, 3) or call.name == "normalize" else (0,)
     return None

@@ -31,6 +31,8 @@ _OUT_OF_PLACE: dict[Any, Any] = {
     operator.imul: operator.mul,
     operator.itruediv: operator.truediv,
 }
+_FIELDS = ("values", "indices")
+"""What torch calls the two results of max, sort and the like."""
 
 
 def traces(module: nn.Module, example: Inputs) -> Iterator[fx.GraphModule]:
@@ -150,6 +152,7 @@ def functional(graph: fx.GraphModule, example: Inputs | None = None) -> fx.Graph
     for node in graph.graph.nodes:
         if node.op == "call_function":
             node.target = _OUT_OF_PLACE.get(node.target, node.target)
+            _by_number(node)
             if "chunks" in node.kwargs:
                 rest = {name: value for name, value in node.kwargs.items() if name != "chunks"}
                 node.args, node.kwargs = (*node.args, node.kwargs["chunks"]), rest
@@ -166,6 +169,12 @@ def functional(graph: fx.GraphModule, example: Inputs | None = None) -> fx.Graph
     _broadcast(graph)
     graph.recompile()
     return graph
+
+
+def _by_number(node: fx.Node) -> None:
+    """`x.max(1).values` is `x.max(1)[0]`."""
+    if node.target is getattr and node.args[1] in _FIELDS:
+        node.target, node.args = operator.getitem, (node.args[0], _FIELDS.index(node.args[1]))
 
 
 def _broadcast(graph: fx.GraphModule) -> None:

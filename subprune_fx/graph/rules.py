@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -13,7 +14,15 @@ from subprune_fx.graph.optable import Kind, Resize
 from subprune_fx.graph.products import attention, product
 from subprune_fx.graph.propagation import Consumer, Propagation
 from subprune_fx.graph.statistics import along as softmax
-from subprune_fx.graph.statistics import normalise, normalise_groups, reduce, refuse, statistic
+from subprune_fx.graph.statistics import (
+    by_channel,
+    normalise,
+    normalise_groups,
+    per_tensor,
+    reduce,
+    refuse,
+    statistic,
+)
 from subprune_fx.graph.step import Param, Step, Tree, leaves
 
 
@@ -259,10 +268,10 @@ def lookup(state: Propagation, step: Step) -> Tree:
 
 def per_channel(state: Propagation, step: Step) -> Tree:
     """Parameters have one entry per channel of dimension 1 (or a single one for all)."""
-    labels = state.of(step.operands[0])
-    channels = _channels(labels, 1)
-    if channels is None:
+    labels = by_channel(state, step)
+    if labels is None:
         return refuse(state, step, f"{step.op} reads channels on a dimension other than 1")
+    channels = vector(labels, 1)
     for param in step.roles.values():
         if param.shape == channels.shape:
             state.weight_axis(param, 0, channels)
@@ -271,17 +280,27 @@ def per_channel(state: Propagation, step: Step) -> Tree:
 
 
 def spatial(state: Propagation, step: Step) -> Tree:
-    """Batch and channel dimensions pass; positions are the op's own business."""
-    labels, shape = state.of(step.operands[0]), _shape(step)
-    if set(varying(labels)) - {0, 1} or labels.shape[:2] != shape[:2] or _unbatched(step.op, labels.ndim):
+    """Batch and channel dimensions pass; positions are the op's own business.
+
+    Other operands are as large (where the values of an unpooling go) and have the same channels, or say for all
+    channels at once where to read.
+    """
+    labels = by_channel(state, step)
+    if labels is None or _unbatched(step.op, labels.ndim):
         return refuse(state, step, f"{step.op} acts on a dimension that carries channels")
-    return expand(labels[(slice(None), slice(None), *(slice(0, 1) for _ in shape[2:]))], shape)
+    for other in map(state.of, step.operands[1:]):
+        if other.shape == labels.shape:
+            state.unify(labels, other, f"{step.op} reads it with fixed positions")
+        else:
+            state.freeze(other, f"{step.op} reads at it")
+    first = labels[(slice(None), slice(None), *(slice(0, 1) for _ in labels.shape[2:]))]
+    return per_tensor(lambda shape: expand(first.reshape(first.shape[: len(shape)]), shape), step)
 
 
 def _unbatched(op: str, rank: int) -> bool:
     """Whether `op`, named after its spatial dimensions (max_pool2d), takes dimension 0 of a tensor for the channels."""
-    number = op.lower().removesuffix("d")[-1:]
-    return number.isdigit() and rank < int(number) + 2
+    number = re.search(r"(\d)d", op.lower())
+    return number is not None and rank < int(number[1]) + 2
 
 
 def pad(state: Propagation, step: Step) -> Tree:

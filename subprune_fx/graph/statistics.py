@@ -10,8 +10,11 @@ else would change what no layer can be refitted for, and freezes the channels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
+from subprune_fx.graph.combine import combine
 from subprune_fx.graph.labels import Labels, compact, expand, varying, vector
 from subprune_fx.graph.propagation import Propagation
 from subprune_fx.graph.step import Param, Step, Tree, leaves
@@ -26,6 +29,17 @@ def refuse(state: Propagation, step: Step, reason: str) -> Tree:
         for labels in leaves(operand):
             state.freeze(labels, reason)
     return step.blank
+
+
+def by_channel(state: Propagation, step: Step) -> Labels | None:
+    """The first operand's labels, a channel of dimension 1 one unit with its positions; None: not channels there."""
+    labels = state.of(step.operands[0])
+    channels = set(varying(labels))
+    if channels <= {1}:
+        return labels
+    if 1 not in channels or 0 in channels:
+        return None
+    return state.tie(labels, range(2, labels.ndim), f"{step.op} reads it with fixed channels")
 
 
 def over_dims(step: Step, rank: int) -> set[int]:
@@ -44,37 +58,44 @@ def reduce(state: Propagation, step: Step) -> Tree:
 
 
 def statistic(state: Propagation, step: Step) -> Tree:
-    """Means, norms and extremes: they mean the same over fewer channels."""
+    """Means, norms and extremes: they mean the same over fewer channels. The larger of two tensors is elementwise."""
+    if len(step.operands) > 1:
+        return combine(state, step.op, [state.of(operand) for operand in step.operands], step.blank.shape)
     labels = state.of(step.operands[0])
     channels = set(varying(labels))
-    if step.shape is not None and channels and channels <= over_dims(step, labels.ndim):
-        return expand(np.full((1,) * len(step.shape), state.statistic(labels, step.name)), step.shape)
+    if channels and channels <= over_dims(step, labels.ndim):
+        label = state.statistic(labels, step.name)
+        return per_tensor(lambda shape: expand(np.full((1,) * len(shape), label), shape), step)
     return _reduced(state, step, labels)
+
+
+def per_tensor(rule: Callable[[tuple[int, ...]], Labels], step: Step) -> Tree:
+    """What `rule` makes of the shape of each tensor that the step returns (a maximum comes with where it was)."""
+    if isinstance(step.blank, tuple):
+        return tuple(rule(part.shape) for part in step.blank)
+    return rule(step.blank.shape)
 
 
 def _reduced(state: Propagation, step: Step, labels: Labels) -> Tree:
     """Reduced dimensions vanish, or are left with size 1."""
     over = over_dims(step, labels.ndim)
-    if step.shape is None:
-        return refuse(state, step, f"{step.op} has several results")
     if over & set(varying(labels)):
         labels = state.tie(labels, over, f"{step.op} reduces over it and fixed channels")
     kept = labels[tuple(slice(0, 1) if d in over else slice(None) for d in range(labels.ndim))]
-    if len(step.shape) != labels.ndim:
-        kept = kept.reshape([size for d, size in enumerate(kept.shape) if d not in over])
-    return expand(kept, step.shape)
+    left = kept.reshape([size for d, size in enumerate(kept.shape) if d not in over])
+    return per_tensor(lambda shape: expand(kept if len(shape) == labels.ndim else left, shape), step)
 
 
 def along(state: Propagation, step: Step) -> Tree:
     """Softmax and its like: fine across positions and within units, not across channels."""
-    assert step.shape is not None
     labels = state.of(step.operands[0])
     over, channels = over_dims(step, labels.ndim), set(varying(labels))
-    if not over & channels:
-        return expand(labels, step.shape)
-    if channels <= over:
+    if channels and channels <= over:
         return refuse(state, step, f"{step.op} mixes channels")
-    return state.tie(labels, over, f"{step.op} mixes it with fixed channels")
+    if over & channels:
+        labels = state.tie(labels, over, f"{step.op} mixes it with fixed channels")
+    first = labels[tuple(slice(0, 1) if d in over else slice(None) for d in range(labels.ndim))]
+    return per_tensor(lambda shape: expand(first, shape), step)
 
 
 def normalise(state: Propagation, step: Step) -> Tree:
@@ -98,8 +119,9 @@ def normalise(state: Propagation, step: Step) -> Tree:
 def normalise_groups(state: Propagation, step: Step) -> Tree:
     """GroupNorm: one group is a normalisation over all channels; of several, whole groups live or die, exactly."""
     assert step.shape is not None
-    labels, count = state.of(step.operands[0]), int(step.attrs["groups"])
-    if set(varying(labels)) - {1}:
+    count = int(step.attrs["groups"])
+    labels = by_channel(state, step)
+    if labels is None:
         return refuse(state, step, f"{step.op} reads channels on a dimension other than 1")
     channels = vector(labels, 1)
     if count == 1:
