@@ -51,10 +51,10 @@ BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
     "variance and mean": lambda _, x: x * torch.var_mean(x, 2, keepdim=True)[0],
     "sorted positions": lambda _, x: x.sort(-1)[0] + x.topk(8)[0] + x.cummax(2)[0] * (x.argmax(3, keepdim=True) > 3),
     "unpooling": lambda m, x: F.max_unpool2d(
-        m.inner(F.max_pool2d(x, 2, return_indices=True)[0]), F.max_pool2d(x, 2, return_indices=True)[1], 2
+        m.inner(F.max_pool2d(x, 2, return_indices=True)[0]), F.max_pool2d(x, 2, return_indices=True)[1], [2, 2]
     ),
     "grid sample": lambda m, x: F.grid_sample(x, m.grid.expand(x.shape[0], -1, -1, -1), align_corners=False),
-    "upsampled rows": lambda _, x: F.interpolate(x.flatten(2), scale_factor=2).unflatten(2, (8, 16))[..., ::2],
+    "upsampled rows": lambda _, x: F.interpolate(x.flatten(2), scale_factor=2).view(-1, 12, 8, 16)[..., ::2],
     "attributes": lambda _, x: x.mT.transpose(2, 3) * F.logsigmoid(x),
     "detached": lambda _, x: x.data * 2,
     "maps out of a vector": lambda m, x: (

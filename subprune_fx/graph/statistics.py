@@ -33,7 +33,7 @@ def refuse(state: Propagation, step: Step, reason: str) -> Tree:
 
 def by_channel(state: Propagation, step: Step) -> Labels | None:
     """The first operand's labels, a channel of dimension 1 one unit with its positions; None: not channels there."""
-    labels = state.of(step.operands[0])
+    labels: Labels = state.of(step.operands[0])
     channels = set(varying(labels))
     if channels <= {1}:
         return labels
