@@ -63,6 +63,14 @@ BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
     "upsampled maps out of a vector": lambda m, x: F.interpolate(
         m.wide(x.mean((2, 3))).view(-1, 12, 2, 2), size=(8, 8)
     ),
+    "type of another": lambda _, x: x.type_as(x.mean((2, 3))),
+    "zeros to begin with": lambda m, x: m.inner(m.inner(x.new_zeros(x.shape[0], 12, 1, 1) + x) + torch.zeros(12, 8, 8)),
+    "zeros beside": lambda _, x: torch.cat([x[:, :6], x.new_zeros(x.shape[0], 6, 8, 8)], 1) + x,
+    "stretched parameter": lambda m, x: x + F.interpolate(m.gamma[None].expand(1, 12, 2, 2), size=(8, 8)),
+    "frequencies": lambda _, x: (
+        torch.fft.irfft2(torch.fft.rfft2(x) * 0.5, s=(8, 8)) + torch.fft.fft(x, dim=2).real + torch.fft.ifft(x).imag
+    ),
+    "written in place": lambda m, x: m.batch(_shifted(x)),
     "softmax over positions": lambda _, x: x * x.flatten(2).softmax(-1).view_as(x),
     "where": lambda _, x: torch.where(x > 0, x, x.exp() - 1),
     "scale by a size": lambda _, x: x * (x.shape[1] // 4) ** -0.5,
@@ -93,8 +101,19 @@ BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
 }
 
 
-BY_ONE = ("split into parts", "chunk", "grid sample", "detached")
-"""symbolic_trace cannot count parts, nor repeat a buffer for each sample; torch.export cannot detach by attribute."""
+BY_ONE = ("split into parts", "chunk", "grid sample", "detached", "written in place")
+"""symbolic_trace cannot count parts, write into a tensor, or repeat a buffer for each sample.
+
+torch.export cannot detach by attribute.
+"""
+
+
+def _shifted(x: Tensor) -> Tensor:
+    """Some channels of the next row, as temporal shift networks write them."""
+    out = torch.zeros_like(x)
+    out[:, :4, :-1] = x[:, :4, 1:]
+    out[:, 4:] = x[:, 4:]
+    return out
 
 
 class Net(nn.Module):
@@ -179,6 +198,50 @@ def test_what_cannot_be_pruned_stays_with_a_reason(name: str) -> None:
     pruned = subprune_fx.prune(model, torch.randn(24, 3, 8, 8), keep=0.5)
     with torch.no_grad():
         assert pruned.module(x).shape == model.eval()(x).shape
+
+
+def test_of_an_outer_product_the_wider_factor_goes() -> None:
+    body = lambda m, x: x + (x.mean((2, 3))[:, :, None] * m.down(x.amax((2, 3)))[:, None]).sum(2)[..., None, None]  # noqa: E731
+    model, x = Net(body), torch.randn(3, 3, 8, 8)
+    network = analyse(model, x)
+    assert [len(group.units) for group in network.channels.groups] == [12]
+    assert {item.name for item in network.channels.frozen} == {"down", "tail"}
+    plan, small = halved(network)
+    assert against_masked(network, plan, small, x) < 1e-5
+
+
+def test_layers_in_the_dark_are_exported() -> None:
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+    model = nn.Sequential(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(16, 3))
+    x = torch.randn(3, 5, 16)
+    network = analyse(model, x)
+    assert {group.name for group in network.channels.groups} >= {"0.layers.0.linear1", "0.layers.1.linear1"}
+    plan, small = halved(network)
+    assert against_masked(network, plan, small, x) < 1e-5
+
+
+def test_bags_of_embeddings_have_channels() -> None:
+    model, words = nn.Sequential(nn.EmbeddingBag(9, 12), nn.Linear(12, 3)), torch.randint(9, (4, 5))
+    network = analyse(model, words)
+    plan, small = halved(network)
+    assert parameters(small) == 9 * 6 + 6 * 3 + 3
+    assert against_masked(network, plan, small, words) < 1e-5
+
+
+def test_parameters_without_elements_are_no_obstacle() -> None:
+    class Registers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 3)
+            self.registers = nn.Parameter(torch.zeros(1, 0, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.last(torch.cat([self.registers.expand(x.shape[0], -1, -1), self.first(x)], 1))
+            return out
+
+    x = torch.randn(2, 5, 4)
+    network = describe(list(traces(Registers(), x))[1], x)
+    assert [group.name for group in network.channels.groups] == ["first"]
 
 
 def test_what_hooks_do_is_seen() -> None:

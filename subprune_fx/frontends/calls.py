@@ -180,7 +180,7 @@ def dims(call: Call, rank: int) -> tuple[int, ...] | None:
     if isinstance(dim, (tuple, list)):
         return tuple(dim)
     if call.row is not None and call.row.default is not None:
-        return (call.row.default,)
+        return call.row.default
     if call.row is not None and call.row.kind is Kind.ALONG:
         return (1,) if rank not in (1, 3) or call.name == "normalize" else (0,)
     return None

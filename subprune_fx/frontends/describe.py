@@ -278,6 +278,7 @@ class _Walker(fx.Interpreter):
             "groups": self._value(call.get("groups", 1)),
         }
         if call.row is None:
+            attrs["opaque"] = call.module is not None and any(True for _ in call.module.parameters())
             return attrs
         if call.row.kind is Kind.PAD:
             attrs["pads"] = pads(self._value(call.get("pad", call.get("padding"))), rank)
@@ -288,11 +289,20 @@ class _Walker(fx.Interpreter):
         if call.row.kind is Kind.SCATTER:
             part = slice(call.get("start"), call.get("end"), call.get("step"))
             attrs["range"] = (int(call.get("dim", 0)), self._value(part))
+        if call.row.kind is Kind.SPREAD:
+            attrs["samples"] = self._over_samples(node)
         if call.row.kind in MOVING:
             where, key = _first_tensors(node, self.trees)
             first = None if where is None else getattr(node, where)[key]
             attrs["moved"] = sum(len(leaves(self.state.of(tree))) for tree in self._operands(first))
         return attrs
+
+    def _over_samples(self, node: fx.Node) -> set[int]:
+        """Dimensions of the output that are as large as there are samples, by the sizes that the node is told."""
+        sizes = node.args[1] if len(node.args) == 2 else node.args[1:]
+        if isinstance(sizes, (tuple, list)):
+            return {d for d, size in enumerate(sizes) if size in self.varying}
+        return {0} if sizes in self.varying else set()
 
     def _is_number(self, node: fx.Node) -> bool:
         return not isinstance(self.trees[node], Param) and not leaves(self.trees[node])

@@ -92,7 +92,7 @@ def _consistent(site: Site, keep: Keep, unit: NDArray[np.int64]) -> bool:
         want = [_cut(labels, keep) for labels in leaves(site.after)]
     except (RuntimeError, ValueError, IndexError, TypeError):
         return False
-    if site.call.row is not None and site.call.row.kind is Kind.PAD:
+    if site.call.row is not None and site.call.row.kind in (Kind.PAD, Kind.SPREAD):
         return [part.shape for part in out] == [part.shape for part in want]
     return len(out) == len(want) and all(np.array_equal(unit[a], unit[b]) for a, b in zip(out, want, strict=True))
 

@@ -17,6 +17,7 @@ from subprune_fx.frontends.calls import bind
 from subprune_fx.frontends.computed import compute_parameters
 from subprune_fx.frontends.fx_across import mark
 from subprune_fx.frontends.fx_computed import compute_weights
+from subprune_fx.frontends.fx_fills import expand_fills
 from subprune_fx.frontends.fx_inputs import free_samples, pack
 from subprune_fx.frontends.fx_modes import ExportedModule
 from subprune_fx.frontends.fx_order import shallow_first
@@ -164,7 +165,9 @@ def functional(graph: fx.GraphModule, example: Inputs | None = None) -> fx.Graph
             node.target = node.target[:-1]
     if source_of(graph) is None:
         compute_weights(graph)
+        expand_fills(graph.graph)
         mark(graph)
+    _without_empty(graph.graph)
     shallow_first(graph.graph)
     _broadcast(graph)
     graph.recompile()
@@ -175,6 +178,20 @@ def _by_number(node: fx.Node) -> None:
     """`x.max(1).values` is `x.max(1)[0]`."""
     if node.target is getattr and node.args[1] in _FIELDS:
         node.target, node.args = operator.getitem, (node.args[0], _FIELDS.index(node.args[1]))
+
+
+def _without_empty(graph: fx.Graph) -> None:
+    """What is joined without having elements (the part of a head that is not rotated) is left out, where it is known."""
+    for node in [node for node in graph.nodes if node.target in (torch.ops.aten.cat.default, torch.cat)]:
+        joined = node.args[0] if node.args and isinstance(node.args[0], (tuple, list)) else ()
+        left = [part for part in joined if not _is_empty(part)]
+        if 0 < len(left) < len(joined):
+            node.args = (left, *node.args[1:])
+            graph.eliminate_dead_code()
+
+
+def _is_empty(node: fx.Node) -> bool:
+    return any(isinstance(size, int) and size == 0 for size in getattr(node.meta.get("val"), "shape", ()))
 
 
 def _broadcast(graph: fx.GraphModule) -> None:

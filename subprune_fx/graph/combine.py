@@ -37,10 +37,9 @@ def _combine(state: Propagation, op: str, operands: Sequence[Labels], shape: Sha
     leading = [labels for labels in labelled if not state.loose(labels)] or labelled
     axes = set().union(*(varying(labels) for labels in leading))
     full = [labels for labels in leading if _spans(labels, shape, axes)]
-    if not full:  # each of them is broadcast over channels of another
-        for labels in leading:
-            state.freeze(labels, f"{op} broadcasts it over other channels")
-        return constant(shape)
+    if not full:  # each of them is broadcast over channels of another: those of the one that has most can go
+        most = max(leading, key=lambda labels: np.unique(compact(labels)).size)
+        full, axes = [most], set(varying(most))
     # All are equal under the union; the plainest tells later rules most directly where the channels are.
     result = expand(min(full, key=lambda labels: len(varying(labels))), shape)
     for labels in wide:

@@ -15,6 +15,7 @@ class Kind(enum.Enum):
     """How labels pass through an op; each member has one rule in `graph.rules`."""
 
     MOVE = "moves elements: the op itself is run on the labels"
+    SPREAD = "repeats along dimensions of size 1: what has no channels may be as wide as what it meets"
     PERMUTE = "reorders dimensions: a parameter stays a parameter"
     JOIN = "joins tensors along a dimension"
     ELEMENTWISE = "combines operands position by position: their labels are unified"
@@ -31,6 +32,7 @@ class Kind(enum.Enum):
     ATTENTION = "attention of activations"
     PAD = "pads with a constant"
     CHUNK = "splits into equal parts"
+    SAME = "gives its first tensor another type, or takes its shape alone: what else it reads says only what type"
     GATE = "multiplies one half of a dimension with a function of the other"
     DEAL = "deals out the channels of equal parts, one of each in turn"
     LOOKUP = "reads rows of a table: new channels from the table's columns"
@@ -38,7 +40,7 @@ class Kind(enum.Enum):
     SHAPE = "reads sizes and types, not elements"
 
 
-MOVING = (Kind.MOVE, Kind.PERMUTE, Kind.JOIN, Kind.CHUNK, Kind.DEAL, Kind.PAD)
+MOVING = (Kind.MOVE, Kind.SPREAD, Kind.PERMUTE, Kind.JOIN, Kind.CHUNK, Kind.DEAL, Kind.PAD)
 """Kinds whose ops are run on labels."""
 
 
@@ -84,7 +86,7 @@ class Row:
         resize: For moving ops, which arguments spell sizes.
         roles: Names of the tensors it takes besides the first (parameters, usually), as torch spells them.
         flat: For activations that are constant below one number and above another, those two.
-        default: Default of the `dim` argument where the op has one and leaves it out.
+        default: Dimensions that the op works on where it is not told.
     """
 
     kind: Kind
@@ -94,7 +96,7 @@ class Row:
     resize: Resize = Resize.NONE
     roles: tuple[str, ...] = ()
     flat: tuple[float, float] | None = None
-    default: int | None = None
+    default: tuple[int, ...] | None = None
 
 
 _WEIGHT = ("weight", "bias")
@@ -118,11 +120,19 @@ TABLE: tuple[Row, ...] = (
         roles=_WEIGHT,
     ),
     Row(Kind.CONTRACT, ("linear",), ("Gemm",), Axes(-1, 1, 0), roles=_WEIGHT),
-    Row(Kind.LOOKUP, ("embedding",), ("Gather",), roles=("weight",)),
+    Row(Kind.LOOKUP, ("embedding", "embeddingbag"), ("Gather",), roles=("weight",)),
     # per-channel parameters
     Row(
         Kind.PER_CHANNEL,
-        ("batchnorm1d", "batchnorm2d", "batchnorm3d", "syncbatchnorm", "frozenbatchnorm2d", "batch_norm"),
+        (
+            "batchnorm1d",
+            "batchnorm2d",
+            "batchnorm3d",
+            "syncbatchnorm",
+            "frozenbatchnorm2d",
+            "batch_norm",
+            "_native_batch_norm_legit_no_training",
+        ),
         ("BatchNormalization",),
         roles=_NORM,
     ),
@@ -296,7 +306,6 @@ TABLE: tuple[Row, ...] = (
             "detach",
             "to",
             "float",
-            "type_as",
             "type",
             "_to_copy",
             "stochasticdepth",
@@ -304,7 +313,10 @@ TABLE: tuple[Row, ...] = (
             "droppath",
             "lift_fresh_copy",
             "alias",
+            "copy",
             "data",
+            "real",
+            "imag",
             "zeros_like",
             "ones_like",
             "full_like",
@@ -343,6 +355,7 @@ TABLE: tuple[Row, ...] = (
             "Cast",
         ),
     ),
+    Row(Kind.SAME, ("type_as",)),
     # positions of a channel
     Row(
         Kind.SPATIAL,
@@ -462,7 +475,8 @@ TABLE: tuple[Row, ...] = (
         ),
         ("Softmax", "LogSoftmax", "CumSum"),
     ),
-    Row(Kind.ALONG, ("sort", "argsort", "topk"), default=-1),
+    Row(Kind.ALONG, ("sort", "argsort", "topk", "fft_fft", "fft_ifft", "fft_rfft", "fft_irfft"), default=(-1,)),
+    Row(Kind.ALONG, ("fft_fft2", "fft_ifft2", "fft_rfft2", "fft_irfft2"), default=(-2, -1)),
     Row(Kind.ACROSS, ("across",), resize=Resize.KEPT, roles=_WEIGHT),
     # normalisations over dimensions
     Row(
@@ -479,10 +493,11 @@ TABLE: tuple[Row, ...] = (
     # data movement
     Row(
         Kind.MOVE,
-        ("view", "reshape", "unflatten", "expand", "_unsafe_view", "broadcast_to"),
+        ("view", "reshape", "unflatten", "_unsafe_view"),
         ("Reshape", "Expand"),
         resize=Resize.SHAPE,
     ),
+    Row(Kind.SPREAD, ("expand", "broadcast_to"), resize=Resize.SHAPE),
     Row(
         Kind.MOVE,
         (

@@ -99,6 +99,12 @@ class Propagation:
         self.origins.append(Origin(start, self.count, name, producer))
         return np.arange(start, self.count, dtype=np.int64)
 
+    def follower(self, count: int, name: str) -> Labels:
+        """`count` new labels that follow whatever they meet, or stay."""
+        made = self.fresh(count, name, producer=False)
+        self._loose.append((int(made[0]), int(made[-1]) + 1))
+        return made
+
     def freeze(self, labels: Tree, reason: str) -> None:
         """Keep every channel of `labels`, because of `reason`."""
         found = np.unique(compact(labels))
@@ -159,9 +165,7 @@ class Propagation:
             return constant(operand.shape)
         if operand.name not in self.elements:
             size = int(np.prod(operand.shape))
-            single = size == 1
-            labels = np.zeros(1, np.int64) if single else self.fresh(size, operand.name, producer=False)
-            self._loose += [] if single else [(int(labels[0]), int(labels[-1]) + 1)]
+            labels = np.zeros(size, np.int64) if size < 2 else self.follower(size, operand.name)
             self.elements[operand.name] = labels.reshape([operand.shape[axis] for axis in _inverse(operand)])
         return expand(self.elements[operand.name].transpose(_order(operand)), operand.shape)
 

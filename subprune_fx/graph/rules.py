@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Mapping
 
@@ -36,11 +37,13 @@ def propagate(state: Propagation, step: Step) -> Tree:
             state.reads.setdefault(operand.name, set()).add(step.name)
     labelled = [leaf for operand in step.operands if not isinstance(operand, Param) for leaf in leaves(operand)]
     free = not any(compact(labels).any() for labels in labelled)
-    if free and not step.roles and not _reads_params(step):
+    spread = step.row is not None and step.row.kind is Kind.SPREAD
+    if free and not step.roles and not _reads_params(step) and not step.attrs.get("opaque") and not spread:
         _pin_params(state, step)
         return step.blank
     if step.row is None:
-        state.unknown.append(step.name)
+        if step.attrs.get("opaque") or not all(map(state.loose, labelled)):
+            state.unknown.append(step.name)
         return refuse(state, step, f"{step.op} is not in the op table")
     kind, roles = step.row.kind, step.row.roles
     if state.statistics and kind is not Kind.ELEMENTWISE and (kind not in _CARRY or len(labelled) > 1):
@@ -86,7 +89,18 @@ def _pin_params(state: Propagation, step: Step) -> None:
             state.pin(operand, f"{step.op} reads {operand.name} whole")
 
 
-_STARTS = (Kind.SCATTER, Kind.MOVE, Kind.PERMUTE, Kind.JOIN, Kind.ELEMENTWISE, Kind.CHUNK, Kind.PAD)
+_STARTS = (
+    Kind.SCATTER,
+    Kind.SPREAD,
+    Kind.SPATIAL,
+    Kind.ALONG,
+    Kind.MOVE,
+    Kind.PERMUTE,
+    Kind.JOIN,
+    Kind.ELEMENTWISE,
+    Kind.CHUNK,
+    Kind.PAD,
+)
 
 
 def _shape(step: Step) -> tuple[int, ...]:
@@ -112,6 +126,27 @@ def move(state: Propagation, step: Step) -> Tree:
     return step.run(operands)
 
 
+def spread(state: Propagation, step: Step) -> Tree:
+    """Run it on the labels. What has none (zeros to begin with, a mask) follows what it meets where it is repeated.
+
+    Not over samples: how many there are, the graph computes.
+    """
+    labels, shape = state.of(step.operands[0]), _shape(step)
+    if compact(labels).any():
+        return step.run([labels])
+    old = (1,) * (len(shape) - labels.ndim) + labels.shape
+    wide = [d for d, size in enumerate(old) if size == 1 < shape[d] and d not in step.attrs["samples"]]
+    count = math.prod(shape[d] for d in wide)
+    if not 1 < count <= _MOST_SPREAD:
+        return step.blank
+    made = state.follower(count, step.name)
+    return expand(made.reshape([size if d in wide else 1 for d, size in enumerate(shape)]), shape)
+
+
+_MOST_SPREAD = 1 << 20
+"""Elements that get a label each; a constant larger than that stays as it is."""
+
+
 def join(state: Propagation, step: Step) -> Tree:
     """Run it on the labels. Joined along positions, all parts have the same channels, or nothing would be rectangular.
 
@@ -135,6 +170,11 @@ def elementwise(state: Propagation, step: Step) -> Tree:
     """Position by position, the operands' channels are one."""
     operands = [labels for operand in step.operands for labels in leaves(state.of(operand))]
     return combine(state, step.op, operands, _shape(step))
+
+
+def same(state: Propagation, step: Step) -> Tree:
+    """The channels of the first operand."""
+    return state.of(step.operands[0])
 
 
 def contract(state: Propagation, step: Step) -> Tree:
@@ -276,7 +316,7 @@ def per_channel(state: Propagation, step: Step) -> Tree:
         if param.shape == channels.shape:
             state.weight_axis(param, 0, channels)
             state.follows.append((channels, step.module))
-    return expand(labels, _shape(step))
+    return (labels, *step.blank[1:]) if isinstance(step.blank, tuple) else labels
 
 
 def spatial(state: Propagation, step: Step) -> Tree:
@@ -396,12 +436,14 @@ def sizes(_state: Propagation, step: Step) -> Tree:
 
 RULES: dict[Kind, Callable[[Propagation, Step], Tree]] = {
     Kind.MOVE: move,
+    Kind.SPREAD: spread,
     Kind.PERMUTE: move,
     Kind.JOIN: join,
     Kind.ELEMENTWISE: elementwise,
     Kind.CONTRACT: contract,
     Kind.PER_CHANNEL: per_channel,
     Kind.SPATIAL: spatial,
+    Kind.SAME: same,
     Kind.REDUCE: reduce,
     Kind.STATISTIC: statistic,
     Kind.ALONG: softmax,

@@ -48,7 +48,8 @@ class Step:
         row: Its row in the op table; None for an op without one.
         operands: Positional tensor operands: the labels of activations, or a `Param`.
         roles: Parameters by role (`weight`, `bias`, ...), those that are present.
-        attrs: Further facts: `groups`, `dims`, `keepdim`, `pads`, `parts`, whichever the kind reads.
+        attrs: Further facts: `groups`, `dims`, `keepdim`, `pads`, `parts`, whichever the kind reads; `opaque`: a module
+            that is not in the table has parameters, which another tracer may see.
         shape: Shape of the output; None where it is not one tensor.
         blank: Label-0 arrays shaped like the node's value.
         run: Runs the op on label arrays in place of its activation operands (moving ops only).
