@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from subprune_fx.bundle import Inputs
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.onnx_graph import Source, as_imported, source_of
-from subprune_fx.frontends.onnx_inner import tensors
+from subprune_fx.frontends.onnx_inner import graphs, tensors
 from subprune_fx.frontends.onnx_op import VARIADIC
 from subprune_fx.frontends.onnx_plain import reads
 from subprune_fx.frontends.onnx_static import record, stated_batch
@@ -28,8 +28,10 @@ from subprune_fx.passes.onnx_sizes import Constants, Sizes, override
 from subprune_fx.passes.validate import validate_onnx
 
 Array = NDArray[Any]
+_HALVES = frozenset({onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16})
 HALF = 2e-2
-"""Tolerance for files in half precision, whose numbers are off by 5e-4 each: the graph is compared in single."""
+"""Tolerance for files in half precision, whose numbers are off by 5e-4 each, in bfloat16 by 4e-3: the graph that they
+are compared with is in single."""
 
 
 def write_back(module: fx.GraphModule, example: Inputs) -> onnx.ModelProto:
@@ -55,7 +57,7 @@ def write_back(module: fx.GraphModule, example: Inputs) -> onnx.ModelProto:
     nodes = {node.name: node for node in module.graph.nodes}
     for name, position in source.nodes.items():
         if name in nodes:
-            _operands(nodes[name], model.graph.node[position], module, sizes)
+            _operands(nodes[name], model.graph.node[position], module, source, sizes)
     sizes.insert()
     _sweep(model)
     _forget_shapes(model, source, values)
@@ -100,7 +102,7 @@ def _rewire(node: fx.Node, sizes: Sizes, source: Source, name: str) -> None:
         assert isinstance(args, (list, tuple))
         for position, arg in enumerate(args):
             if arg is node:
-                proto.input[position] = name
+                proto.input[source.place(user.name, position)] = name
 
 
 def _attributes(module: fx.GraphModule, source: Source, model: onnx.ModelProto) -> None:
@@ -121,13 +123,13 @@ def _drop_attribute(proto: onnx.NodeProto, name: str) -> None:
             del proto.attribute[position]
 
 
-def _operands(node: fx.Node, proto: onnx.NodeProto, module: fx.GraphModule, sizes: Sizes) -> None:
+def _operands(node: fx.Node, proto: onnx.NodeProto, module: fx.GraphModule, source: Source, sizes: Sizes) -> None:
     """Where the file would compute other sizes than the pruned graph has, write the latter."""
     args = node.args[0] if proto.op_type in VARIADIC else node.args
     assert isinstance(args, (list, tuple))
-    for position, arg in enumerate(args):
-        wanted = sizes.wanted(arg, module)
-        if wanted is None or not sizes.written(arg, wanted):
+    for operand, arg in enumerate(args):
+        position, wanted = source.place(node.name, operand), sizes.wanted(arg, module)
+        if position < 0 or wanted is None or not sizes.written(arg, wanted):
             continue
         found = sizes.computed(proto, position)
         if found is not None and np.array_equal(found, wanted):
@@ -224,6 +226,12 @@ def check(module: nn.Module, path: Path, calibration: Inputs) -> float:
     source = source_of(module)
     assert source is not None
     fixed = stated_batch(source.model) or source.batch
-    half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in tensors(source.model.graph))
-    tolerance = HALF if half else None
+    tolerance = HALF if _is_half(source.model) else None
     return validate_onnx(path, module, calibration, tolerance=tolerance, fixed_batch=fixed)
+
+
+def _is_half(model: onnx.ModelProto) -> bool:
+    """Whether a file computes anything in half precision: it holds such numbers, or converts to them."""
+    casts = (node for graph in graphs(model.graph) for node in graph.node if node.op_type == "Cast")
+    kinds = {attribute.i for node in casts for attribute in node.attribute if attribute.name == "to"}
+    return not _HALVES.isdisjoint(kinds | {tensor.data_type for tensor in tensors(model.graph)})

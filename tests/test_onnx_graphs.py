@@ -169,6 +169,17 @@ def test_half_precision(compiled: Compile) -> None:
     assert {tensor.data_type for tensor in found.graph.initializer} == {TensorProto.FLOAT16}
 
 
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
+def test_numbers_that_pass_through_half_precision(kind: int, compiled: Compile) -> None:
+    """No weight is in half precision: the file rounds what the graph, in single, does not."""
+    made = mlp()
+    made.graph.node[0].input[0] = "x2"
+    casts = [("x", "x1", kind), ("x1", "x2", TensorProto.FLOAT)]
+    for place, (given, result, to) in enumerate(casts):
+        made.graph.node.insert(place, helper.make_node("Cast", [given], [result], to=to))
+    compiled(made, tolerance=2e-2)  # a few roundings of 4e-3
+
+
 @pytest.mark.parametrize("op", ["Conv", "ConvTranspose", "Gemm"])
 def test_an_intercept_for_a_layer_without_bias(op: str, tmp_path: Path) -> None:
     """The reader of pruned channels gets a bias that takes over their mean; without intercepts it stays without."""

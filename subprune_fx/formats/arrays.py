@@ -19,13 +19,15 @@ from subprune_fx.formats.takes import LABELS, Shape, Taken, pair
 
 Array = npt.NDArray[Any]
 
-# What inputs may be, and as what they are fed: tokens are integers, an image in bytes has not been normalised.
+# What inputs may be, and as what they are fed: tokens are integers. An image in bytes has not been normalised; only a
+# network that says that it takes bytes does so itself.
 DTYPES: dict[np.dtype[Any], type[np.generic]] = {
     np.dtype(np.float32): np.float32,
     np.dtype(np.int32): np.int64,
     np.dtype(np.int64): np.int64,
     np.dtype(np.bool_): np.bool_,
 }
+_BYTES: dict[np.dtype[Any], type[np.generic]] = {np.dtype(np.uint8): np.uint8}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,10 +105,13 @@ def checked(array: Array, taken: Taken, where: str) -> Array:
     Raises:
         SubpruneError: It has another type or shape, no samples, or values that are not finite.
     """
-    wanted = DTYPES.get(array.dtype.newbyteorder("="))
-    if wanted is None:
-        raise SubpruneError(f"is {array.dtype}, not float32", where=where, remedy='convert it with x.astype("float32")')
     kind = taken.dtype
+    types, usual = (_BYTES, "uint8") if kind is torch.uint8 else (DTYPES, "float32")
+    wanted = types.get(array.dtype.newbyteorder("="))
+    if wanted is None:
+        raise SubpruneError(
+            f"is {array.dtype}, not {usual}", where=where, remedy=f'convert it with x.astype("{usual}")'
+        )
     if kind is not None and kind.is_floating_point is not (wanted is np.float32):
         other = "float32" if kind.is_floating_point else str(kind).removeprefix("torch.")
         what = f"is {array.dtype}, the network takes {other}"

@@ -30,6 +30,7 @@ _DTYPES: dict[int, torch.dtype] = {
     onnx.TensorProto.INT64: torch.int64,
     onnx.TensorProto.INT32: torch.int64,
     onnx.TensorProto.BOOL: torch.bool,
+    onnx.TensorProto.UINT8: torch.uint8,
 }
 _EXPORT = "export it again"
 
