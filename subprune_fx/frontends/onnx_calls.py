@@ -21,7 +21,14 @@ _WEIGHTED = ("input", "weight", "bias")
 _INPUTS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("Conv", "ConvTranspose", "Gemm"), _WEIGHTED),
     **dict.fromkeys(
-        ("InstanceNormalization", "LayerNormalization", "RMSNormalization", "GroupNormalization"), _WEIGHTED
+        (
+            "InstanceNormalization",
+            "LayerNormalization",
+            "RMSNormalization",
+            "SimplifiedLayerNormalization",
+            "GroupNormalization",
+        ),
+        _WEIGHTED,
     ),
     "MatMul": ("input", "other"),
     "Attention": ("query", "key", "value", "attn_mask"),
@@ -54,7 +61,7 @@ def describe_call(node: fx.Node, target: OnnxOp, root: Any) -> tuple[Row | None,
     arguments: Arguments = dict(zip(names, node.args, strict=False))
     arguments.update({_ATTRIBUTES[key]: value for key, value in node.kwargs.items() if key in _ATTRIBUTES})
     rule = _SPECIAL.get(target.op_type)
-    row = BY_ONNX.get(target.op_type) if target.domain == "" else None
+    row = BY_ONNX.get(f"{target.domain}.{target.op_type}" if target.domain else target.op_type)
     return row if rule is None or target.domain else rule(node, root, arguments, row), arguments
 
 
@@ -204,6 +211,7 @@ _SPECIAL: Mapping[str, Rule] = {
     "Einsum": _einsum,
     "LayerNormalization": _layer_norm,
     "RMSNormalization": _layer_norm,
+    "SimplifiedLayerNormalization": _layer_norm,
     "GroupNormalization": _group_norm,
     "Attention": _attention,
     "Gather": _gather,

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from subprune_fx.frontends.onnx_inner import inner
 from subprune_fx.frontends.onnx_op import VARIADIC, OnnxOp
+from subprune_fx.frontends.onnx_spelled import spelled
 
 META = "onnx"
 """Key in `GraphModule.meta` under which an imported graph keeps its `Source`."""
@@ -41,7 +42,8 @@ class Source:
     Attributes:
         model: The model, external data loaded.
         tensors: By parameter or buffer of the graph module, the name of the ONNX constant; several may share one.
-        nodes: By fx node name, the position of the ONNX node.
+        nodes: By fx node name, the position of the ONNX node; that of a fused one is the position of several.
+        places: By fx node name, for those of a fused node, where their operands are among its own; -1: nowhere.
         values: By ONNX tensor name, the fx node that yields it, or (node, position) for one of several outputs.
         attributes: By fx node name, the attributes that the node had before anything was pruned.
         batch: The only batch size that the graph runs with; None for any.
@@ -59,6 +61,12 @@ class Source:
     settled: bool = False
     biases: frozenset[str] = frozenset()
     size: int = 0
+    places: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+
+    def place(self, node: str, operand: int) -> int:
+        """Where an operand of an fx node is among those of its ONNX node; -1: nowhere."""
+        found = self.places.get(node)
+        return operand if found is None or operand >= len(found) else found[operand]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Source:
         """Itself: nobody changes it, and the model is as large as the network."""
@@ -86,13 +94,18 @@ def import_graph(model: onnx.ModelProto) -> fx.GraphModule:
 class _Importer:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = model
-        self.source = gs.import_onnx(model)
+        self.spelled, self.origins = spelled(model)
+        self.source = gs.import_onnx(self.spelled)
         self.root = nn.Module()
         self.graph = fx.Graph()
         self.tensors: dict[str, str] = {}
         self.nodes: dict[str, int] = {}
+        self.places: dict[str, tuple[int, ...]] = {}
         self.values: dict[str, fx.Node | tuple[fx.Node, int]] = {}
         self.constants = dict(_constants(self.source))
+        own = {name for node in model.graph.node for name in node.output}
+        spelled_ = (name for node in self.spelled.graph.node if node.op_type == "Constant" for name in node.output)
+        self.numbers = {name for name in spelled_ if name not in own}
         self.alias = _aliases(self.source, self.constants)
         self.statistics = _statistics(self.source)
         self.flat = _flat_biases(self.source)
@@ -102,7 +115,7 @@ class _Importer:
         for tensor in self.source.inputs:
             if isinstance(tensor, gs.Variable):
                 self.values[tensor.name] = self.graph.placeholder(_identifier(tensor.name))
-        for position, (node, proto) in enumerate(zip(self.source.nodes, self.model.graph.node, strict=True)):
+        for position, (node, proto) in enumerate(zip(self.source.nodes, self.spelled.graph.node, strict=True)):
             if node.outputs[0].name not in self.constants and node.outputs[0].name not in self.alias:
                 self._node(position, node, proto)
         outputs = tuple(self._operand(tensor.name) for tensor in self.source.outputs)
@@ -112,7 +125,8 @@ class _Importer:
             name: found.name if isinstance(found, fx.Node) else (found[0].name, found[1])
             for name, found in self.values.items()
         }
-        module.meta[META] = Source(self.model, self.tensors, self.nodes, values, biases=frozenset(self.biases))
+        biases = frozenset(self.biases)
+        module.meta[META] = Source(self.model, self.tensors, self.nodes, values, biases=biases, places=self.places)
         return module
 
     def _node(self, position: int, node: gs.Node, proto: onnx.NodeProto) -> None:
@@ -127,7 +141,10 @@ class _Importer:
         args = (operands,) if node.op in VARIADIC else tuple(operands)
         name = _identifier(node.name or f"{node.op}_{node.outputs[0].name}")
         made = self.graph.create_node("call_function", op, args, plain, name=name)
-        self.nodes[made.name] = position
+        origin = self.origins[position]
+        self.nodes[made.name] = origin.position
+        if origin.operands is not None:
+            self.places[made.name] = origin.operands
         for number, tensor in enumerate(node.outputs[: len(read)]):
             if len(read) == 1:
                 self.values[tensor.name] = made
@@ -167,7 +184,8 @@ class _Importer:
             self.root.register_parameter(attribute, nn.Parameter(tensor, requires_grad=False))
         else:
             self.root.register_buffer(attribute, tensor)
-        self.tensors[attribute] = name
+        if name not in self.numbers:
+            self.tensors[attribute] = name
         return self.graph.get_attr(attribute)
 
     def _bias(self, node: gs.Node) -> list[fx.Node]:

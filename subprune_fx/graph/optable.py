@@ -81,7 +81,7 @@ class Row:
         kind: How labels pass through.
         torch: Its names in torch, lower case, without trailing underscore: functions, methods, `nn` classes and
             ATen packets of one name share an entry.
-        onnx: Its ONNX op types.
+        onnx: Its ONNX op types, with the domain where that is not ONNX's own.
         axes: For contractions, where the channels are.
         resize: For moving ops, which arguments spell sizes.
         roles: Names of the tensors it takes besides the first (parameters, usually), as torch spells them.
@@ -353,6 +353,9 @@ TABLE: tuple[Row, ...] = (
             "Dropout",
             "Identity",
             "Cast",
+            "com.microsoft.Gelu",
+            "com.microsoft.FastGelu",
+            "com.microsoft.QuickGelu",
         ),
     ),
     Row(Kind.SAME, ("type_as",)),
@@ -482,7 +485,7 @@ TABLE: tuple[Row, ...] = (
     Row(
         Kind.NORM,
         ("layernorm", "layer_norm", "native_layer_norm", "rmsnorm", "rms_norm", "normalize"),
-        ("LayerNormalization", "RMSNormalization"),
+        ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"),
         resize=Resize.NORM,
         roles=_WEIGHT,
     ),

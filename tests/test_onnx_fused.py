@@ -1,0 +1,151 @@
+"""Files that onnxruntime has optimised: fused operators are pruned like those that they stand for, and stay fused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+from test_onnx_graphs import BATCH, Compile, Weights, compiled, dead, model, random
+
+from subprune_fx.frontends.onnx_spelled import spelled
+
+__all__ = ["compiled"]
+
+WEIGHTS: Weights = {
+    "w": random(6, 16),
+    "b": random(16),
+    "v": dead(random(16, 3)),
+    "c": random(3),
+    "wide": dead(random(16, 6)),
+    "shift": random(6, seed=1),
+    "scale": random(6, seed=2),
+    "offset": random(6, seed=3),
+    "u": random(6, 3),
+}
+for first in ("w", "b"):
+    WEIGHTS[first][..., ::2] = 0  # else a neuron that nobody reads may still be what tells most
+WEIGHTS |= {"wt": WEIGHTS["w"].T.copy(), "vt": WEIGHTS["v"].T.copy()}
+
+
+def fused(op: str, inputs: str, outputs: str, **attributes: Any) -> onnx.NodeProto:
+    """Operands are words; `-` is one that is left out."""
+    given, made = ([name.replace("-", "") for name in words.split()] for words in (inputs, outputs))
+    return helper.make_node(op, given, made, f"{op} {made[0]}", domain="com.microsoft", **attributes)
+
+
+def plain(op: str, inputs: str, outputs: str, **attributes: Any) -> onnx.NodeProto:
+    return helper.make_node(op, inputs.split(), outputs.split(), **attributes)
+
+
+PRODUCT, BIAS, RELU = plain("MatMul", "x w", "h0"), plain("Add", "h0 b", "h1"), plain("Relu", "h1", "h")
+READER, WIDE, LAST = plain("MatMul", "h v", "y"), plain("MatMul", "h wide", "z"), plain("MatMul", "n u", "y")
+CASES: dict[str, list[onnx.NodeProto]] = {
+    "BiasGelu": [PRODUCT, fused("BiasGelu", "h0 b", "h"), READER],
+    "FastGelu": [PRODUCT, fused("FastGelu", "h0 b", "h"), READER],
+    "FastGelu without bias": [PRODUCT, BIAS, fused("FastGelu", "h1", "h"), READER],
+    "Gelu": [PRODUCT, BIAS, fused("Gelu", "h1", "h"), READER],
+    "QuickGelu": [PRODUCT, BIAS, fused("QuickGelu", "h1", "h", alpha=1.5), READER],
+    "FusedGemm": [
+        fused("FusedGemm", "x w b", "h", activation="LeakyRelu", activation_alpha=0.3),
+        fused("FusedGemm", "h v c", "y", activation="Relu"),
+    ],
+    "FusedMatMul": [PRODUCT, BIAS, RELU, fused("FusedMatMul", "h v", "y", alpha=0.5)],
+    "FusedMatMul, transposed": [
+        fused("FusedMatMul", "x wt", "h0", transB=1),
+        *[BIAS, RELU],
+        fused("FusedMatMul", "h vt", "y", transB=1),
+    ],
+    "SkipLayerNormalization": [
+        *[PRODUCT, BIAS, RELU, WIDE, LAST],
+        fused("SkipLayerNormalization", "z x scale offset shift", "n", epsilon=1e-3),
+    ],
+    "its sum": [
+        *[PRODUCT, BIAS, RELU, WIDE, LAST],
+        fused("SkipLayerNormalization", "x z scale", "m - - s"),
+        plain("Add", "m s", "n"),
+    ],
+    "SkipSimplifiedLayerNormalization": [
+        *[PRODUCT, BIAS, RELU, WIDE, LAST],
+        fused("SkipSimplifiedLayerNormalization", "z x scale shift", "n"),
+    ],
+}
+
+
+def network(nodes: list[onnx.NodeProto]) -> onnx.ModelProto:
+    """x -> 16 neurons, every other of which nobody reads -> y."""
+    read = {name for node in nodes for name in node.input}
+    weights = {name: value for name, value in WEIGHTS.items() if name in read}
+    made = model(nodes, weights, [BATCH, 6], out=[BATCH, 3])
+    made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    return made
+
+
+def halved(made: onnx.ModelProto) -> dict[str, list[int]]:
+    """The sizes of weights without the dead neurons."""
+    return {t.name: [8 if size == 16 else size for size in t.dims] for t in made.graph.initializer}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_dead_neurons_go(name: str, compiled: Compile) -> None:
+    made = network(CASES[name])
+    wanted = halved(made)
+    before = sum(int(np.prod(tensor.dims)) for tensor in made.graph.initializer)
+    found = compiled(made, ratio=0.999 * before / sum(int(np.prod(dims)) for dims in wanted.values()))
+    assert {tensor.name: list(tensor.dims) for tensor in found.graph.initializer} == wanted
+    assert sorted(map(str, found.graph.node)) == sorted(map(str, made.graph.node))
+
+
+@pytest.mark.parametrize(
+    ("kind", "numbers"), [("Relu", []), ("Clip", [-0.5, 1.5]), ("HardSigmoid", [0.3, 0.4]), ("LeakyRelu", [0.2])]
+)
+def test_a_convolution_with_a_sum_and_an_activation(kind: str, numbers: list[float], compiled: Compile) -> None:
+    weights = {"w": random(16, 3, 3, 3), "b": random(16), "v": random(3, 16, 3, 3), "c": random(3)}
+    weights["v"][:, ::2] = 0
+    attributes: dict[str, Any] = {"pads": [1, 1, 1, 1], "activation": kind}
+    attributes |= {"activation_params": numbers} if numbers else {}
+    nodes = [
+        fused("FusedConv", "x w b", "h", **attributes),
+        fused("FusedConv", "h v c x", "z", **attributes),
+        plain("GlobalAveragePool", "z", "p"),
+        plain("Flatten", "p", "y"),
+    ]
+    made = model(nodes, weights, [BATCH, 3, 4, 4], out=[BATCH, 3])
+    made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    found = compiled(made)
+    assert {tensor.name: list(tensor.dims) for tensor in found.graph.initializer} == halved(made)
+    assert found.graph.node == made.graph.node
+
+
+def test_constants_that_fused_nodes_share_part_where_they_differ(compiled: Compile) -> None:
+    """One vector of zeros as two biases; one of the layers is pruned."""
+    weights = {"w": random(6, 16), "b": np.zeros(16, np.float32), "u": random(16, 16), "v": random(16, 3)}
+    weights["u"][::2] = 0
+    nodes = [
+        plain("MatMul", "x w", "h0"),
+        fused("BiasGelu", "h0 b", "h1"),
+        plain("MatMul", "h1 u", "h2"),
+        fused("BiasGelu", "h2 b", "h"),
+        plain("MatMul", "h v", "y"),
+    ]
+    made = model(nodes, weights, [BATCH, 6], out=[BATCH, 3])
+    made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    found = compiled(made, "--only", "MatMul_h0", ratio=1.5)
+    first, second = sorted(tensor.dims[0] for tensor in found.graph.initializer if len(tensor.dims) == 1)
+    assert first < second == 16
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        fused("FusedGemm", "x w b", "h", activation="ScaledTanh"),
+        fused("FusedMatMul", "x w", "h", transBatchA=1),
+        fused("FusedMatMul", "x unknown", "h", transB=1),
+        fused("SkipLayerNormalization", "x z scale", "n mean"),
+    ],
+)
+def test_what_cannot_be_spelled_stays(node: onnx.NodeProto) -> None:
+    made = model([node], WEIGHTS, [BATCH, 6], out=[BATCH, 3])
+    assert spelled(made)[0] is made
