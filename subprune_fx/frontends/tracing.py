@@ -181,7 +181,7 @@ def _by_number(node: fx.Node) -> None:
 
 
 def _without_empty(graph: fx.Graph) -> None:
-    """What is joined without having elements (the part of a head that is not rotated) is left out, where it is known."""
+    """What is joined without having elements (the part of a head that is not rotated) is left out where it is known."""
     for node in [node for node in graph.nodes if node.target in (torch.ops.aten.cat.default, torch.cat)]:
         joined = node.args[0] if node.args and isinstance(node.args[0], (tuple, list)) else ()
         left = [part for part in joined if not _is_empty(part)]
