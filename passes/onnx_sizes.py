@@ -26,23 +26,21 @@ class Constants:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self._protos: dict[str, onnx.TensorProto] = {tensor.name: tensor for tensor in model.graph.initializer}
-        self._other: dict[str, Array] = {}
+        self._nodes: dict[str, onnx.NodeProto] = {}
         self._originals: dict[str, Array] = {}
         for node in model.graph.node:
             if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
                 self._protos[node.output[0]] = node.attribute[0].t
             elif node.op_type == "Constant" and node.attribute:
-                plain = helper.get_attribute_value(node.attribute[0])
-                kind = np.float32 if node.attribute[0].name.startswith("value_float") else np.int64
-                self._other[node.output[0]] = np.asarray(plain, dtype=kind)
+                self._nodes[node.output[0]] = node
 
     def __contains__(self, name: str) -> bool:
-        return name in self._protos or name in self._other
+        return name in self._protos or name in self._nodes
 
     def value(self, name: str) -> Array:
         """As it stands in the file."""
-        found = self._other.get(name)
-        return numpy_helper.to_array(self._protos[name]) if found is None else found
+        node = self._nodes.get(name)
+        return numpy_helper.to_array(self._protos[name]) if node is None else _numbers(node)
 
     def original(self, name: str) -> Array:
         """As it was before the first `write`."""
@@ -50,12 +48,23 @@ class Constants:
 
     def write(self, name: str, value: Array) -> None:
         """Replace the value; the name and whatever else is said about the tensor stay."""
+        self._originals.setdefault(name, self.value(name))
+        if name in self._nodes:
+            attribute = self._nodes[name].attribute[0]
+            attribute.CopyFrom(helper.make_attribute(attribute.name, value.tolist()))
+            return
         proto = self._protos[name]
-        self._originals.setdefault(name, numpy_helper.to_array(proto))
         label, note = proto.name, proto.doc_string
         proto.CopyFrom(numpy_helper.from_array(value, label))
         if note:
             proto.doc_string = note
+
+
+def _numbers(node: onnx.NodeProto) -> Array:
+    """Of a Constant node that holds no tensor."""
+    (attribute,) = node.attribute
+    kind = np.float32 if attribute.name.startswith("value_float") else np.int64
+    return np.asarray(helper.get_attribute_value(attribute), dtype=kind)
 
 
 class Sizes:

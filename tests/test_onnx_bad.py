@@ -108,6 +108,10 @@ EDITS: dict[str, tuple[Edit, str]] = {
     "no outputs": (lambda made: made.graph.ClearField("output"), "has no outputs"),
     "a node twice": (lambda made: made.graph.node.append(made.graph.node[2]), "is not a model that onnxruntime runs"),
     "a loop": (lambda made: made.graph.node[0].input.__setitem__(0, "h1"), "is not a model that onnxruntime runs"),
+    "no numbers": (
+        lambda made: setattr(made.graph.node[2], "op_type", "Log"),
+        "its outputs are NaN; check its weights",
+    ),
     "positions outside": (sparse(1, 999), "cannot be spelled out .*out of bounds"),
     "larger": (sparse(1), "would take .* bytes, more than the .* of the original; ask for a higher ratio"),
 }

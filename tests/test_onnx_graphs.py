@@ -133,6 +133,38 @@ def test_weights_in_constant_nodes(compiled: Compile) -> None:
     assert not found.graph.initializer
 
 
+def test_weights_as_numbers_of_constant_nodes(compiled: Compile) -> None:
+    made = mlp()
+    (bias,) = (tensor for tensor in made.graph.initializer if tensor.name == "b")
+    numbers = numpy_helper.to_array(bias).tolist()
+    made.graph.initializer.remove(bias)
+    made.graph.node.insert(0, helper.make_node("Constant", [], ["b"], value_floats=numbers))
+    found = compiled(made)
+    assert len(found.graph.node[0].attribute[0].floats) == 8
+
+
+def test_nodes_that_nobody_reads_go(compiled: Compile) -> None:
+    made = mlp()
+    nodes = [helper.make_node("Sigmoid", ["h1"], ["u"]), helper.make_node("Split", ["u"], ["s", "t"], axis=1)]
+    made.graph.node.extend(nodes)
+    assert len(compiled(made).graph.node) == len(made.graph.node) - len(nodes)
+
+
+def test_an_output_that_nobody_reads_before_one_that_is_read(compiled: Compile) -> None:
+    """The greatest values' places, not they themselves."""
+    weights: Weights = {"k": ints(3), "v": dead(random(16, 5))}
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["h"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("MatMul", ["f", "v"], ["m"]),
+        helper.make_node("Relu", ["m"], ["y"]),
+        helper.make_node("TopK", ["y", "k"], ["greatest", "places"], axis=1),
+    ]
+    made = conv_net(nodes, weights)
+    made.graph.output.append(helper.make_tensor_value_info("places", TensorProto.INT64, [BATCH, 3]))
+    assert compiled(made).graph.node[-1] == made.graph.node[-1]
+
+
 def test_weights_listed_as_inputs(compiled: Compile) -> None:
     made = mlp(ir=3)
     for tensor in made.graph.initializer:

@@ -43,6 +43,14 @@ def test_control_flow_on_data_is_refused_with_its_line(capfd: pytest.CaptureFixt
     assert capfd.readouterr() == ("", "")  # torch.export prints the graph that it had so far
 
 
+def test_a_network_that_gives_no_numbers() -> None:
+    last = nn.Linear(4, 2)
+    last.bias.data.fill_(torch.nan)
+    net = nn.Sequential(nn.Linear(3, 4), last)
+    with pytest.raises(SubpruneError, match="its outputs are NaN; check its weights"):
+        subprune_fx.prune(net, torch.randn(4, 3), keep=0.5)
+
+
 def test_a_network_that_fails_names_the_shape() -> None:
     with pytest.raises(SubpruneError, match=r"does not run on an input of shape \(2, 4\)"):
         subprune_fx.prune(nn.Linear(3, 2), torch.randn(2, 4), keep=0.5)

@@ -116,7 +116,8 @@ class _Importer:
             if isinstance(tensor, gs.Variable):
                 self.values[tensor.name] = self.graph.placeholder(_identifier(tensor.name))
         for position, (node, proto) in enumerate(zip(self.source.nodes, self.spelled.graph.node, strict=True)):
-            if node.outputs[0].name not in self.constants and node.outputs[0].name not in self.alias:
+            known = node.outputs[0].name in self.constants or node.outputs[0].name in self.alias
+            if not known and _read(self.source, node):
                 self._node(position, node, proto)
         outputs = tuple(self._operand(tensor.name) for tensor in self.source.outputs)
         self.graph.output(outputs[0] if len(outputs) == 1 else outputs)
@@ -285,12 +286,11 @@ def _flat_biases(graph: gs.Graph) -> set[str]:
 
 
 def _read(graph: gs.Graph, node: gs.Node) -> tuple[bool, ...]:
-    """Which outputs are read, up to the last one that is."""
+    """Which outputs a node has, up to the last one that is read; one before it may be one that it must have."""
     outputs = {tensor.name for tensor in graph.outputs}
     read = [bool(tensor.name) and (bool(tensor.outputs) or tensor.name in outputs) for tensor in node.outputs]
-    while len(read) > 1 and not read[-1]:
-        read.pop()
-    return tuple(read)
+    count = max((place + 1 for place, is_read in enumerate(read) if is_read), default=0)
+    return tuple(bool(tensor.name) for tensor in node.outputs[:count])
 
 
 def _captured(attribute: onnx.AttributeProto, known: set[str]) -> Iterator[str]:

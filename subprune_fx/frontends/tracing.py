@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from subprune_fx.bundle import Bundle, Inputs, arguments, call, parts
 from subprune_fx.errors import SubpruneError
@@ -62,6 +63,9 @@ def traces(module: nn.Module, example: Inputs) -> Iterator[fx.GraphModule]:
                 where=type(module).__name__,
                 remedy="give inputs of the shape it was trained on",
             ) from error
+    if any(isinstance(leaf, Tensor) and bool(leaf.isnan().any()) for leaf in pytree.tree_leaves(expected)):
+        what, remedy = "its outputs are NaN", "check its weights, and that inputs are prepared as it expects"
+        raise SubpruneError(what, where=type(module).__name__, remedy=remedy)
     failures = []
     for name, tracer in _TRACERS.items():
         try:
@@ -245,8 +249,8 @@ def _shapes(example: Inputs) -> str:
 
 
 def _equal(left: Any, right: Any) -> bool:
-    flat, spec = torch.utils._pytree.tree_flatten(left)  # noqa: SLF001 - torch's own pytree has no public name
-    other, other_spec = torch.utils._pytree.tree_flatten(right)  # noqa: SLF001
+    flat, spec = pytree.tree_flatten(left)
+    other, other_spec = pytree.tree_flatten(right)
     if spec != other_spec:
         return False
     return all(
