@@ -13,7 +13,7 @@ from torch import Tensor
 from subprune_fx.graph.channels import Group
 from subprune_fx.numerics import row_moments
 from subprune_fx.numerics.collect import Collected, Collector
-from subprune_fx.numerics.elimination import TOLERANCE
+from subprune_fx.numerics.diagonals import TOLERANCE
 from subprune_fx.numerics.greedy import greedy
 from subprune_fx.numerics.moments import Moments
 from subprune_fx.numerics.prefixes import kept_errors, reweighted_errors

@@ -93,8 +93,8 @@ class GramElimination(Elimination):
     def _pivot(self, own: slice) -> tuple[Tensor, Tensor]:
         left, right = self._left[:, : self._used], self._right[:, : self._used]
         both, r = torch.cat([left[:, :, own], right[:, :, own]], 2).mT @ left, self._r
-        explained = self._explained[:, own] - left[:, :, own].mT @ right - both[:, r:]
-        return self._gram[:, own] - both[:, :r], explained
+        explained = torch.baddbmm(self._explained[:, own], left[:, :, own].mT, right, alpha=-1)
+        return self._gram[:, own] - both[:, :r], explained.sub_(both[:, r:])
 
     def _take(self, own: slice, root: Tensor, n: Tensor, t: Tensor) -> None:
         del root

@@ -58,7 +58,7 @@ def greedy(
     count = units if stop is None else min(stop, units)
     factors = [members[0].together(members) for members in _stacked(blocks)]
     size = units if epsilon is None else max(1, int(np.ceil(units / max(count, 1) * np.log(1 / epsilon))))
-    open_ = torch.ones(units, dtype=torch.bool)
+    open_, closed = torch.ones(units, dtype=torch.float64), torch.zeros(units, dtype=torch.float64)
     error = [sum(block.scale * block.energy for block in blocks)]
     order: list[int] = []
     sums: list[float] = []
@@ -66,21 +66,22 @@ def greedy(
         gains = torch.zeros(units, dtype=torch.float64)
         for part in factors:
             part.add_gains(gains)
-        sums.append(float(gains[open_].sum()))
-        gains[~open_] = -torch.inf
-        if size < units:
-            candidates = open_.nonzero()[:, 0]
-            sample = candidates[torch.randperm(len(candidates), generator=generator)[:size]]
-            best = int(sample[gains[sample].argmax()])
-        else:
-            best = int(gains.argmax())
+        sums.append(float(gains @ open_))
+        best = int((gains + closed).argmax()) if size >= units else _sampled(gains, open_, size, generator)
         for part in factors:
             part.eliminate(best)
-        open_[best] = False
+        open_[best], closed[best] = 0.0, -torch.inf
         order.append(best)
         error.append(min(error[-1], max(error[-1] - float(gains[best]), 0.0)))
     curves = (torch.tensor(values, dtype=torch.float64) for values in (error, sums))
     return Selection(torch.tensor(order, dtype=torch.int64), *curves)
+
+
+def _sampled(gains: Tensor, open_: Tensor, size: int, generator: torch.Generator | None) -> int:
+    """The best of some candidates."""
+    candidates = open_.nonzero()[:, 0]
+    sample = candidates[torch.randperm(len(candidates), generator=generator)[:size]]
+    return int(sample[gains[sample].argmax()])
 
 
 def whole(blocks: Sequence[Part]) -> float:

@@ -1,0 +1,142 @@
+"""Diagonal blocks of G|S and H|S for b parts of n units: what gains are computed from, and a pivot's K, N and T.
+
+Units of one column, as of every linear layer and 1x1 convolution, need neither factorisations nor solvers.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from subprune_fx.numerics.solve import attempt, factor
+
+TOLERANCE = 1e-10
+"""A residual below this fraction of the column's own square is rounding: such a column adds nothing.
+
+H|S is good to about 1e-16 H, so what rounding may pretend to gain is 1e-16 / TOLERANCE of what a column explains alone.
+"""
+
+
+class Diagonals(Protocol):
+    """Of both matrices, with some units eliminated."""
+
+    def gains(self) -> Tensor:
+        """tr((G_II|S)^-1 H_II|S), (b, n)."""
+
+    def pivot(self, position: int, rows: Tensor, explained: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Eliminate a unit.
+
+        Args:
+            position: Which.
+            rows: P of `numerics.elimination`, (b, r, d).
+            explained: Q, (b, r, d).
+
+        Returns:
+            K (b, r, r), N and T (b, r, d).
+        """
+
+    def only(self, index: Tensor) -> Diagonals:
+        """Of some of the units."""
+
+
+def diagonals(gram: Tensor, explained: Tensor) -> Diagonals:
+    """Of nothing eliminated.
+
+    Args:
+        gram: G_II by unit, (b, n, r, r), float64.
+        explained: H_II by unit, (b, n, r, r), float64.
+    """
+    floor = (TOLERANCE * gram.diagonal(dim1=2, dim2=3)).clamp(min=torch.finfo(torch.float32).tiny)
+    if gram.shape[3] == 1:
+        return Columns(*(of.reshape(floor.shape[:2]).clone() for of in (gram, explained, floor)))
+    return Squares(gram, explained, floor)
+
+
+class Columns:
+    """Of units of one column each: (b, n)."""
+
+    def __init__(self, gram: Tensor, explained: Tensor, floor: Tensor) -> None:
+        self._gram, self._explained, self._floor = gram, explained, floor
+
+    def gains(self) -> Tensor:
+        """See `Diagonals`."""
+        return (self._explained / self._gram).masked_fill_(self._gram <= self._floor, 0.0).clamp_(min=0)
+
+    def pivot(self, position: int, rows: Tensor, explained: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Diagonals`."""
+        p, q, floor = rows[:, 0], explained[:, 0], self._floor[:, position]
+        left = self._gram[:, position] > floor
+        root = torch.where(left, (p[:, position].clamp(min=0) + floor).sqrt_(), 1.0)[:, None]
+        # What is left of a dependent column is rounding, and dividing by it would grow with every pivot.
+        n, s = (found / root if bool(left.all()) else found.where(left[:, None], 0.0) / root for found in (p, q))
+        t = torch.addcmul(s, s[:, position, None] / root, n, value=-0.5)
+        self._gram.addcmul_(n, n, value=-1)
+        self._explained.addcmul_(n, t, value=-2)
+        return root[:, None], n[:, None], t[:, None]
+
+    def only(self, index: Tensor) -> Columns:
+        """See `Diagonals`."""
+        return Columns(self._gram[:, index], self._explained[:, index], self._floor[:, index])
+
+
+class Squares:
+    """Of units of r columns each: (b, n, r, r)."""
+
+    def __init__(self, gram: Tensor, explained: Tensor, floor: Tensor) -> None:
+        self._gram, self._explained, self._floor = gram, explained, floor
+
+    def gains(self) -> Tensor:
+        """See `Diagonals`."""
+        left = self._gram.diagonal(dim1=2, dim2=3) > self._floor
+        root, failed = attempt(self._gram + torch.diag_embed(self._floor))
+        found = torch.where(left.any(2), (torch.cholesky_inverse(root) * self._explained).sum((2, 3)), 0.0)
+        if bool(failed.any()):
+            found[failed] = _column_by_column(*(of[failed] for of in (self._gram, self._explained, self._floor)))
+        return found.clamp_(min=0)
+
+    def pivot(self, position: int, rows: Tensor, explained: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Diagonals`."""
+        r, floor = rows.shape[1], self._floor[:, position]
+        own = slice(position * r, position * r + r)
+        left = self._gram[:, position].diagonal(dim1=1, dim2=2) > floor
+        if not bool(left.all()):  # as of `Columns`
+            rows, explained = (found.where(left[:, :, None], 0.0) for found in (rows, explained))
+        root = factor(rows[:, :, own].where(left[:, None, :], 0.0) + torch.diag_embed(floor.where(left, 1.0)))
+        n, s = (torch.linalg.solve_triangular(root, found, upper=False) for found in (rows, explained))
+        t = s - 0.5 * torch.linalg.solve_triangular(root, s[:, :, own].mT, upper=False).mT @ n
+        self._gram -= _blocks(n, n)
+        mixed = _blocks(n, t)
+        self._explained -= mixed + mixed.mT
+        return root, n, t
+
+    def only(self, index: Tensor) -> Squares:
+        """See `Diagonals`."""
+        return Squares(self._gram[:, index], self._explained[:, index], self._floor[:, index])
+
+
+def _blocks(left: Tensor, right: Tensor) -> Tensor:
+    """Diagonal blocks of left' right, (b, n, r, r), from (b, r, d)."""
+    b, r, _ = left.shape
+    return left.reshape(b, r, -1, r).permute(0, 2, 3, 1) @ right.reshape(b, r, -1, r).permute(0, 2, 1, 3)
+
+
+def _column_by_column(diagonal: Tensor, numerator: Tensor, floor: Tensor) -> Tensor:
+    """tr(G^-1 H) over the columns that do not depend on those before them, (some,).
+
+    Args:
+        diagonal: G, (some, r, r); indefinite where rounding is all that is left of some direction.
+        numerator: H, (some, r, r).
+        floor: What of a column's square is rounding, (some, r).
+    """
+    g, h, found = diagonal.clone(), numerator.clone(), numerator.new_zeros(len(numerator))
+    for j in range(g.shape[1]):
+        pivot, after = g[:, j, j], slice(j + 1, None)
+        inverse = torch.where(pivot > floor[:, j], 1 / pivot, 0.0)
+        found += h[:, j, j] * inverse
+        n = g[:, after, j] * inverse[:, None]
+        t = h[:, after, j] - 0.5 * h[:, j, j, None] * n
+        g[:, after, after] -= n[:, :, None] * g[:, j, None, after]
+        h[:, after, after] -= n[:, :, None] * t[:, None] + t[:, :, None] * n[:, None]
+    return found
