@@ -45,7 +45,7 @@ from subprune_fx.passes.rewrite import apply
 from subprune_fx.passes.scratch import Scratch
 from subprune_fx.passes.size import parameters
 from subprune_fx.passes.steps import only_layers, rounded, stepped, steps_of, units_of
-from subprune_fx.passes.sweep import Sweep
+from subprune_fx.passes.sweep import Sweep, beforehand
 from subprune_fx.passes.thin import thinned
 from subprune_fx.plan import Plan
 from subprune_fx.report import Step
@@ -210,7 +210,7 @@ class Compiler:
 
     def _allotted(self, ratio: float) -> Keep:
         with self._clock("select"):
-            self._rankings.find(tuple(self._rankings))
+            self._rankings.first(dict.fromkeys(self._rankings))
         with self._clock("budget"):
             return units_of(self._steps, self.team.agreed(allot(self._rule(), self._budget, ratio)))
 
@@ -252,21 +252,20 @@ class Compiler:
         return self._compiled(size.total / size.of(keep), keep)
 
     def _compiled(self, ratio: float, keep: Keep) -> Compiled:
+        late = self._decides_late()
+        with self._clock("select"):
+            nested = self._rankings.first(self._counts(keep, late=late))
         sweep = Sweep(
             self.network,
             keep,
-            self._rankings,
+            nested,
             variant=self.options.variant,
             settings=self.options.settings,
             reweight=self.options.reweight,
-            choose=self._choose if self._decides_late() else None,
+            choose=self._choose if late else None,
             store=self._store,
             team=self.team,
         )
-        with self._clock("select"):
-            self._rankings.find(
-                [group.name for group in (sweep.beforehand if self._row.live else self.network.channels.groups)]
-            )
         self._forget()
         with self._clock("sweep"):
             plan, outputs = sweep.run(self._batches, self._tick("sweep"))
@@ -304,16 +303,24 @@ class Compiler:
             self._calibrated, self.outputs = calibrate(self.network, self._batches, self._tick("calibrate"), self.team)
         return self._calibrated
 
-    def _rank(self, group: Group) -> Ranking:
-        """Nested order of a group by the original network."""
-        found = self._row.rank(self._evidence.of(group, self._row.needs), None)
+    def _rank(self, group: Group, count: int | None) -> Ranking:
+        """Nested order of a group by the original network, of its first units (None: of all)."""
+        found = self._row.rank(self._evidence.of(group, self._row.needs), count)
         if self._large:  # the next group's matrices have another size, and do not fit into what this one's have left
             trim()
         return found
 
     def _decides_late(self) -> bool:
         """Whether groups wait for the sweep: seq aims at what all of a layer's channels give there, dropped or not."""
+        if self.options.variant == "layer":
+            return False
         return self._row.live or (self.options.reweight and self.options.variant == "seq")
+
+    def _counts(self, keep: Keep, *, late: bool) -> dict[str, int | None]:
+        """Of which groups the sweep wants an order by the original network, and of how many units (None: of all)."""
+        if not self._row.live:
+            return dict.fromkeys(self._rankings)
+        return {group.name: keep[group.name] for group in beforehand(self.network, late=late)}
 
     def _choose(self, group: Group, parts: Sequence[Part], scratch: Scratch, keep: int) -> Ranking:
         """Rank a group again on the pruned-so-far network, if the selector does that."""

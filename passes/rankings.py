@@ -11,15 +11,17 @@ from subprune_fx.graph.channels import Group
 from subprune_fx.selectors import Ranking
 from subprune_fx.team import Team
 
-Rank = Callable[[Group], Ranking]
+Rank = Callable[[Group, int | None], Ranking]
+"""From a group and how many of its units are wanted (None: all of them) to a ranking of at least so many."""
+
 Told = Callable[[int, int], None]
 
 
 class Rankings(Mapping[str, Ranking]):
-    """By name of the group.
+    """By name of the group, of all units.
 
     A budget asks for all of them; a network of which every group keeps the same fraction only for those that the sweep
-    does not rank again.
+    does not rank again, and of those only for the units that are kept.
     """
 
     def __init__(self, groups: Sequence[Group], rank: Rank, team: Team, told: Told) -> None:
@@ -33,12 +35,11 @@ class Rankings(Mapping[str, Ranking]):
         """
         self._groups = {group.name: group for group in groups}
         self._rank, self._team, self._told = rank, team, told
-        self._known: dict[str, Ranking] = {}
+        self._known: dict[str, tuple[int | None, Ranking]] = {}
 
     def __getitem__(self, name: str) -> Ranking:
         """The ranking of a group."""
-        self.find([name])
-        return self._known[name]
+        return self.first({name: None})[name]
 
     def __iter__(self) -> Iterator[str]:
         """All groups, ranked or not."""
@@ -48,22 +49,31 @@ class Rankings(Mapping[str, Ranking]):
         """How many groups there are."""
         return len(self._groups)
 
-    def find(self, names: Sequence[str]) -> None:
-        """Rank those groups that are not yet; each process ranks some of them."""
-        missing = [name for name in names if name not in self._known]
-        if not missing:
-            return
+    def first(self, counts: Mapping[str, int | None]) -> dict[str, Ranking]:
+        """Rankings of at least so many units (None: all), by group.
+
+        Those that are missing are ranked now; each process ranks some of them.
+        """
+        missing = [name for name, count in counts.items() if not self._enough(name, count)]
         own = {}
         for place, name in enumerate(missing, 1):
             if place % self._team.size == self._team.rank:
-                own[name] = self._rank(self._groups[name])
-            self._told(len(self._known) + place, len(self))
-        for some in self._team.gathered(own):
+                own[name] = counts[name], self._rank(self._groups[name], counts[name])
+            self._told(min(len(self._known) + place, len(self)), len(self))
+        for some in self._team.gathered(own) if missing else ():
             self._known |= some
+        return {name: self._known[name][1] for name in counts}
+
+    def _enough(self, name: str, count: int | None) -> bool:
+        """Whether so many units are ranked. Those that are all kept have been given in no order."""
+        ranked = self._known[name][0] if name in self._known else 0
+        if ranked is None or count is None:
+            return ranked is None
+        return count == ranked or count < ranked < len(self._groups[name].units)
 
     def known(self, name: str) -> Ranking | None:
-        """The ranking of a group, if it has been asked for."""
-        return self._known.get(name)
+        """The ranking of a group, or of its first units, if it has been asked for."""
+        return self._known[name][1] if name in self._known else None
 
 
 class Orders(Mapping[str, NDArray[np.int64]]):

@@ -41,6 +41,12 @@ Choose = Callable[[Group, Sequence[Part], Scratch, int], Ranking]
 """From a group, its consumer's problem on the pruned-so-far network, that network, and how many units to keep."""
 
 
+def beforehand(network: FxNetwork, *, late: bool) -> list[Group]:
+    """Groups that no single consumer decides when the sweep reaches it; all where none decides (not `late`)."""
+    groups = network.channels.groups
+    return [one for one in groups if not late or len(one.consumers) > 1 or one.normalised]
+
+
 class Sweep:
     """One sweep: original network, pruned-so-far network, and the decisions between them."""
 
@@ -62,8 +68,8 @@ class Sweep:
         Args:
             network: The analysed network.
             keep: Units to keep, by group name.
-            nested: Ranking of each group by the original network; used for groups that no single consumer decides,
-                and for all by the layer variant and without `choose`.
+            nested: Rankings by the original network of the groups that are decided `beforehand`, of at least as many
+                units as they keep.
             variant: `asym`, `seq` or `layer` (paper section 5.1).
             settings: How least squares are posed.
             reweight: False leaves the consumers' weights as they are, but for the ranking's factors.
@@ -86,19 +92,13 @@ class Sweep:
         contractions = network.channels.contractions.items()
         self._readers = Counter((consumer.source, network.readers[name]) for name, consumer in contractions)
 
-    @property
-    def beforehand(self) -> list[Group]:
-        """Groups that no single consumer decides when it is reached, or all."""
-        groups = self.network.channels.groups
-        return [one for one in groups if self.choose is None or len(one.consumers) > 1 or one.normalised]
-
     def run(self, batches: Sequence[Inputs], tick: Tick | None = None) -> tuple[Plan, list[Any]]:
         """Walk both networks over the calibration inputs.
 
         Returns:
             The plan, and the pruned network's outputs per batch.
         """
-        for group in self.beforehand:
+        for group in beforehand(self.network, late=self.choose is not None):
             self._decide(group, self.nested[group.name])
         walk = Lockstep(self.network.graph_module, self.scratch, batches, self.store, self.team)
         with torch.no_grad():

@@ -34,7 +34,8 @@ class Diagonals(Protocol):
             explained: Q, (b, r, d).
 
         Returns:
-            K (b, r, r), N and T (b, r, d).
+            K (b, r, r), N and T (b, r, d). On K's diagonal, a dependent column has an infinity: what is left of it is
+            rounding, and dividing by that would grow with every pivot.
         """
 
     def only(self, index: Tensor) -> Diagonals:
@@ -68,9 +69,8 @@ class Columns:
         """See `Diagonals`."""
         p, q, floor = rows[:, 0], explained[:, 0], self._floor[:, position]
         left = self._gram[:, position] > floor
-        root = torch.where(left, (p[:, position].clamp(min=0) + floor).sqrt_(), 1.0)[:, None]
-        # What is left of a dependent column is rounding, and dividing by it would grow with every pivot.
-        n, s = (found / root if bool(left.all()) else found.where(left[:, None], 0.0) / root for found in (p, q))
+        root = torch.where(left, (p[:, position].clamp(min=0) + floor).sqrt_(), torch.inf)[:, None]
+        n, s = p / root, q / root
         t = torch.addcmul(s, s[:, position, None] / root, n, value=-0.5)
         self._gram.addcmul_(n, n, value=-1)
         self._explained.addcmul_(n, t, value=-2)
@@ -101,11 +101,13 @@ class Squares:
         r, floor = rows.shape[1], self._floor[:, position]
         own = slice(position * r, position * r + r)
         left = self._gram[:, position].diagonal(dim1=1, dim2=2) > floor
-        if not bool(left.all()):  # as of `Columns`
-            rows, explained = (found.where(left[:, :, None], 0.0) for found in (rows, explained))
-        root = factor(rows[:, :, own].where(left[:, None, :], 0.0) + torch.diag_embed(floor.where(left, 1.0)))
-        n, s = (torch.linalg.solve_triangular(root, found, upper=False) for found in (rows, explained))
-        t = s - 0.5 * torch.linalg.solve_triangular(root, s[:, :, own].mT, upper=False).mT @ n
+        pivot = rows[:, :, own]
+        if not bool(left.all()):
+            pivot = pivot.where(left[:, :, None] & left[:, None, :], 0.0)
+        root = factor(pivot + torch.diag_embed(floor))
+        root.diagonal(dim1=1, dim2=2).masked_fill_(~left, torch.inf)
+        n, s = solved(root, rows), solved(root, explained)
+        t = s - 0.5 * solved(root, s[:, :, own].mT).mT @ n
         self._gram -= _blocks(n, n)
         mixed = _blocks(n, t)
         self._explained -= mixed + mixed.mT
@@ -114,6 +116,14 @@ class Squares:
     def only(self, index: Tensor) -> Squares:
         """See `Diagonals`."""
         return Squares(self._gram[:, index], self._explained[:, index], self._floor[:, index])
+
+
+def solved(root: Tensor, rows: Tensor) -> Tensor:
+    """K^-1 P, of K (..., r, r) and P (..., r, d)."""
+    if root.shape[-1] == 1:
+        return rows / root
+    found: Tensor = torch.linalg.solve_triangular(root, rows, upper=False)
+    return found
 
 
 def _blocks(left: Tensor, right: Tensor) -> Tensor:

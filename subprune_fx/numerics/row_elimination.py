@@ -14,14 +14,18 @@ import torch
 from torch import Tensor
 
 from subprune_fx.numerics.blocks import sorted_columns
+from subprune_fx.numerics.diagonals import solved
 from subprune_fx.numerics.elimination import Elimination, layout
 from subprune_fx.numerics.geometry import slices
 
 AT_ONCE = 1024
 """Columns whose products with all outputs are in memory at a time."""
 
-SPENT = 0.25
-"""Share of the units that is gone when what is stored shrinks to the others."""
+PANEL = 64
+"""Columns that are eliminated between two updates of all rows."""
+
+SPENT = 0.05
+"""Share of the units that is gone when what is stored shrinks to the others: copying takes as long as a few pivots."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +87,11 @@ class RowBlock:
 
 
 class RowElimination(Elimination):
-    """From rows that are turned with every pivot."""
+    """From rows that are turned with every pivot.
+
+    What turns have taken from X is kept as a product L' U until it is `PANEL` columns wide: X is large, and reading and
+    writing it is what a pivot costs.
+    """
 
     def __init__(self, block: RowBlock) -> None:
         present, columns = layout(block.unit.numpy())
@@ -96,7 +104,8 @@ class RowElimination(Elimination):
         diagonal = rows @ rows.mT + self._ridge * torch.eye(r, dtype=torch.float64)
         numerator = torch.cat([cross @ cross.mT for cross in self._cross(r)])
         super().__init__(present, torch.tensor([block.scale], dtype=torch.float64), diagonal[None], numerator[None])
-        self._gone: list[int] = []
+        self._used, self._gone = 0, list[int]()
+        self._open_panel()
 
     def _cross(self, r: int) -> Iterator[Tensor]:
         """C by unit, (some units, r, m) at a time."""
@@ -108,29 +117,53 @@ class RowElimination(Elimination):
             )
 
     def _pivot(self, own: slice) -> tuple[Tensor, Tensor]:
-        chosen = self._inputs[own]
-        self._turning = chosen @ self._inputs.mT
-        rows = self._turning.clone()
-        rows[:, own].diagonal().add_(self._ridge)
-        cross = torch.addmm(self._weight[own].double(), chosen, self._lacking, beta=self._ridge)
-        explained = (cross @ self._lacking.mT) @ self._inputs.mT
-        explained.add_(cross.to(self._weight.dtype) @ self._weight.mT, alpha=self._ridge)
-        return rows[None], explained[None]
+        left, turns, r = self._left[: self._used], self._turns[: self._used], self._r
+        self._chosen = torch.addmm(self._inputs[own], left[:, own].mT, turns, alpha=-1)
+        cross = torch.addmm(self._weight[own].double(), self._chosen, self._lacking, beta=self._ridge)
+        both = torch.cat([self._chosen, cross @ self._lacking.mT])
+        products = torch.addmm(both @ self._inputs.mT, both @ turns.mT, left, alpha=-1)
+        products[:r, own].diagonal().add_(self._ridge)
+        products[r:].add_(cross.to(self._weight.dtype) @ self._weight.mT, alpha=self._ridge)
+        return products[None, :r], products[None, r:]
 
     def _take(self, own: slice, root: Tensor, n: Tensor, t: Tensor) -> None:
-        del n, t
-        half = torch.linalg.solve_triangular(root[0], self._inputs[own], upper=False)
-        squares, basis = torch.linalg.eigh(half @ half.mT)
-        shorter = basis / (1 + (1 - squares).clamp(min=0).sqrt()) @ basis.mT
-        turn = shorter @ half
-        lacking = self._lacking - self._inputs[own].mT @ self._weight[own].double()
+        del t
+        half = solved(root[0], self._chosen)
+        turn = _shorter(half) @ half
+        lacking = self._lacking - self._chosen.mT @ self._weight[own].double()
         self._lacking = lacking - turn.mT @ (half @ lacking)
-        self._inputs.addmm_(torch.linalg.solve_triangular(root[0], self._turning, upper=False).mT, turn, alpha=-1)
+        used = self._used
+        self._left[used : used + self._r], self._turns[used : used + self._r] = n[0], turn
+        self._used = used + self._r
         self._gone.append(own.start // self._r)
+        if self._used + self._r > len(self._left):
+            self._close_panel()
+
+    def _close_panel(self) -> None:
+        """Bring X up to date and, now and then, drop the chosen units from it."""
+        left, turns = self._left[: self._used], self._turns[: self._used]
         if SPENT * len(self._units) <= len(self._gone) < len(self._units):
             columns = self._shrink(self._gone)
-            self._inputs, self._weight = self._inputs[columns], self._weight[columns]
+            self._inputs, self._weight, left = self._inputs[columns], self._weight[columns], left[:, columns]
             self._gone = []
+        self._inputs.addmm_(left.mT, turns, alpha=-1)
+        self._open_panel()
+
+    def _open_panel(self) -> None:
+        columns, rows = self._inputs.shape
+        width = max(1, PANEL // self._r) * self._r
+        self._left = torch.empty(width, columns, dtype=torch.float64)
+        self._turns = torch.empty(width, rows, dtype=torch.float64)
+        self._used = 0
+
+
+def _shorter(half: Tensor) -> Tensor:
+    """U diag(1 / (1 + sqrt(1 - s))) U' where V'V = U diag(s) U', for V' (r, rows)."""
+    if len(half) == 1:
+        return ((1 - half @ half.mT).clamp(min=0).sqrt() + 1).reciprocal()
+    squares, basis = torch.linalg.eigh(half @ half.mT)
+    found: Tensor = basis / (1 + (1 - squares).clamp(min=0).sqrt()) @ basis.mT
+    return found
 
 
 def squared(weight: Tensor) -> float:
