@@ -66,7 +66,7 @@ def greedy(
         gains = torch.zeros(units, dtype=torch.float64)
         for part in factors:
             part.add_gains(gains)
-        sums.append(float(gains @ open_))
+        sums.append(float((gains * open_).sum()))
         best = int((gains + closed).argmax()) if size >= units else _sampled(gains, open_, size, generator)
         for part in factors:
             part.eliminate(best)
