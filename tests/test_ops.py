@@ -63,6 +63,22 @@ BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
     "upsampled maps out of a vector": lambda m, x: F.interpolate(
         m.wide(x.mean((2, 3))).view(-1, 12, 2, 2), size=(8, 8)
     ),
+    "gathered positions": lambda _, x: (
+        x.flatten(2).gather(2, torch.arange(63, -1, -1).expand(x.shape[0], 12, 64)).view_as(x)
+    ),
+    "unfold and fold": lambda _, x: F.fold(F.unfold(x, 3, padding=1), (8, 8), 3, padding=1),
+    "windows": lambda _, x: x.unfold(2, 2, 2).mean(-1).repeat_interleave(2, 2),
+    "three factors": lambda _, x: torch.einsum("bchw, bcij, bcij -> bchw", x, x, x.sigmoid()),
+    "scaled product": lambda _, x: (
+        torch.baddbmm(x.mean(3), x.mean(3), x.new_ones(x.shape[0], 8, 8), alpha=0.5)[..., None] * x
+    ),
+    "one matrix for all heads": lambda m, x: (x.view(-1, 3, 4, 64).mT @ m.turn).mT.reshape(-1, 12, 8, 8),
+    "one vector a head": lambda m, x: (
+        torch.einsum("bhcp,hc->bhp", x.view(-1, 3, 4, 64), m.each)[:, :, None] * x.view(-1, 3, 4, 64)
+    ).reshape(-1, 12, 8, 8),
+    "heads among samples": lambda m, x: (
+        torch.einsum("bpc,pqc->bpq", x.reshape(-1, 4, 64).mT, m.near) @ x.reshape(-1, 4, 64).mT
+    ).mT.reshape(-1, 12, 8, 8),
     "type of another": lambda _, x: x.type_as(x.mean((2, 3))),
     "zeros to begin with": lambda m, x: m.inner(m.inner(x.new_zeros(x.shape[0], 12, 1, 1) + x) + torch.zeros(12, 8, 8)),
     "zeros beside": lambda _, x: torch.cat([x[:, :6], x.new_zeros(x.shape[0], 6, 8, 8)], 1) + x,
@@ -101,7 +117,7 @@ BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
 }
 
 
-BY_ONE = ("split into parts", "chunk", "grid sample", "detached", "written in place")
+BY_ONE = ("split into parts", "chunk", "grid sample", "detached", "written in place", "gathered positions")
 """symbolic_trace cannot count parts, write into a tensor, or repeat a buffer for each sample.
 
 torch.export cannot detach by attribute.
@@ -113,6 +129,7 @@ def _shifted(x: Tensor) -> Tensor:
     out = torch.zeros_like(x)
     out[:, :4, :-1] = x[:, :4, 1:]
     out[:, 4:] = x[:, 4:]
+    out[:, :, 3] = x[:, :, 2]
     return out
 
 
@@ -144,6 +161,9 @@ class Net(nn.Module):
         self.prelu = nn.PReLU(12)
         self.gamma = nn.Parameter(torch.rand(12, 1, 1))
         self.register_buffer("scale", torch.rand(12))
+        self.turn = nn.Parameter(torch.rand(4, 4))
+        self.each = nn.Parameter(torch.rand(3, 4))
+        self.register_buffer("near", torch.rand(64, 64, 4))
         self.register_buffer("grid", torch.rand(1, 8, 8, 2) - 0.5)
         self.register_buffer("mask", torch.rand(8, 8) > 0.7)
         for part in self.modules():
@@ -208,6 +228,17 @@ def test_of_an_outer_product_the_wider_factor_goes() -> None:
     assert {item.name for item in network.channels.frozen} == {"down", "tail"}
     plan, small = halved(network)
     assert against_masked(network, plan, small, x) < 1e-5
+
+
+def test_a_bias_of_scores_is_no_channel() -> None:
+    def body(m: Any, x: Tensor) -> Tensor:
+        positions = m.down(x.mean(3).transpose(1, 2))
+        scores = positions @ positions.transpose(1, 2) + m.mask.float()
+        found: Tensor = (x.amax(3) @ scores.softmax(-1))[..., None]
+        return found + x
+
+    network = analyse(Net(body), torch.randn(3, 3, 8, 8))
+    assert [len(group.units) for group in network.channels.groups] == [12]
 
 
 def test_layers_in_the_dark_are_exported() -> None:

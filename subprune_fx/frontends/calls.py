@@ -31,6 +31,7 @@ _POSITIONAL: dict[str, tuple[str, ...]] = {
     "tensor_split": ("input", "indices_or_sections", "dim"),
     "narrow": ("input", "dim", "start", "length"),
     "chunk": ("input", "chunks", "dim"),
+    "gather": ("input", "dim", "index"),
     "topk": ("input", "k", "dim"),
     "channel_shuffle": ("input", "groups"),
     "transpose": ("input", "dim0", "dim1"),
@@ -51,6 +52,8 @@ _BUILTIN: dict[str, tuple[str, ...]] = {
     "layer_norm": ("input", "normalized_shape", "weight", "bias"),
     "group_norm": ("input", "num_groups", "weight", "bias"),
 }
+# What torch calls the same as something else (Tensor.unfold).
+_NAMES: dict[Any, str] = {nn.functional.unfold: "im2col", nn.Unfold: "im2col"}
 _DEFAULT_POSITIONAL = ("input", "dim", "keepdim")
 COMPUTED = "computed_"
 """Prefix of the role in the name of a parameter that a graph's own computation has become (`fx_computed`)."""
@@ -88,7 +91,9 @@ def bind(node: fx.Node, root: fx.GraphModule) -> Call:
     if node.op == "call_module":
         module = root.get_submodule(str(node.target))
         label = type(module).__name__
-        return _call(label.lower(), f"nn.{label}", module, str(node.target), _named(node, ("input",)))
+        return _call(
+            _NAMES.get(type(module), label.lower()), f"nn.{label}", module, str(node.target), _named(node, ("input",))
+        )
     if node.op == "call_method":
         name = str(node.target).rstrip("_").lower()
         names = _POSITIONAL.get(name, _DEFAULT_POSITIONAL)
@@ -111,7 +116,7 @@ def _function(node: fx.Node) -> Call:
         name = target.overloadpacket.__name__
         arguments = _named(node, names)
         return _call(name.rstrip("_").lower(), f"{target.namespace}.{name}", None, _owner(node, arguments), arguments)
-    name = getattr(target, "__name__", str(target)).strip("_").lower()
+    name = _NAMES.get(target, getattr(target, "__name__", str(target)).strip("_").lower())
     names = _POSITIONAL.get(name) or _signature(target)
     arguments = _named(node, names)
     found = _call(name, name, None, _owner(node, arguments), arguments)

@@ -18,7 +18,7 @@ from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.calls import Call, bind, dims, is_tensor, pads
 from subprune_fx.frontends.fx_batch import batch_sizes
 from subprune_fx.frontends.fx_edit import edited, retargeted
-from subprune_fx.frontends.fx_products import attention_operands, factors, is_weight, letters
+from subprune_fx.frontends.fx_products import attention_operands, factors, is_scaled, is_weight, letters
 from subprune_fx.frontends.fx_readers import product_reader, reader
 from subprune_fx.frontends.fx_resize import Site, survives, survivor_shapes
 from subprune_fx.frontends.fx_tails import Tail, tail
@@ -231,7 +231,7 @@ class _Walker(fx.Interpreter):
             return roles, tensors, {"letters": None}
         for weight, other, (a, b) in ((right, left, (1, 0)), (left, right, (0, 1))):
             param, bias = self.trees[weight], self.trees[rest[0]] if rest else None
-            if not isinstance(param, Param) or isinstance(self.trees[other], Param):
+            if not isinstance(param, Param) or isinstance(self.trees[other], Param) or is_scaled(call):
                 continue
             if not is_weight(found[a], found[b], found[2]) or not (bias is None or _is_vector(bias)):
                 continue
@@ -287,7 +287,10 @@ class _Walker(fx.Interpreter):
         if call.row.kind is Kind.GROUP_NORM:
             attrs["groups"] = self._value(call.get("num_groups"))
         if call.row.kind is Kind.SCATTER:
+            place = self._value(call.get("index"))
             part = slice(call.get("start"), call.get("end"), call.get("step"))
+            if isinstance(place, int):
+                part = slice(place, place + 1 or None)
             attrs["range"] = (int(call.get("dim", 0)), self._value(part))
         if call.row.kind is Kind.SPREAD:
             attrs["samples"] = self._over_samples(node)

@@ -28,8 +28,6 @@ def factors(call: Call) -> tuple[Any, Any, Any]:
 
 def letters(call: Call, ranks: tuple[int, int]) -> Letters | None:
     """Its dimensions; None where it is no plain product of two tensors."""
-    if any(call.get(name, 1) != 1 for name in ("alpha", "beta")):
-        return None
     return _RULES.get(call.name, _matmul)(call, ranks)
 
 
@@ -66,6 +64,11 @@ def _einsum(call: Call, ranks: tuple[int, int]) -> Letters | None:
 
 
 _RULES: dict[str, Callable[[Call, tuple[int, int]], Letters | None]] = {"einsum": _einsum}
+
+
+def is_scaled(call: Call) -> bool:
+    """Whether the product or what is added to it is multiplied with a number, so that no weight is what is read."""
+    return any(call.get(name, 1) != 1 for name in ("alpha", "beta"))
 
 
 def is_weight(matrix: str, other: str, out: str) -> bool:

@@ -174,21 +174,26 @@ def _shape(site: Site, keep: Keep) -> tuple[Constant, ...]:
         now = site.number(value, keep) if isinstance(value, fx.Node) else old[offset + position]
         if new != now:
             found.append(Constant("node", site.node.name, path, -1 if value in site.varying else new))
+    if any(constant.value == -1 for constant in found):  # torch infers only one
+        found += [
+            Constant("node", site.node.name, path, sizes[offset + position])
+            for path, position, _ in _written(site, inferred=True)
+        ]
     return tuple(found)
 
 
-def _written(site: Site) -> list[tuple[tuple[str | int, ...], int, Any]]:
-    """The sizes that a shape argument spells out (not -1): (path, which dimension, the argument)."""
+def _written(site: Site, *, inferred: bool = False) -> list[tuple[tuple[str | int, ...], int, Any]]:
+    """The sizes that a shape argument spells out, or leaves to be inferred: (path, which dimension, the argument)."""
     start = 2 if site.call.name == "unflatten" else 1
     rest = site.node.args[start:]
     if len(rest) == 1 and isinstance(rest[0], (tuple, list)):
-        return [(("args", start, i), i, value) for i, value in enumerate(rest[0]) if value != -1]
+        return [(("args", start, i), i, value) for i, value in enumerate(rest[0]) if (value == -1) is inferred]
     if rest:
-        return [(("args", start + i), i, value) for i, value in enumerate(rest) if value != -1]
+        return [(("args", start + i), i, value) for i, value in enumerate(rest) if (value == -1) is inferred]
     for key in ("shape", "size", "sizes"):
         values = site.node.kwargs.get(key)
         if isinstance(values, (tuple, list)):
-            return [(("kwargs", key, i), i, value) for i, value in enumerate(values) if value != -1]
+            return [(("kwargs", key, i), i, value) for i, value in enumerate(values) if (value == -1) is inferred]
     return []
 
 

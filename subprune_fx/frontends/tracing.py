@@ -18,6 +18,7 @@ from subprune_fx.frontends.calls import bind
 from subprune_fx.frontends.computed import compute_parameters
 from subprune_fx.frontends.fx_across import mark
 from subprune_fx.frontends.fx_computed import compute_weights
+from subprune_fx.frontends.fx_einsum import pair_einsums
 from subprune_fx.frontends.fx_fills import expand_fills
 from subprune_fx.frontends.fx_inputs import free_samples, pack
 from subprune_fx.frontends.fx_modes import ExportedModule
@@ -170,6 +171,7 @@ def functional(graph: fx.GraphModule, example: Inputs | None = None) -> fx.Graph
     if source_of(graph) is None:
         compute_weights(graph)
         expand_fills(graph.graph)
+        pair_einsums(graph.graph)
         mark(graph)
     _without_empty(graph.graph)
     shallow_first(graph.graph)

@@ -72,7 +72,7 @@ def _uncut(state: Propagation, op: str, result: Labels, axes: set[int]) -> Label
         return result
     if channels <= axes:
         state.freeze(result, f"{op} combines it with channels that cannot be pruned")
-        return result
+        return constant(result.shape)
     return state.tie(result, axes, f"{op} combines it with channels that cannot be pruned")
 
 

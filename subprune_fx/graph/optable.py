@@ -22,6 +22,8 @@ class Kind(enum.Enum):
     CONTRACT = "sums over its input channels with a weight, and makes new channels"
     PER_CHANNEL = "one parameter slice per channel: the parameters follow"
     SPATIAL = "acts on each channel's positions separately"
+    UNFOLD = "lays out each channel's windows as channels"
+    FOLD = "adds up windows that are laid out as channels"
     REDUCE = "reduces over dimensions"
     STATISTIC = "reduces over dimensions to something that means the same over fewer channels"
     ALONG = "mixes the positions of one dimension (softmax, sort)"
@@ -36,6 +38,7 @@ class Kind(enum.Enum):
     GATE = "multiplies one half of a dimension with a function of the other"
     DEAL = "deals out the channels of equal parts, one of each in turn"
     LOOKUP = "reads rows of a table: new channels from the table's columns"
+    GATHER = "reads elements along one dimension, at indices of its own for each position"
     SCATTER = "writes into a range of one dimension"
     SHAPE = "reads sizes and types, not elements"
 
@@ -435,6 +438,8 @@ TABLE: tuple[Row, ...] = (
         ),
         ("MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "Resize", "Upsample"),
     ),
+    Row(Kind.UNFOLD, ("im2col",)),
+    Row(Kind.FOLD, ("fold", "col2im")),
     Row(
         Kind.REDUCE,
         ("sum", "prod", "logsumexp", "nansum", "any", "all", "count_nonzero", "argmax", "argmin"),
@@ -525,6 +530,7 @@ TABLE: tuple[Row, ...] = (
             "index_select",
             "index",
             "ravel",
+            "unfold",
         ),
         ("Flatten", "Squeeze", "Unsqueeze", "DepthToSpace", "SpaceToDepth", "Tile"),
     ),
@@ -555,7 +561,8 @@ TABLE: tuple[Row, ...] = (
         ("Pad",),
         resize=Resize.PAD,
     ),
-    Row(Kind.SCATTER, ("slice_scatter",), resize=Resize.SLICE),
+    Row(Kind.GATHER, ("gather",)),
+    Row(Kind.SCATTER, ("slice_scatter", "select_scatter"), resize=Resize.SLICE),
     # sizes
     Row(
         Kind.SHAPE,

@@ -32,8 +32,6 @@ def product(state: Propagation, step: Step) -> Tree:
         return refuse(state, step, f"{step.op} is not a product of two tensors")
     if "weight" in step.roles:
         return _weighted(state, step, *equation)
-    if any(isinstance(operand, Param) for operand in step.operands[:2]):
-        return refuse(state, step, f"{step.op} has a weight that is not a matrix")
     left, right, *added = (state.of(operand) for operand in step.operands)
     first, second, out = equation
     made = _pair(state, step.op, (left, first), (right, second), out, step.shape)
@@ -48,7 +46,7 @@ def _weighted(state: Propagation, step: Step, read: str, weight_letters: str, ou
     free = next(letter for letter in weight_letters if letter not in read)
     data, axis = read.index(summed), out.index(free)
     if set(varying(labels)) - {data}:
-        return refuse(state, step, f"{step.op} reads channels on a dimension it does not sum over")
+        return _per_head(state, step, data, axis)
     inputs = vector(labels, data)
     state.weight_axis(weight, weight_letters.index(summed), inputs)
     fresh = state.fresh(step.shape[axis], step.module, producer=True)
@@ -73,6 +71,18 @@ def _weighted(state: Propagation, step: Step, read: str, weight_letters: str, ou
     return expand(made.reshape([-1 if d == axis else 1 for d in range(len(step.shape))]), step.shape)
 
 
+def _per_head(state: Propagation, step: Step, data: int, axis: int) -> Tree:
+    """A matrix that every head is multiplied with: heads pass, what is inside them stays together."""
+    assert step.shape is not None
+    weight, labels = step.roles["weight"], state.of(step.operands[0])
+    if data in varying(labels):
+        labels = state.tie(labels, [data], f"{step.op} reads a head with fixed channels")
+    for number, size in enumerate(weight.shape):
+        state.weight_axis(weight, number, np.zeros(size, np.int64))
+    first = np.moveaxis(labels.take([0], data), data, axis)
+    return expand(first, step.shape)
+
+
 def attention(state: Propagation, step: Step) -> Tree:
     """softmax(Q K') V with heads, if any, on batch dimensions; masks and biases are added to the scores."""
     assert step.shape is not None
@@ -89,6 +99,7 @@ def attention(state: Propagation, step: Step) -> Tree:
 
 
 def _pair(state: Propagation, op: str, left: Factor, right: Factor, out: str, shape: Shape) -> Labels:
+    left, right = _followed(state, op, left, right, out), _followed(state, op, right, left, out)
     varies = [_letters(*factor) for factor in (left, right)]
     batch = set(left[1]) & set(right[1]) & set(out)
     heads = "".join(letter for letter in out if letter in batch & (varies[0] | varies[1]))
@@ -96,6 +107,16 @@ def _pair(state: Propagation, op: str, left: Factor, right: Factor, out: str, sh
     if heads:
         return _heads(state, op, (left, right), heads, out, sizes)
     return _headless(state, op, (left, right), out, sizes)
+
+
+def _followed(state: Propagation, op: str, factor: Factor, other: Factor, out: str) -> Factor:
+    """A factor of parameters has heads where the other has some, and stays whole where the other has none."""
+    labels, letters = factor
+    heads = _letters(*other) & set(letters) & set(out)
+    if not compact(labels).any() or not state.loose(labels) or (heads and not state.loose(other[0])):
+        return factor
+    state.freeze(labels, f"{op} reads all of it")
+    return constant(labels.shape), letters
 
 
 def _letters(labels: Labels, letters: str) -> set[str]:
@@ -134,10 +155,17 @@ def _aligned(labels: Labels, letters: str, heads: str) -> Labels:
 def _headless(
     state: Propagation, op: str, factors: tuple[Factor, Factor], out: str, sizes: Mapping[str, int]
 ) -> Labels:
-    """Channels that are summed over stay; those of one factor on a dimension of the result pass."""
+    """Channels that are summed over stay; those of one factor on a dimension of the result pass.
+
+    Where that dimension has heads, what is summed over inside a head stays together.
+    """
     passing: list[Factor] = []
-    for labels, letters in factors:
+    for (labels, letters), other in zip(factors, reversed(factors), strict=True):
         varies = _letters(labels, letters)
+        if varies & set(out) and not (varies - set(out)) & _letters(*other):
+            inside = [axis for axis, letter in enumerate(letters) if letter in varies - set(out)]
+            labels = state.tie(labels, inside, f"{op} sums over it and fixed channels")  # noqa: PLW2901
+            varies &= set(out)
         if varies and varies <= set(out):
             passing.append((labels, letters))
         else:

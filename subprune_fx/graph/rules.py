@@ -343,6 +343,25 @@ def _unbatched(op: str, rank: int) -> bool:
     return number is not None and rank < int(number[1]) + 2
 
 
+def unfold(state: Propagation, step: Step) -> Tree:
+    """(samples, channels, ...) to (samples, channels x window, windows): a channel's window is that channel."""
+    labels, shape = by_channel(state, step), _shape(step)
+    if labels is None or len(shape) != 3 or labels.ndim != 4:
+        return refuse(state, step, f"{step.op} acts on a dimension that carries channels")
+    channels = vector(labels, 1)
+    return along(np.repeat(channels, shape[1] // channels.size), 1, shape)
+
+
+def fold(state: Propagation, step: Step) -> Tree:
+    """The way back: all of a window lives or dies together."""
+    labels, shape = by_channel(state, step), _shape(step)
+    if labels is None or len(shape) != 4 or labels.ndim != 3:
+        return refuse(state, step, f"{step.op} acts on a dimension that carries channels")
+    windows = vector(labels, 1).reshape(shape[1], -1)
+    state.unify(np.broadcast_to(windows[:, :1], windows.shape), windows, f"{step.op} adds fixed channels to it")
+    return along(windows[:, 0], 1, shape)
+
+
 def pad(state: Propagation, step: Step) -> Tree:
     """A padded position of a channel is that channel's; a padded channel is a fresh, droppable one."""
     labels, shape = state.of(step.operands[0]), _shape(step)
@@ -407,10 +426,22 @@ def deal(state: Propagation, step: Step) -> Tree:
     return step.run([labels])
 
 
+def gather(state: Propagation, step: Step) -> Tree:
+    """Channels on other dimensions pass; the indices have the same."""
+    labels, index = (state.of(operand) for operand in step.operands)
+    axis = int(step.attrs["dims"][0]) % labels.ndim
+    if axis in varying(labels) or any(labels.shape[d] != index.shape[d] for d in varying(labels)):
+        return refuse(state, step, f"{step.op} picks among channels")
+    first = labels.take([0], axis)[tuple(slice(0, size) for size in (*index.shape,))]
+    return combine(state, step.op, [expand(first, index.shape), index], index.shape)
+
+
 def scatter(state: Propagation, step: Step) -> Tree:
     """What is written into a range has the channels of that range."""
     labels, written = (state.of(operand) for operand in step.operands)
     axis, part = step.attrs["range"]
+    if written.ndim < labels.ndim:
+        written = np.expand_dims(written, axis)
     inside = labels[(*(slice(None),) * (axis % labels.ndim), part)]
     if part.step not in (None, 1):
         return refuse(state, step, f"{step.op} writes every {part.step}th element")
@@ -444,6 +475,8 @@ RULES: dict[Kind, Callable[[Propagation, Step], Tree]] = {
     Kind.PER_CHANNEL: per_channel,
     Kind.SPATIAL: spatial,
     Kind.SAME: same,
+    Kind.UNFOLD: unfold,
+    Kind.FOLD: fold,
     Kind.REDUCE: reduce,
     Kind.STATISTIC: statistic,
     Kind.ALONG: softmax,
@@ -457,6 +490,7 @@ RULES: dict[Kind, Callable[[Propagation, Step], Tree]] = {
     Kind.GATE: gate,
     Kind.DEAL: deal,
     Kind.LOOKUP: lookup,
+    Kind.GATHER: gather,
     Kind.SCATTER: scatter,
     Kind.SHAPE: sizes,
 }
