@@ -1,4 +1,4 @@
-"""Files that onnxruntime has optimised: fused operators are pruned like those that they stand for, and stay fused."""
+"""Operators that stand for several, those that onnxruntime's optimiser writes too: pruned as the several, and kept."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ WEIGHTS: Weights = {
     "scale": random(6, seed=2),
     "offset": random(6, seed=3),
     "u": random(6, 3),
+    "one": random(1),
+    "number": np.asarray(0.7, np.float32),
 }
 for first in ("w", "b"):
     WEIGHTS[first][..., ::2] = 0  # else a neuron that nobody reads may still be what tells most
@@ -58,6 +60,21 @@ CASES: dict[str, list[onnx.NodeProto]] = {
         *[BIAS, RELU],
         fused("FusedMatMul", "h vt", "y", transB=1),
     ],
+    "FusedGemm, scaled": [
+        fused("FusedGemm", "x w b", "h", activation="Relu", alpha=2.0, beta=0.5),
+        fused("FusedGemm", "h vt", "y", activation="Softplus", alpha=0.5, transB=1),
+    ],
+    "Gemm, scaled": [
+        plain("Gemm", "x w b", "h1", alpha=0.5, beta=2.0),
+        RELU,
+        plain("Gemm", "h vt", "y", transB=1, alpha=3.0),
+    ],
+    "Gemm, transposed": [
+        plain("Transpose", "x", "xt", perm=[1, 0]),
+        plain("Gemm", "xt w b", "h1", transA=1),
+        *[RELU, plain("Gemm", "h v c", "y")],
+    ],
+    "Gemm with one number": [plain("Gemm", "x w one", "h1"), RELU, plain("Gemm", "h v number", "y")],
     "SkipLayerNormalization": [
         *[PRODUCT, BIAS, RELU, WIDE, LAST],
         fused("SkipLayerNormalization", "z x scale offset shift", "n", epsilon=1e-3),

@@ -1,7 +1,7 @@
-"""Operators into which onnxruntime fuses several, spelled out: for the import alone, the file keeps its own nodes.
+"""Operators that stand for several, spelled out: for the import alone, the file keeps its own nodes.
 
-Its optimiser writes a convolution and the activation behind it as one node. What is fitted, and to what, is the
-convolution; so the graph has them apart.
+onnxruntime's optimiser writes a convolution and the activation behind it as one node. What is fitted, and to what, is
+the convolution; so the graph has them apart. The same goes for the scales of a Gemm.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import onnx
 from onnx import helper
 
 MICROSOFT = "com.microsoft"
+_EPSILON = 1e-12
+"""What is added to variances where a node says nothing."""
 _CLIP = 11
 """Opset from which Clip takes its bounds as operands."""
 
@@ -38,8 +40,8 @@ def spelled(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Origin]]:
         model: Stays as it is; it is returned where nothing in it is fused.
     """
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
-    ranks = _ranks(model.graph)
-    spellings = [_spell(node, opset, ranks) for node in model.graph.node]
+    shapes = _shapes(model.graph)
+    spellings = [_spell(node, opset, shapes) for node in model.graph.node]
     if not any(spellings):
         return model, [Origin(position) for position in range(len(spellings))]
     nodes: list[onnx.NodeProto] = []
@@ -56,16 +58,17 @@ def spelled(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Origin]]:
     return twin, origins
 
 
+Shape = tuple[int, ...]
 _NAMED = ("Conv", "Gemm", "MatMul")
 
 
 class Steps:
     """Nodes that take the place of one."""
 
-    def __init__(self, node: onnx.NodeProto, opset: int, ranks: Mapping[str, int]) -> None:
+    def __init__(self, node: onnx.NodeProto, opset: int, shapes: Mapping[str, Shape]) -> None:
         self.node = node
         self.opset = opset
-        self.ranks = ranks
+        self.shapes = shapes
         self.attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         self.nodes: list[onnx.NodeProto] = []
 
@@ -77,9 +80,7 @@ class Steps:
         """Name of a result; empty: left out."""
         return self.node.output[place] if len(self.node.output) > place else ""
 
-    def add(
-        self, op_type: str, inputs: Sequence[str], attributes: Mapping[str, Any], result: str = "", domain: str = ""
-    ) -> str:
+    def add(self, op_type: str, inputs: Sequence[str], domain: str = "", result: str = "", **attributes: Any) -> str:
         """One more node; a contraction is called like the one that is spelled."""
         given = list(inputs)
         while given and not given[-1]:
@@ -87,7 +88,7 @@ class Steps:
         own = op_type in _NAMED or not self.node.name
         name = self.node.name if own else f"{self.node.name}_{op_type}"
         result = result or f"{self.node.output[0]}/{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op_type, given, [result], name=name, domain=domain, **attributes))
+        self.nodes.append(helper.make_node(op_type, given, [result], name, domain=domain, **attributes))
         return result
 
     def constant(self, value: float) -> str:
@@ -96,14 +97,19 @@ class Steps:
         self.nodes.append(helper.make_node("Constant", [], [result], value_float=value))
         return result
 
+    def scaled(self, x: str, factor: float) -> str:
+        """A tensor times a number."""
+        return x if factor == 1 else self.add("Mul", [x, self.constant(factor)])
+
     def activated(self, x: str, kind: str, numbers: Sequence[float]) -> bool:
-        """An activation as the last node; whether it is known."""
+        """An activation; whether it is known."""
         if kind == "Clip" and len(numbers) == 2 and self.opset >= _CLIP:
-            self.add("Clip", [x, *map(self.constant, numbers)], {}, self.node.output[0])
-            return True
-        if kind not in _ACTIVATIONS:
+            self.add("Clip", [x, *map(self.constant, numbers)])
+        elif kind in _ACTIVATIONS:
+            given: dict[str, Any] = dict(zip(_ACTIVATIONS[kind], numbers, strict=False))
+            self.add(kind, [x], **given)
+        else:
             return False
-        self.add(kind, [x], dict(zip(_ACTIVATIONS[kind], numbers, strict=False)), self.node.output[0])
         return True
 
 
@@ -115,54 +121,84 @@ _ACTIVATIONS: Mapping[str, tuple[str, ...]] = {
 """What they are called in fused nodes: their attributes, in the order of a node's parameters."""
 
 
-def _ranks(graph: onnx.GraphProto) -> dict[str, int]:
-    """Numbers of dimensions, as far as they are stated."""
+def _shapes(graph: onnx.GraphProto) -> dict[str, Shape]:
+    """Of tensors, as far as they are stated; a size that is none is 0."""
     stated = [value for value in (*graph.input, *graph.value_info) if value.type.tensor_type.HasField("shape")]
-    found = {value.name: len(value.type.tensor_type.shape.dim) for value in stated}
-    return found | {tensor.name: len(tensor.dims) for tensor in graph.initializer}
+    found = {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in stated}
+    held = {node.output[0]: node.attribute[0].t for node in graph.node if node.op_type == "Constant" and node.attribute}
+    tensors = held | {tensor.name: tensor for tensor in graph.initializer}
+    return found | {name: tuple(tensor.dims) for name, tensor in tensors.items()}
 
 
-def _spell(node: onnx.NodeProto, opset: int, ranks: Mapping[str, int]) -> list[onnx.NodeProto]:
+def _spell(node: onnx.NodeProto, opset: int, shapes: Mapping[str, Shape]) -> list[onnx.NodeProto]:
     """Nodes in place of one; none where it stays."""
-    rule = _RULES.get(node.op_type) if node.domain == MICROSOFT else None
-    steps = Steps(node, opset, ranks)
-    return steps.nodes if rule is not None and rule(steps) else []
+    rule = _RULES.get(node.domain, {}).get(node.op_type)
+    steps = Steps(node, opset, shapes)
+    if rule is None or not rule(steps):
+        return []
+    steps.nodes[-1].output[0] = node.output[0]
+    return steps.nodes
 
 
 def _conv(steps: Steps) -> bool:
     """A convolution, perhaps plus another tensor, and an activation."""
     own = ("activation", "activation_params")
     rest = {name: value for name, value in steps.attributes.items() if name not in own}
-    x, other = steps.add("Conv", steps.node.input[:3], rest), steps.input(3)
-    if other:
-        x = steps.add("Add", [x, other], {})
+    x, other = steps.add("Conv", steps.node.input[:3], **rest), steps.input(3)
+    x = steps.add("Add", [x, other]) if other else x
     kind = steps.attributes.get("activation", b"").decode()
     return steps.activated(x, kind, steps.attributes.get("activation_params", ()))
 
 
-def _gemm(steps: Steps) -> bool:
-    rest = {name: value for name, value in steps.attributes.items() if not name.startswith("activation")}
+def _fused_gemm(steps: Steps) -> bool:
+    """A Gemm and an activation."""
     numbers = [steps.attributes.get(f"activation_{name}") for name in ("alpha", "beta")]
-    x = steps.add("Gemm", steps.node.input, rest)
     kind = steps.attributes.get("activation", b"").decode()
-    return steps.activated(x, kind, [value for value in numbers if value is not None])
+    return steps.activated(_gemm(steps), kind, [value for value in numbers if value is not None])
+
+
+def _scaled_gemm(steps: Steps) -> bool:
+    """A Gemm that is more than a layer."""
+    if _is_layer(steps) and not steps.attributes.get("transA"):
+        return False
+    _gemm(steps)
+    return True
+
+
+def _gemm(steps: Steps) -> str:
+    """A Gemm as a layer, its scales and what it adds apart where they are more than a bias."""
+    factors, given, added = list(steps.node.input[:2]), steps.attributes, steps.input(2)
+    if given.get("transA"):
+        factors[0] = steps.add("Transpose", factors[:1], perm=[1, 0])
+    if _is_layer(steps):
+        return steps.add("Gemm", [*factors, added], transB=given.get("transB", 0))
+    if given.get("transB"):
+        factors[1] = steps.add("Transpose", factors[1:], perm=[1, 0])
+    x = steps.scaled(steps.add("MatMul", factors), given.get("alpha", 1.0))
+    return steps.add("Add", [x, steps.scaled(added, given.get("beta", 1.0))]) if added else x
+
+
+def _is_layer(steps: Steps) -> bool:
+    """Whether a Gemm scales nothing, and adds one number for each neuron or nothing."""
+    given, added = steps.attributes, steps.shapes.get(steps.input(2))
+    if given.get("alpha", 1.0) != 1 or (steps.input(2) and given.get("beta", 1.0) != 1):
+        return False
+    neurons = steps.shapes.get(steps.input(1), (0, 0))[0 if given.get("transB") else 1]
+    return added is None or (added[-1:] == (neurons,) and all(size == 1 for size in added[:-1]))
 
 
 def _matmul(steps: Steps) -> bool:
     """A scaled product, the last two dimensions of either factor swapped; not one that moves the batch too."""
     given, factors = steps.attributes, list(steps.node.input)
-    swapped = [place for place, name in enumerate(("transA", "transB")) if given.get(name)]
-    if any(given.get(name) for name in ("transBatchA", "transBatchB")):
+    if given.get("transBatchA") or given.get("transBatchB"):
         return False
-    if any(steps.ranks.get(factors[place], 0) < 2 for place in swapped):
-        return False
-    for place in swapped:
-        rank = steps.ranks[factors[place]]
-        factors[place] = steps.add("Transpose", [factors[place]], {"perm": [*range(rank - 2), rank - 1, rank - 2]})
-    scale = given.get("alpha", 1.0)
-    x = steps.add("MatMul", factors, {}, "" if scale != 1 else steps.node.output[0])
-    if scale != 1:
-        steps.add("Mul", [x, steps.constant(scale)], {}, steps.node.output[0])
+    for place, name in enumerate(("transA", "transB")):
+        rank = len(steps.shapes.get(factors[place], ()))
+        if given.get(name) and rank < 2:
+            return False
+        if given.get(name):
+            factors[place] = steps.add("Transpose", [factors[place]], perm=[*range(rank - 2), rank - 1, rank - 2])
+    steps.scaled(steps.add("MatMul", factors), given.get("alpha", 1.0))
     return True
 
 
@@ -170,9 +206,8 @@ def _biased(steps: Steps) -> bool:
     """An activation of a sum with a bias."""
     if not steps.input(1):
         return False
-    x = steps.add("Add", steps.node.input[:2], {})
-    kind = {"BiasGelu": "Gelu"}.get(steps.node.op_type, steps.node.op_type)
-    steps.add(kind, [x], {}, steps.node.output[0], MICROSOFT)
+    x = steps.add("Add", steps.node.input[:2])
+    steps.add(steps.node.op_type.removeprefix("Bias"), [x], MICROSOFT)
     return True
 
 
@@ -183,20 +218,23 @@ def _skip(steps: Steps) -> bool:
     bias = steps.input(4) if centred else shift
     if steps.output(1) or steps.output(2):
         return False
-    if bias:
-        x = steps.add("Add", [x, bias], {})
-    x = steps.add("Add", [x, other], {}, steps.output(3))
-    norm = "LayerNormalization" if centred else "SimplifiedLayerNormalization"
-    attributes = {"axis": -1, "epsilon": steps.attributes.get("epsilon", 1e-5)}
-    steps.add(norm, [x, scale, shift if centred else ""], attributes, steps.node.output[0])
+    x = steps.add("Add", [x, bias]) if bias else x
+    x = steps.add("Add", [x, other], result=steps.output(3))
+    norm, operands = (
+        ("LayerNormalization", [x, scale, shift]) if centred else ("SimplifiedLayerNormalization", [x, scale])
+    )
+    steps.add(norm, operands, axis=-1, epsilon=steps.attributes.get("epsilon", _EPSILON))
     return True
 
 
-_RULES: Mapping[str, Callable[[Steps], bool]] = {
-    "FusedConv": _conv,
-    "FusedGemm": _gemm,
-    **dict.fromkeys(("FusedMatMul", "TransposeMatMul"), _matmul),
-    **dict.fromkeys(("BiasGelu", "FastGelu"), _biased),
-    **dict.fromkeys(("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"), _skip),
+_RULES: Mapping[str, Mapping[str, Callable[[Steps], bool]]] = {
+    "": {"Gemm": _scaled_gemm},
+    MICROSOFT: {
+        "FusedConv": _conv,
+        "FusedGemm": _fused_gemm,
+        **dict.fromkeys(("FusedMatMul", "TransposeMatMul"), _matmul),
+        **dict.fromkeys(("BiasGelu", "FastGelu"), _biased),
+        **dict.fromkeys(("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"), _skip),
+    },
 }
-"""By operator: what adds the steps, and says whether it could."""
+"""By domain and operator: what adds the steps, and says whether it could."""
