@@ -34,6 +34,7 @@ BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
     "interleave": lambda _, x: x.repeat_interleave(2, 1)[:, ::2],
     "expand": lambda _, x: x * x.mean((2, 3), keepdim=True).expand(-1, -1, 8, 8),
     "pad channels": lambda _, x: F.pad(x, (0, 0, 0, 0, 2, 2))[:, 1:13],
+    "pad with minus infinity": lambda _, x: F.max_pool2d(F.pad(x, (0, 1, 0, 1), value=float("-inf")), 2, 1),
     "pad positions": lambda _, x: F.pad(x, (1, 1, 0, 2), value=0.5)[:, :, :8, :8],
     "circular pad": lambda _, x: F.pad(x, (1, 1, 1, 1), mode="circular")[:, :, 1:9, 1:9],
     "pixel shuffle": lambda _, x: F.pixel_unshuffle(F.pixel_shuffle(x, 2), 2),
@@ -235,7 +236,8 @@ def test_a_bias_of_scores_is_no_channel() -> None:
         positions = m.down(x.mean(3).transpose(1, 2))
         scores = positions @ positions.transpose(1, 2) + m.mask.float()
         found: Tensor = (x.amax(3) @ scores.softmax(-1))[..., None]
-        return found + x
+        alone = F.scaled_dot_product_attention(positions, positions, x.amin(3).mT)
+        return found + x + alone.mT[..., None]
 
     network = analyse(Net(body), torch.randn(3, 3, 8, 8))
     assert [len(group.units) for group in network.channels.groups] == [12]

@@ -86,13 +86,17 @@ def survives(site: Site, channels: ChannelGraph, samples: Sequence[Keep]) -> boo
 
 
 def _consistent(site: Site, keep: Keep, unit: NDArray[np.int64]) -> bool:
+    sized = site.call.row is not None and site.call.row.kind in (Kind.PAD, Kind.SPREAD)  # new elements, no moved ones
     try:
         constants = resize(site, keep)
-        out = leaves(site.run([_cut(labels, keep) for labels in site.operands], constants, keep))
+        operands: list[NDArray[Any]] = [_cut(labels, keep) for labels in site.operands]
+        if sized:  # an integer cannot be padded with -inf
+            operands = [np.zeros(part.shape) for part in operands]
+        out = leaves(site.run(operands, constants, keep))
         want = [_cut(labels, keep) for labels in leaves(site.after)]
     except (RuntimeError, ValueError, IndexError, TypeError):
         return False
-    if site.call.row is not None and site.call.row.kind in (Kind.PAD, Kind.SPREAD):
+    if sized:
         return [part.shape for part in out] == [part.shape for part in want]
     return len(out) == len(want) and all(np.array_equal(unit[a], unit[b]) for a, b in zip(out, want, strict=True))
 

@@ -34,6 +34,8 @@ def combine(state: Propagation, op: str, operands: Sequence[Labels], shape: Shap
 def _combine(state: Propagation, op: str, operands: Sequence[Labels], shape: Shape) -> Labels:
     wide = [labels.reshape((1,) * (len(shape) - labels.ndim) + labels.shape) for labels in operands]
     labelled = [labels for labels in wide if compact(labels).any()]
+    if not labelled:
+        return constant(shape)
     leading = [labels for labels in labelled if not state.loose(labels)] or labelled
     axes = set().union(*(varying(labels) for labels in leading))
     full = [labels for labels in leading if _spans(labels, shape, axes)]
