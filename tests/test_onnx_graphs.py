@@ -517,6 +517,12 @@ def branch(name: str, op: str) -> onnx.GraphProto:
     return helper.make_graph([helper.make_node(op, ["h"], [name])], name, [], [out])
 
 
+def inner_conv(name: str) -> onnx.GraphProto:
+    """A branch that reads a weight of the outer graph which nothing else reads."""
+    out = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+    return helper.make_graph([helper.make_node("Conv", ["h", "inner"], [name])], name, [], [out])
+
+
 def body(inputs: list[str], nodes: list[onnx.NodeProto], outputs: list[str]) -> onnx.GraphProto:
     """Of a loop: a counter and a condition come first."""
     kinds = {"i": TensorProto.INT64, "go": TensorProto.BOOL, "on": TensorProto.BOOL}
@@ -539,6 +545,11 @@ FROZEN: dict[str, tuple[list[onnx.NodeProto], Weights, str]] = {
     "If": (
         [helper.make_node("If", ["yes"], ["z"], then_branch=branch("z1", "Relu"), else_branch=branch("z2", "Tanh"))],
         {"yes": np.asarray(True)},
+        "first: If",
+    ),
+    "If with a weight of its own": (
+        [helper.make_node("If", ["yes"], ["z"], then_branch=inner_conv("z1"), else_branch=branch("z2", "Tanh"))],
+        {"yes": np.asarray(True), "inner": random(16, 16, 1, 1, seed=4)},
         "first: If",
     ),
     "QDQ": (

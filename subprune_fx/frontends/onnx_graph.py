@@ -102,7 +102,7 @@ class _Importer:
         self.nodes: dict[str, int] = {}
         self.places: dict[str, tuple[int, ...]] = {}
         self.values: dict[str, fx.Node | tuple[fx.Node, int]] = {}
-        self.constants = dict(_constants(self.source))
+        self.constants = dict(_constants(self.source, self.spelled))
         own = {name for node in model.graph.node for name in node.output}
         spelled_ = (name for node in self.spelled.graph.node if node.op_type == "Constant" for name in node.output)
         self.numbers = {name for name in spelled_ if name not in own}
@@ -242,9 +242,13 @@ def _own(domain: str) -> str:
     return "" if domain == "ai.onnx" else domain
 
 
-def _constants(graph: gs.Graph) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Name and value of every initializer and Constant node."""
-    for tensor in graph.tensors().values():
+def _constants(graph: gs.Graph, model: onnx.ModelProto) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Name and value of every initializer and Constant node; those that only subgraphs read are none of `graph`."""
+    tensors = graph.tensors()
+    for proto in model.graph.initializer:
+        if proto.name not in tensors:
+            yield proto.name, onnx.numpy_helper.to_array(proto)
+    for tensor in tensors.values():
         if isinstance(tensor, gs.Constant):
             yield tensor.name, np.asarray(tensor.values)
     for node in graph.nodes:
