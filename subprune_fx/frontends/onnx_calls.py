@@ -222,7 +222,19 @@ _SPECIAL: Mapping[str, Rule] = {
     "Clip": _clip,
     "PRelu": _elementwise,
     **dict.fromkeys(
-        ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL2", "ReduceSumSquare", "CumSum"),
+        (
+            *(
+                "ReduceMean",
+                "ReduceSum",
+                "ReduceMax",
+                "ReduceMin",
+                "ReduceProd",
+                "ReduceL1",
+                "ReduceL2",
+                "ReduceLogSum",
+            ),
+            *("ReduceLogSumExp", "ReduceSumSquare", "CumSum"),
+        ),
         _axes_input,
     ),
 }
