@@ -87,6 +87,7 @@ BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
     "frequencies": lambda _, x: (
         torch.fft.irfft2(torch.fft.rfft2(x) * 0.5, s=(8, 8)) + torch.fft.fft(x, dim=2).real + torch.fft.ifft(x).imag
     ),
+    "modes": lambda m, x: m.inner(x) - _with_modes(m, x),
     "written in place": lambda m, x: m.batch(_shifted(x)),
     "softmax over positions": lambda _, x: x * x.flatten(2).softmax(-1).view_as(x),
     "where": lambda _, x: torch.where(x > 0, x, x.exp() - 1),
@@ -118,8 +119,8 @@ BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
 }
 
 
-BY_ONE = ("split into parts", "chunk", "grid sample", "detached", "written in place", "gathered positions")
-"""symbolic_trace cannot count parts, write into a tensor, or repeat a buffer for each sample.
+BY_ONE = ("split into parts", "chunk", "grid sample", "detached", "written in place", "gathered positions", "modes")
+"""symbolic_trace cannot switch modes, count parts, write into a tensor, or repeat a buffer for each sample.
 
 torch.export cannot detach by attribute.
 """
@@ -132,6 +133,14 @@ def _shifted(x: Tensor) -> Tensor:
     out[:, 4:] = x[:, 4:]
     out[:, :, 3] = x[:, :, 2]
     return out
+
+
+def _with_modes(m: Any, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", enabled=False):
+        out: Tensor = m.inner(x.float()).relu()
+        with torch.no_grad():
+            shift = out.mean((2, 3), keepdim=True)
+    return out * 2 - shift
 
 
 class Net(nn.Module):

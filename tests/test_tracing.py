@@ -51,6 +51,21 @@ def test_a_network_that_gives_no_numbers() -> None:
         subprune_fx.prune(net, torch.randn(4, 3), keep=0.5)
 
 
+def test_a_random_network_is_refused_as_such() -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x)
+            out: Tensor = self.last(h + torch.randn_like(h))
+            return out
+
+    with pytest.raises(SubpruneError, match="Noisy: gives other outputs for the same input each time"):
+        list(traces(Noisy(), torch.randn(2, 4)))
+
+
 def test_a_network_that_fails_names_the_shape() -> None:
     with pytest.raises(SubpruneError, match=r"does not run on an input of shape \(2, 4\)"):
         subprune_fx.prune(nn.Linear(3, 2), torch.randn(2, 4), keep=0.5)

@@ -20,6 +20,7 @@ from subprune_fx.frontends.fx_across import mark
 from subprune_fx.frontends.fx_computed import compute_weights
 from subprune_fx.frontends.fx_einsum import pair_einsums
 from subprune_fx.frontends.fx_fills import expand_fills
+from subprune_fx.frontends.fx_inline import inline
 from subprune_fx.frontends.fx_inputs import free_samples, pack
 from subprune_fx.frontends.fx_modes import ExportedModule
 from subprune_fx.frontends.fx_order import shallow_first
@@ -84,10 +85,27 @@ def traces(module: nn.Module, example: Inputs) -> Iterator[fx.GraphModule]:
         else:
             failures.append(f"{name}: the traced graph computes something else")
     if len(failures) == len(_TRACERS):
+        _check_steady(original, example, expected)
         raise SubpruneError(
             "cannot be traced (" + " | ".join(failures) + ")",
             where=type(module).__name__,
             remedy="remove control flow that depends on data from its forward",
+        )
+
+
+def _check_steady(module: nn.Module, example: Inputs, expected: Any) -> None:
+    """That a network that no tracer can follow gives `expected` again for the same input.
+
+    Raises:
+        SubpruneError: It does not.
+    """
+    with torch.no_grad():
+        again = call(module, example.clone())
+    if not _equal(again, expected):
+        raise SubpruneError(
+            "gives other outputs for the same input each time",
+            where=type(module).__name__,
+            remedy="switch off what is random in its forward, or draw it outside and pass it in",
         )
 
 
@@ -124,6 +142,7 @@ def _exported(module: nn.Module, example: Inputs) -> fx.GraphModule:
         program = program.run_decompositions({})
     traced = program.module(check_guards=False)
     assert isinstance(traced, fx.GraphModule)
+    inline(traced)
     return ExportedModule(traced, traced.graph, type(module).__name__)
 
 
