@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator
 
@@ -17,6 +18,7 @@ from subprune_fx.numerics.collect import Collected, parts
 from subprune_fx.numerics.readers import Reader
 from subprune_fx.numerics.saturation import correction
 from subprune_fx.numerics.targets import Targets
+from subprune_fx.numerics.thinned_reader import picked
 from subprune_fx.passes.calibrate import parameter
 from subprune_fx.passes.lockstep import Lockstep
 from subprune_fx.passes.problems import Problem, Settings
@@ -157,20 +159,21 @@ def saturated(aim: Aim, posed: Problem, moments: Collected, settings: Settings) 
     """
     scale, shift = affine(aim.tail, aim.scratch.module, aim.bias)
     inverse = 1 / steering(scale)
+    reader, inputs = picked(aim.reader, functools.partial(aim.walk.inputs, aim.node, aim.source))
     for _ in range(settings.rounds):
         weights = posed.solution()
         ours, constant = weights.to(scale), aim.bias
         if settings.intercept:
             constant = constant + moments.intercept(weights).reshape(-1).to(scale)
-        targets = Targets(moments.untargeted(), aim.reader)
+        targets = Targets(moments.untargeted(), reader)
         others = aim.others()
-        for x, y in zip(aim.walk.inputs(aim.node, aim.source), aim.targets, strict=True):
+        for x, y in zip(inputs(), aim.targets, strict=True):
             ends = (scale, inverse, shift + scale * aim.bias, shift + scale * constant)
             z, back, aimed, held = (aim.along(vector, y) for vector in ends)
             other = None if others is None else next(others)[1]
-            for part in parts(aim.reader, x):
+            for part in parts(reader, x):
                 wanted = torch.addcmul(aimed, z, y[part])
-                got = torch.addcmul(held, z, aim.reader.output(x[part], ours))
+                got = torch.addcmul(held, z, reader.output(x[part], ours))
                 if other is not None:
                     wanted, got = wanted.add_(other[part]), got.add_(other[part])
                 target = torch.addcmul(y[part], correction(wanted, got, aim.tail.flat), back)

@@ -7,14 +7,15 @@ are cut, the consumer is reweighted, and the walk goes on: two forward passes wh
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx
+from torch import fx
 
 from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.describe import FxNetwork
@@ -24,6 +25,8 @@ from subprune_fx.numerics.collect import Collected, Collector
 from subprune_fx.numerics.elimination import Part
 from subprune_fx.numerics.readers import Reader
 from subprune_fx.numerics.targets import Targets
+from subprune_fx.numerics.thinned_reader import Inputs as Looked
+from subprune_fx.numerics.thinned_reader import picked
 from subprune_fx.passes.aims import Aim, aim, saturated
 from subprune_fx.passes.calibrate import Tick, parameter
 from subprune_fx.passes.lockstep import Lockstep
@@ -163,31 +166,29 @@ class Sweep:
             units = live_units(units, alive)
             matrix = reader.matrix(self.scratch.get(consumer.weight))
         matrix = matrix.cpu()
-        moments = self._collected(node, consumer, walk).untargeted(matrix.shape[2])
+        read = walk.original_inputs if self.variant == "layer" else walk.inputs
+        reader, inputs = picked(reader, functools.partial(read, node, consumer.source))
+        moments = self._collected(node, consumer, walk.share, (reader, inputs)).untargeted(matrix.shape[2])
         if aimed is None:
             moments = moments.towards(matrix)
         else:
             targets = Targets(moments, reader)
-            for x, y in zip(self._inputs(node, consumer, walk), aimed.targets, strict=True):
+            for x, y in zip(inputs(), aimed.targets, strict=True):
                 targets.add(x, y)
             moments = self.team.targets(targets.moments())
         settings, own = self.settings.of(node.name in self.network.intercepts), self._last is None
         posed = pose(moments, matrix, units, settings, own=own)
         return aimed, moments.means(), posed
 
-    def _inputs(self, node: fx.Node, consumer: Consumer, walk: Lockstep) -> Iterator[Tensor]:
-        """What the variant fits the consumer on, batch by batch."""
-        read = walk.original_inputs if self.variant == "layer" else walk.inputs
-        return read(node, consumer.source)
-
-    def _collected(self, node: fx.Node, consumer: Consumer, walk: Lockstep) -> Collected:
+    def _collected(self, node: fx.Node, consumer: Consumer, share: float, looking: tuple[Reader, Looked]) -> Collected:
         """Moments of the consumer's input, which the next consumer may read in the same way."""
         key = consumer.source, self.network.readers[node.name]
         if self._last is not None and self._last[0] == key:
             return self._last[1]
         self._last = None
-        collector = Collector(self.network.readers[node.name], walk.share)
-        for x in self._inputs(node, consumer, walk):
+        reader, inputs = looking
+        collector = Collector(reader, share)
+        for x in inputs():
             collector.add(x)
         found = self.team.inputs(collector.moments())
         if self._readers[key] > 1:

@@ -6,13 +6,19 @@ import dataclasses
 import functools
 import itertools
 import math
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from subprune_fx.numerics.geometry import Line
-from subprune_fx.numerics.readers import ConvReader
+from subprune_fx.numerics.readers import ConvReader, Reader
+
+Inputs = Callable[[], Iterable[Tensor]]
+
+PICKED = 1 << 24
+"""Elements that are kept of a consumer's input while it is fitted (64 MB)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,14 +45,20 @@ class ThinnedReader:
 
     def columns(self, x: Tensor) -> Tensor:
         """See `Reader`."""
+        return self._columns(self.pick(x))
+
+    def pick(self, x: Tensor) -> Tensor:
+        """What is looked at of an input, (samples, channels, taps, positions)."""
         plain, convolution = self.whole.plain(x)
         assert convolution is not None
         lines = convolution.geometry(plain[:1]).lines
         read, inside = _read(lines, self.share)
         found = plain.flatten(2).index_select(2, read.to(x.device)).reshape(len(x), x.shape[1], self.taps, -1)
-        if not bool(inside.all()):
-            found *= inside.to(found).reshape(self.taps, -1)
-        return found.permute(1, 2, 0, 3).reshape(self.groups, x.shape[1] // self.groups * self.taps, -1)
+        return found if bool(inside.all()) else found.mul_(inside.to(found).reshape(self.taps, -1))
+
+    def _columns(self, picked: Tensor) -> Tensor:
+        columns = picked.shape[1] // self.groups * self.taps
+        return picked.permute(1, 2, 0, 3).reshape(self.groups, columns, -1)
 
     def plain(self, x: Tensor) -> tuple[Tensor, ConvReader | None]:
         """See `Reader`."""
@@ -76,6 +88,31 @@ class ThinnedReader:
     def weight(self, matrix: Tensor, like: Tensor) -> Tensor:
         """See `Reader`."""
         return self.whole.weight(matrix, like)
+
+
+class PickedReader(ThinnedReader):
+    """The same, of what has been picked out of inputs."""
+
+    def columns(self, x: Tensor) -> Tensor:
+        """See `Reader`."""
+        return self._columns(x)
+
+
+def picked(reader: Reader, inputs: Inputs) -> tuple[Reader, Inputs]:
+    """What a reader looks at in some inputs, and how that is read: picked out once, where it is not too much to keep.
+
+    Args:
+        reader: Any; all but a `ThinnedReader` look at everything.
+        inputs: Gives them, (samples, ...) each.
+    """
+    if not isinstance(reader, ThinnedReader):
+        return reader, inputs
+    found: list[Tensor] = []
+    for x in inputs():
+        found.append(reader.pick(x))
+        if sum(map(Tensor.numel, found)) > PICKED:
+            return reader, inputs
+    return PickedReader(reader.whole, reader.share), lambda: found
 
 
 @functools.lru_cache(256)
