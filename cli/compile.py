@@ -20,7 +20,7 @@ from subprune_fx.errors import SubpruneError
 from subprune_fx.formats import write
 from subprune_fx.formats.layers import load_layers
 from subprune_fx.formats.load import Loaded, load_model
-from subprune_fx.frontends.onnx_static import fixed_batch, settle
+from subprune_fx.frontends.onnx_static import file_batch, settle
 from subprune_fx.heap import keep
 from subprune_fx.passes.explain import explain
 from subprune_fx.plan import Plan
@@ -92,7 +92,7 @@ def _compile(request: Request, team: Team) -> int:
     module = settle(loaded.module, calibration)
     for path in request.output:
         write.writer_of(path, module)
-    example = calibration[: fixed_batch(module) or 1]
+    example = calibration[: file_batch(module) or 1]
     probe(module, example, str(request.model))
     choices: dict[str, Any] = {
         "labels": labels,

@@ -22,7 +22,7 @@ from subprune_fx.frontends.onnx_graph import Source, as_imported, source_of
 from subprune_fx.frontends.onnx_inner import graphs, tensors
 from subprune_fx.frontends.onnx_op import VARIADIC
 from subprune_fx.frontends.onnx_plain import reads
-from subprune_fx.frontends.onnx_static import record, stated_batch
+from subprune_fx.frontends.onnx_static import file_batch, record
 from subprune_fx.passes.export import PROTOBUF_LIMIT, check_onnx
 from subprune_fx.passes.onnx_sizes import Constants, Sizes, override
 from subprune_fx.passes.validate import validate_onnx
@@ -214,7 +214,20 @@ def save(module: nn.Module, example: Inputs, path: Path) -> None:
         what = f"would take {model.ByteSize():,} bytes, more than the {source.size:,} of the original"
         raise SubpruneError(what, where=str(path), remedy="ask for a higher ratio")
     path.write_bytes(model.SerializeToString(deterministic=True))
-    check_onnx(path)
+    try:
+        check_onnx(path)
+    except SubpruneError:
+        if _is_valid(source.model):
+            raise
+
+
+def _is_valid(model: onnx.ModelProto) -> bool:
+    """Whether the checker has nothing against a file; onnxruntime runs some that it does."""
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception:  # noqa: BLE001 - the checker's and shape inference's errors share no base
+        return False
+    return True
 
 
 def check(module: nn.Module, path: Path, calibration: Inputs) -> float:
@@ -225,9 +238,8 @@ def check(module: nn.Module, path: Path, calibration: Inputs) -> float:
     """
     source = source_of(module)
     assert source is not None
-    fixed = stated_batch(source.model) or source.batch
     tolerance = HALF if _is_half(source.model) else None
-    return validate_onnx(path, module, calibration, tolerance=tolerance, fixed_batch=fixed)
+    return validate_onnx(path, module, calibration, tolerance=tolerance, fixed_batch=file_batch(module))
 
 
 def _is_half(model: onnx.ModelProto) -> bool:

@@ -57,6 +57,9 @@ def agreement(
 def output_change(outputs: Sequence[Any], samples: int, team: Team = ALONE) -> Callable[[Sequence[Any]], float]:
     """||f'(x) - f(x)||^2 / ||f(x) - mean f||^2 over the first `samples` outputs of all `team`."""
     reference = head((_flat(output) for output in outputs), samples)
+    if len({one.shape[1] for one in reference}) > 1:
+        what = "how many numbers the network gives depends on the input"
+        raise SubpruneError(what, remedy="cut it before that (a detector's selection, say), or pass budget='error'")
     (count,) = team.numbers(sum(len(one) for one in reference))
     mean = team.sum(torch.cat(reference).sum(0)) / count
     (spread,) = team.numbers(sum(float((one - mean).square().sum()) for one in reference))
@@ -85,12 +88,12 @@ def deviation(outputs: Sequence[Any], found: Sequence[Any], team: Team = ALONE) 
     for wanted, got in zip(outputs, found, strict=False):
         try:
             left, right = _flat(wanted), _flat(got)
+            change += float((right - left).square().sum())
+            total = left.sum(0) if total is None else total + left.sum(0)
         except RuntimeError:
             return None
-        change += float((right - left).square().sum())
         squares += float(left.square().sum())
         count += len(left)
-        total = left.sum(0) if total is None else total + left.sum(0)
     if total is None:
         return None
     total = team.sum(total)
@@ -110,7 +113,13 @@ def is_score(output: Tensor) -> bool:
 
 
 def _flat(output: Any) -> Tensor:
-    tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+    """Its numbers, a row a sample; without classes and positions (of a detector, say) that come with them.
+
+    Raises:
+        RuntimeError: They are not so many for each sample.
+    """
+    tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.ndim]
+    tensors = [tensor for tensor in tensors if tensor.is_floating_point()] or tensors
     return torch.cat([tensor.cpu().double().reshape(len(tensor), -1) for tensor in tensors], dim=1)
 
 

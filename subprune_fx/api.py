@@ -15,7 +15,7 @@ from subprune_fx.bundle import Inputs, device_of, placed
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.fx_inputs import spread
 from subprune_fx.frontends.onnx_graph import source_of
-from subprune_fx.frontends.onnx_static import fixed_batch, ordered, settle
+from subprune_fx.frontends.onnx_static import file_batch, fixed_batch, ordered, settle
 from subprune_fx.graph.channels import ChannelGraph
 from subprune_fx.passes.distil import divided
 from subprune_fx.passes.flops import counted, flops
@@ -139,7 +139,7 @@ def prune_each(
     before = None if evaluation is None else accuracy(compiler.network.graph_module, *evaluation)
     by_ratio = compiler.compile
     if options.target in GAUGES:
-        by_ratio = partial(reached, compiler, settled, inputs[: fixed_batch(settled) or 1])
+        by_ratio = partial(reached, compiler, settled, inputs[: file_batch(settled) or 1])
     goals: list[Callable[[], Compiled]] = [*(partial(by_ratio, ratio) for ratio in ratios)]
     goals += [*(partial(compiler.compile_fraction, keep) for keep in keeps)]
     if max_drops:

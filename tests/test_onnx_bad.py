@@ -83,6 +83,16 @@ def weightless() -> bytes:
     return bytes(model([helper.make_node("Relu", ["x"], ["y"])], {}, [BATCH, 6], out=[BATCH, 6]).SerializeToString())
 
 
+def zip_map(made: onnx.ModelProto) -> None:
+    """The scores as a map from class to score, as scikit-learn's converter writes them."""
+    made.graph.node.append(
+        helper.make_node("ZipMap", ["y"], ["z"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2]),
+    )
+    made.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+    scores = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
+    made.graph.output.append(helper.make_value_info("z", helper.make_sequence_type_proto(scores)))
+
+
 def set_opset(version: int) -> Edit:
     return lambda made: setattr(made.opset_import[0], "version", version)
 
@@ -108,6 +118,7 @@ EDITS: dict[str, tuple[Edit, str]] = {
     "no outputs": (lambda made: made.graph.ClearField("output"), "has no outputs"),
     "a node twice": (lambda made: made.graph.node.append(made.graph.node[2]), "is not a model that onnxruntime runs"),
     "a loop": (lambda made: made.graph.node[0].input.__setitem__(0, "h1"), "is not a model that onnxruntime runs"),
+    "no tensor": (zip_map, "output z is a sequence, not a tensor"),
     "no numbers": (
         lambda made: setattr(made.graph.node[2], "op_type", "Log"),
         "its outputs are NaN; check its weights",

@@ -331,7 +331,7 @@ def _as_float32(attribute: onnx.AttributeProto) -> onnx.AttributeProto:
 def _identifier(name: str) -> str:
     """An ONNX name as a Python identifier."""
     plain = re.sub(r"\W+", "_", name.strip("/")).strip("_") or "node"
-    return f"n_{plain}" if plain[0].isdigit() or keyword.iskeyword(plain) else plain
+    return f"n_{plain}" if plain[0].isdigit() or keyword.iskeyword(plain) or plain == "self" else plain
 
 
 def tensor_of(source: Source, name: str, environment: Mapping[str, Any]) -> Any:

@@ -135,6 +135,12 @@ def fixed_batch(module: nn.Module) -> int | None:
     return None if source is None else source.batch
 
 
+def file_batch(module: nn.Module) -> int | None:
+    """The only batch size that the file of an imported graph takes: one that it states counts, bound to it or not."""
+    source = source_of(module)
+    return None if source is None else stated_batch(source.model) or source.batch
+
+
 def _static(module: fx.GraphModule) -> set[fx.Node]:
     """Nodes that read nothing but sizes and small constants."""
     found: set[fx.Node] = set()
