@@ -21,9 +21,14 @@ from subprune_fx.cli.main import main
 Edit = Callable[[onnx.ModelProto], object]
 
 
-def foreign(made: onnx.ModelProto) -> None:
-    made.graph.node[2].domain, made.graph.node[2].op_type = "my.company", "Wow"
-    made.opset_import.append(helper.make_opsetid("my.company", 1))
+def foreign(domain: str, op: str) -> Edit:
+    """One of the nodes is of another domain."""
+
+    def edit(made: onnx.ModelProto) -> None:
+        made.graph.node[2].domain, made.graph.node[2].op_type = domain, op
+        made.opset_import.append(helper.make_opsetid(domain, 1))
+
+    return edit
 
 
 def function(inner: str, domain: str, opset: int = 13) -> Edit:
@@ -101,7 +106,8 @@ EDITS: dict[str, tuple[Edit, str]] = {
     "opset 8": (set_opset(8), "uses opset 8, supported are 9 to"),
     "a newer opset": (set_opset(999), "uses opset 999, supported are 9 to"),
     "no opset": (lambda made: made.ClearField("opset_import"), "says no opset"),
-    "domain": (foreign, "my.company.Wow, a domain that onnxruntime lacks"),
+    "layout": (foreign("com.microsoft.nchwc", "Conv"), "laid out for one processor; optimise it up to ORT_ENABLE_EXT"),
+    "domain": (foreign("my.company", "Wow"), "my.company.Wow, a domain that onnxruntime lacks"),
     "domain in a function": (function("Wow", "my.company"), "my.company.Wow, a domain that onnxruntime lacks"),
     "recursion": (function("Act", "own"), "cannot be spelled out .*[Cc]ycle"),
     "a function's opset": (function("Relu", "", 12), "function own.Act is written for another opset than the file"),

@@ -24,6 +24,9 @@ from subprune_fx.sessions import quiet
 OLDEST = 9
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 """Domains whose operators onnxruntime has."""
+_NONE = ("a domain that onnxruntime lacks", "export it without custom operators")
+_LAID_OUT = {"com.microsoft.nchwc": ("laid out for one processor", "optimise it up to ORT_ENABLE_EXTENDED, not more")}
+"""What other domains are, and what to do."""
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
 _DTYPES: dict[int, torch.dtype] = {
     **dict.fromkeys(_FLOATS, torch.float32),  # the passes compute in it
@@ -120,8 +123,9 @@ def _check_versions(model: onnx.ModelProto, path: str) -> None:
     local = {function.domain for function in model.functions}
     for node in (node for graph in graphs(model.graph) for node in graph.node):
         if node.domain not in DOMAINS and node.domain not in local:
-            what = f"node {node.name or node.op_type} is {node.domain}.{node.op_type}, a domain that onnxruntime lacks"
-            raise SubpruneError(what, where=path, remedy="export it without custom operators")
+            kind, remedy = _LAID_OUT.get(node.domain, _NONE)
+            what = f"node {node.name or node.op_type} is {node.domain}.{node.op_type}, {kind}"
+            raise SubpruneError(what, where=path, remedy=remedy)
 
 
 def _load_external(model: onnx.ModelProto, path: str) -> None:
