@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from onnx import helper
 from test_onnx_graphs import BATCH, Compile, Weights, compiled, dead, model, random
 
+from subprune_fx.cli.main import main
 from subprune_fx.frontends.onnx_spelled import spelled
 
 __all__ = ["compiled"]
@@ -152,6 +154,26 @@ def test_constants_that_fused_nodes_share_part_where_they_differ(compiled: Compi
     found = compiled(made, "--only", "MatMul_h0", ratio=1.5)
     first, second = sorted(tensor.dims[0] for tensor in found.graph.initializer if len(tensor.dims) == 1)
     assert first < second == 16
+
+
+def test_a_constant_that_one_fused_node_reads_twice(tmp_path: Path) -> None:
+    """Zeros, stored once: the bias of a layer takes an intercept, what is added after the normalisation none."""
+    weights = {"w": random(6, 16), "wide": random(16, 6), "scale": random(6), "zero": np.zeros(6, np.float32)}
+    nodes = [
+        plain("MatMul", "x w", "h0"),
+        plain("Relu", "h0", "h"),
+        plain("MatMul", "h wide", "z"),
+        fused("SkipLayerNormalization", "z x scale zero zero", "n"),
+        plain("MatMul", "n u", "y"),
+    ]
+    made = model(nodes, {**weights, "u": random(6, 3)}, [BATCH, 6], out=[BATCH, 3])
+    made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    onnx.save(made, tmp_path / "a.onnx")
+    np.savez(tmp_path / "x.npz", x=random(400, 6) + 1)
+    words = [str(tmp_path / "a.onnx"), "--ratio", "1.4", "--calib", str(tmp_path / "x.npz"), "-q"]
+    assert main([*words, "-o", str(tmp_path / "b.onnx")]) == 0  # which has compared the file with the graph
+    (node,) = (node for node in onnx.load(str(tmp_path / "b.onnx")).graph.node if node.op_type == nodes[3].op_type)
+    assert node.input[3] != node.input[4]
 
 
 @pytest.mark.parametrize(

@@ -47,10 +47,8 @@ def spelled(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Origin]]:
     nodes: list[onnx.NodeProto] = []
     origins: list[Origin] = []
     for position, (node, steps) in enumerate(zip(model.graph.node, spellings, strict=True)):
-        places = {name: place for place, name in reversed(list(enumerate(node.input))) if name}
-        nodes += steps or [node]
-        origins += [Origin(position, tuple(places.get(name, -1) for name in step.input)) for step in steps]
-        origins += [] if steps else [Origin(position)]
+        nodes += [node] if steps is None else steps.nodes
+        origins += [Origin(position)] if steps is None else [Origin(position, places) for places in steps.places]
     twin = onnx.ModelProto()
     twin.CopyFrom(model)
     del twin.graph.node[:]
@@ -62,8 +60,21 @@ Shape = tuple[int, ...]
 _NAMED = ("Conv", "Gemm", "MatMul")
 
 
+Operand = int | str
+"""What a step reads: an operand of the node that is spelled, by its place, or the result of an earlier step."""
+
+
 class Steps:
-    """Nodes that take the place of one."""
+    """Nodes that take the place of one.
+
+    Attributes:
+        node: The one.
+        opset: Of ONNX's own operators.
+        shapes: Of tensors, as far as they are stated.
+        attributes: The node's.
+        nodes: Those that take its place.
+        places: For each of them, where its operands are among those of the one; -1: nowhere.
+    """
 
     def __init__(self, node: onnx.NodeProto, opset: int, shapes: Mapping[str, Shape]) -> None:
         self.node = node
@@ -71,37 +82,42 @@ class Steps:
         self.shapes = shapes
         self.attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         self.nodes: list[onnx.NodeProto] = []
+        self.places: list[tuple[int, ...]] = []
 
-    def input(self, place: int) -> str:
-        """Name of an operand; empty: left out."""
-        return self.node.input[place] if len(self.node.input) > place else ""
+    def name(self, operand: Operand) -> str:
+        """Of an operand; empty: left out."""
+        if isinstance(operand, str):
+            return operand
+        return self.node.input[operand] if len(self.node.input) > operand else ""
 
     def output(self, place: int) -> str:
         """Name of a result; empty: left out."""
         return self.node.output[place] if len(self.node.output) > place else ""
 
-    def add(self, op_type: str, inputs: Sequence[str], domain: str = "", result: str = "", **attributes: Any) -> str:
+    def add(
+        self, op_type: str, inputs: Sequence[Operand], domain: str = "", result: str = "", **attributes: Any
+    ) -> str:
         """One more node; a contraction is called like the one that is spelled."""
         given = list(inputs)
-        while given and not given[-1]:
+        while given and not self.name(given[-1]):
             given.pop()
         own = op_type in _NAMED or not self.node.name
         name = self.node.name if own else f"{self.node.name}_{op_type}"
         result = result or f"{self.node.output[0]}/{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op_type, given, [result], name, domain=domain, **attributes))
+        names = [self.name(operand) for operand in given]
+        self.nodes.append(helper.make_node(op_type, names, [result], name, domain=domain, **attributes))
+        self.places.append(tuple(operand if isinstance(operand, int) else -1 for operand in given))
         return result
 
     def constant(self, value: float) -> str:
         """A number as a tensor."""
-        result = f"{self.node.output[0]}/{len(self.nodes)}"
-        self.nodes.append(helper.make_node("Constant", [], [result], value_float=value))
-        return result
+        return self.add("Constant", [], value_float=value)
 
-    def scaled(self, x: str, factor: float) -> str:
+    def scaled(self, x: Operand, factor: float) -> Operand:
         """A tensor times a number."""
         return x if factor == 1 else self.add("Mul", [x, self.constant(factor)])
 
-    def activated(self, x: str, kind: str, numbers: Sequence[float]) -> bool:
+    def activated(self, x: Operand, kind: str, numbers: Sequence[float]) -> bool:
         """An activation; whether it is known."""
         if kind == "Clip" and len(numbers) == 2 and self.opset >= _CLIP:
             self.add("Clip", [x, *map(self.constant, numbers)])
@@ -130,22 +146,22 @@ def _shapes(graph: onnx.GraphProto) -> dict[str, Shape]:
     return found | {name: tuple(tensor.dims) for name, tensor in tensors.items()}
 
 
-def _spell(node: onnx.NodeProto, opset: int, shapes: Mapping[str, Shape]) -> list[onnx.NodeProto]:
-    """Nodes in place of one; none where it stays."""
+def _spell(node: onnx.NodeProto, opset: int, shapes: Mapping[str, Shape]) -> Steps | None:
+    """Nodes in place of one; None where it stays."""
     rule = _RULES.get(node.domain, {}).get(node.op_type)
     steps = Steps(node, opset, shapes)
     if rule is None or not rule(steps):
-        return []
+        return None
     steps.nodes[-1].output[0] = node.output[0]
-    return steps.nodes
+    return steps
 
 
 def _conv(steps: Steps) -> bool:
     """A convolution, perhaps plus another tensor, and an activation."""
     own = ("activation", "activation_params")
     rest = {name: value for name, value in steps.attributes.items() if name not in own}
-    x, other = steps.add("Conv", steps.node.input[:3], **rest), steps.input(3)
-    x = steps.add("Add", [x, other]) if other else x
+    x = steps.add("Conv", [0, 1, 2], **rest)
+    x = steps.add("Add", [x, 3]) if steps.name(3) else x
     kind = steps.attributes.get("activation", b"").decode()
     return steps.activated(x, kind, steps.attributes.get("activation_params", ()))
 
@@ -165,65 +181,60 @@ def _scaled_gemm(steps: Steps) -> bool:
     return True
 
 
-def _gemm(steps: Steps) -> str:
+def _gemm(steps: Steps) -> Operand:
     """A Gemm as a layer, its scales and what it adds apart where they are more than a bias."""
-    factors, given, added = list(steps.node.input[:2]), steps.attributes, steps.input(2)
-    if given.get("transA"):
-        factors[0] = steps.add("Transpose", factors[:1], perm=[1, 0])
+    given = steps.attributes
+    left: Operand = steps.add("Transpose", [0], perm=[1, 0]) if given.get("transA") else 0
     if _is_layer(steps):
-        return steps.add("Gemm", [*factors, added], transB=given.get("transB", 0))
-    if given.get("transB"):
-        factors[1] = steps.add("Transpose", factors[1:], perm=[1, 0])
-    x = steps.scaled(steps.add("MatMul", factors), given.get("alpha", 1.0))
-    return steps.add("Add", [x, steps.scaled(added, given.get("beta", 1.0))]) if added else x
+        return steps.add("Gemm", [left, 1, 2], transB=given.get("transB", 0))
+    right: Operand = steps.add("Transpose", [1], perm=[1, 0]) if given.get("transB") else 1
+    x = steps.scaled(steps.add("MatMul", [left, right]), given.get("alpha", 1.0))
+    return steps.add("Add", [x, steps.scaled(2, given.get("beta", 1.0))]) if steps.name(2) else x
 
 
 def _is_layer(steps: Steps) -> bool:
     """Whether a Gemm scales nothing, and adds one number for each neuron or nothing."""
-    given, added = steps.attributes, steps.shapes.get(steps.input(2))
-    if given.get("alpha", 1.0) != 1 or (steps.input(2) and given.get("beta", 1.0) != 1):
+    given, added = steps.attributes, steps.shapes.get(steps.name(2))
+    if given.get("alpha", 1.0) != 1 or (steps.name(2) and given.get("beta", 1.0) != 1):
         return False
-    neurons = steps.shapes.get(steps.input(1), (0, 0))[0 if given.get("transB") else 1]
+    neurons = steps.shapes.get(steps.name(1), (0, 0))[0 if given.get("transB") else 1]
     return added is None or (added[-1:] == (neurons,) and all(size == 1 for size in added[:-1]))
 
 
 def _matmul(steps: Steps) -> bool:
     """A scaled product, the last two dimensions of either factor swapped; not one that moves the batch too."""
-    given, factors = steps.attributes, list(steps.node.input)
+    given = steps.attributes
     if given.get("transBatchA") or given.get("transBatchB"):
         return False
+    factors: list[Operand] = [0, 1]
     for place, name in enumerate(("transA", "transB")):
-        rank = len(steps.shapes.get(factors[place], ()))
+        rank = len(steps.shapes.get(steps.name(place), ()))
         if given.get(name) and rank < 2:
             return False
         if given.get(name):
-            factors[place] = steps.add("Transpose", [factors[place]], perm=[*range(rank - 2), rank - 1, rank - 2])
+            factors[place] = steps.add("Transpose", [place], perm=[*range(rank - 2), rank - 1, rank - 2])
     steps.scaled(steps.add("MatMul", factors), given.get("alpha", 1.0))
     return True
 
 
 def _biased(steps: Steps) -> bool:
     """An activation of a sum with a bias."""
-    if not steps.input(1):
+    if not steps.name(1):
         return False
-    x = steps.add("Add", steps.node.input[:2])
-    steps.add(steps.node.op_type.removeprefix("Bias"), [x], MICROSOFT)
+    steps.add(steps.node.op_type.removeprefix("Bias"), [steps.add("Add", [0, 1])], MICROSOFT)
     return True
 
 
 def _skip(steps: Steps) -> bool:
     """A normalised sum; its statistics are no results that can be spelled, the sum is."""
     centred = steps.node.op_type == "SkipLayerNormalization"
-    x, other, scale, shift = (steps.input(place) for place in range(4))
-    bias = steps.input(4) if centred else shift
+    bias = 4 if centred else 3
     if steps.output(1) or steps.output(2):
         return False
-    x = steps.add("Add", [x, bias]) if bias else x
-    x = steps.add("Add", [x, other], result=steps.output(3))
-    norm, operands = (
-        ("LayerNormalization", [x, scale, shift]) if centred else ("SimplifiedLayerNormalization", [x, scale])
-    )
-    steps.add(norm, operands, axis=-1, epsilon=steps.attributes.get("epsilon", _EPSILON))
+    x: Operand = steps.add("Add", [0, bias]) if steps.name(bias) else 0
+    x = steps.add("Add", [x, 1], result=steps.output(3))
+    norm, parameters = ("LayerNormalization", [2, 3]) if centred else ("SimplifiedLayerNormalization", [2])
+    steps.add(norm, [x, *parameters], axis=-1, epsilon=steps.attributes.get("epsilon", _EPSILON))
     return True
 
 
