@@ -67,6 +67,7 @@ BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
     "gathered positions": lambda _, x: (
         x.flatten(2).gather(2, torch.arange(63, -1, -1).expand(x.shape[0], 12, 64)).view_as(x)
     ),
+    "fixed order": lambda m, x: x[:, m.order] + torch.index_select(x, 1, m.order) * x.flip(1).index_select(1, m.order),
     "unfold and fold": lambda _, x: F.fold(F.unfold(x, 3, padding=1), (8, 8), 3, padding=1),
     "windows": lambda _, x: x.unfold(2, 2, 2).mean(-1).repeat_interleave(2, 2),
     "three factors": lambda _, x: torch.einsum("bchw, bcij, bcij -> bchw", x, x, x.sigmoid()),
@@ -174,6 +175,7 @@ class Net(nn.Module):
         self.turn = nn.Parameter(torch.rand(4, 4))
         self.each = nn.Parameter(torch.rand(3, 4))
         self.register_buffer("near", torch.rand(64, 64, 4))
+        self.register_buffer("order", torch.randperm(12))
         self.register_buffer("grid", torch.rand(1, 8, 8, 2) - 0.5)
         self.register_buffer("mask", torch.rand(8, 8) > 0.7)
         for part in self.modules():

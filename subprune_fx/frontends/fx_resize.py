@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import fx
+from torch import Tensor, fx
 
 from subprune_fx.frontends.calls import Call
 from subprune_fx.frontends.onnx_op import OnnxOp
@@ -216,8 +217,9 @@ def _slice(site: Site, keep: Keep) -> tuple[Constant, ...]:
                 axis = before.ndim - used
                 continue
             left = alive[axis] if axis < before.ndim else None
-            if isinstance(item, slice) and not _is_whole(item) and left is not None:
-                new = _range(left, item)
+            picked = _picked(item, site.node.args[1], position)
+            if picked is not None and left is not None:
+                new = _range(left, picked)
                 path = ("args", 1, position) if isinstance(index, tuple) else ("args", 1)
                 found.append(Constant("node", site.node.name, path, new))
             axis += item is not None
@@ -237,6 +239,15 @@ def _slice(site: Site, keep: Keep) -> tuple[Constant, ...]:
     return tuple(Constant("node", site.node.name, _path(site, name), value) for name, value in fields.items())
 
 
+def _picked(item: Any, spelled: Any, position: int) -> slice | list[int] | None:
+    """What one item between brackets takes of its dimension, unless all; a list only where the network holds it."""
+    if isinstance(item, slice):
+        return None if _is_whole(item) else item
+    node = spelled[position] if isinstance(spelled, (tuple, list)) else spelled
+    held = isinstance(node, fx.Node) and node.op == "get_attr" and isinstance(item, Tensor)
+    return item.tolist() if held and item.ndim == 1 and item.dtype != torch.bool else None
+
+
 def _is_whole(part: slice) -> bool:
     """Whether a range takes a dimension as it is, whatever its size (exported graphs end it at the largest integer)."""
     ends = part.stop is None or (isinstance(part.stop, int) and part.stop == sys.maxsize)
@@ -252,7 +263,7 @@ def _alive(labels: Labels, keep: Keep) -> list[Keep | None]:
     ]
 
 
-def _range(alive: Keep, part: slice) -> Any:
+def _range(alive: Keep, part: slice | list[int]) -> Any:
     """What `part` of a dimension becomes: positions among the survivors."""
     new = np.cumsum(alive) - 1
     chosen = np.arange(alive.size)[part]

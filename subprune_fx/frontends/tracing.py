@@ -20,6 +20,7 @@ from subprune_fx.frontends.fx_across import mark
 from subprune_fx.frontends.fx_computed import compute_weights
 from subprune_fx.frontends.fx_einsum import pair_einsums
 from subprune_fx.frontends.fx_fills import expand_fills
+from subprune_fx.frontends.fx_index import spell_indices
 from subprune_fx.frontends.fx_inline import inline
 from subprune_fx.frontends.fx_inputs import free_samples, pack
 from subprune_fx.frontends.fx_modes import ExportedModule
@@ -191,6 +192,7 @@ def functional(graph: fx.GraphModule, example: Inputs | None = None) -> fx.Graph
         compute_weights(graph)
         expand_fills(graph.graph)
         pair_einsums(graph.graph)
+        spell_indices(graph)
         mark(graph)
     _without_empty(graph.graph)
     shallow_first(graph.graph)
