@@ -69,10 +69,10 @@ def traces(module: nn.Module, example: Inputs) -> Iterator[fx.GraphModule]:
     if any(isinstance(leaf, Tensor) and bool(leaf.isnan().any()) for leaf in pytree.tree_leaves(expected)):
         what, remedy = "its outputs are NaN", "check its weights, and that inputs are prepared as it expects"
         raise SubpruneError(what, where=type(module).__name__, remedy=remedy)
-    failures = []
+    failures, shared = [], {id(parameter): parameter for parameter in original.parameters()}
     for name, tracer in _TRACERS.items():
         try:
-            graph = functional(tracer(copy.deepcopy(original), example), example)
+            graph = functional(tracer(copy.deepcopy(original, dict(shared)), example), example)
             with torch.no_grad():
                 same = _equal(call(graph, example.clone()), expected)
                 graph = pack(graph, example) if isinstance(example, Bundle) else graph
