@@ -219,9 +219,9 @@ class Compiler:
         ranking = self._rankings.known(group)
         if ranking is None or ranking.error is None:
             return ()
-        error = ranking.error
-        some = np.unique(np.linspace(0, len(error) - 1, CURVE_POINTS).round().astype(int)).tolist()
-        return tuple((k, float(error[k])) for k in some)
+        known = np.flatnonzero(np.isfinite(ranking.error.numpy()))  # where all units stay, only the last is
+        some = known[np.unique(np.linspace(0, len(known) - 1, CURVE_POINTS).round().astype(int))].tolist()
+        return tuple((k, float(ranking.error[k])) for k in some)
 
     def shape(self, ratio: float) -> fx.GraphModule:
         """A network of the shape that `compile` gives, with weights that are not fitted."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from subprune_fx import prune, prune_each
 from subprune_fx.graph.channels import Group
 from subprune_fx.passes.rankings import Rankings
+from subprune_fx.plan import Layer
 from subprune_fx.selectors import Ranking
 from subprune_fx.team import ALONE
 
@@ -43,11 +44,11 @@ class Residual(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.branch = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1)
-        self.last = nn.Conv2d(12, 5, 1)
+        self.inner, self.last = nn.Conv2d(12, 10, 1), nn.Conv2d(10, 5, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.stem(x).relu()
-        out: Tensor = self.last(y + self.branch(y).relu()).mean((2, 3))
+        out: Tensor = self.last(self.inner(y + self.branch(y).relu()).relu()).mean((2, 3))
         return out
 
 
@@ -60,3 +61,11 @@ def test_fractions_one_by_one_or_together(variant: str) -> None:
     for keep, found in zip((0.25, 0.75, 0.5), together, strict=True):
         alone = prune(network, inputs, keep=keep, variant=variant)
         assert [d.kept for d in found.plan.decisions] == [d.kept for d in alone.plan.decisions]
+
+
+def test_curves_are_of_what_has_been_ranked() -> None:
+    torch.manual_seed(0)
+    found = prune(Residual().eval(), torch.randn(24, 3, 8, 8), layers=[Layer("inner", ratio=2)])
+    curves = {row.name: row.curve for row in found.report.groups}
+    assert all(np.isfinite([error for _, error in curve]).all() for curve in curves.values())
+    assert [k for k, _ in curves["stem"]] == [12]
