@@ -236,4 +236,5 @@ def _pieces(sizes: Sizes, proto: onnx.NodeProto, old: str, wanted: Array, wrong:
 def _pieces_or_same(sizes: Sizes, proto: onnx.NodeProto, piece: str, wanted: Array, wrong: Array) -> str:
     if not wrong.any():
         return piece
-    return sizes.constant(wanted, piece) if wrong.all() else _pieces(sizes, proto, piece, wanted, wrong)
+    plain = wrong.all() or not sizes.computes(piece)
+    return sizes.constant(wanted, piece) if plain else _pieces(sizes, proto, piece, wanted, wrong)

@@ -323,6 +323,21 @@ def test_size_arithmetic(compiled: Compile) -> None:
     assert [node.op_type for node in found.graph.node][2:] == [node.op_type for node in nodes]  # none corrected
 
 
+def test_a_constant_piece_of_a_computed_shape(compiled: Compile) -> None:
+    """Two of its sizes in one constant, of which one changes: another constant takes its place, no arithmetic."""
+    weights: Weights = {"none": ints(0), "one": ints(1), "rest": ints(16, 16), "v": dead(random(16, 5))}
+    nodes = [
+        helper.make_node("Shape", ["h"], ["shape"]),
+        helper.make_node("Slice", ["shape", "none", "one"], ["count"]),
+        helper.make_node("Concat", ["count", "rest"], ["sizes"], axis=0),
+        helper.make_node("Reshape", ["h", "sizes"], ["r"]),
+        helper.make_node("ReduceMean", ["r"], ["m"], axes=[2], keepdims=0),
+        helper.make_node("MatMul", ["m", "v"], ["y"]),
+    ]
+    found = compiled(conv_net(nodes, weights))
+    assert "Where" not in {node.op_type for node in found.graph.node}
+
+
 def test_a_size_that_scales_keeps_its_value(compiled: Compile) -> None:
     """A number computed from a size that shrinks, but that is not a size, stays what it was."""
     weights: Weights = {"one": ints(1), "flat": ints(0, -1), "v": dead(random(256, 5), 16)}
@@ -359,13 +374,16 @@ def test_a_computed_size_in_the_middle_of_a_shape(compiled: Compile) -> None:
     assert found.graph.input[0].type.tensor_type.shape.dim[0].dim_param == BATCH
 
 
-def test_split_slice_pad_and_resize(compiled: Compile) -> None:
+@pytest.mark.parametrize("filled", [False, True])
+def test_split_slice_pad_and_resize(compiled: Compile, *, filled: bool) -> None:
+    """Padded channels go too, whether the file spells what they are filled with or not."""
     weights: Weights = {
         "parts": ints(6, 10),
         "starts": ints(2),
         "ends": ints(10),
         "axes": ints(1),
         "pads": ints(0, 0, 0, 0, 0, 2, 0, 0),
+        **({"zero": np.asarray(0, np.float32)} if filled else {}),
         "sizes": ints(1, 16, 2, 2),
         "flat": ints(0, -1),
         "v": dead(random(64, 5), 4),
@@ -373,7 +391,7 @@ def test_split_slice_pad_and_resize(compiled: Compile) -> None:
     nodes = [
         helper.make_node("Split", ["h", "parts"], ["left", "right"], axis=1),
         helper.make_node("Slice", ["right", "starts", "ends", "axes"], ["middle"]),
-        helper.make_node("Pad", ["middle", "pads"], ["padded"]),
+        helper.make_node("Pad", ["middle", "pads", *(["zero"] if filled else [])], ["padded"]),
         helper.make_node("Concat", ["left", "padded"], ["all"], axis=1),
         helper.make_node("Resize", ["all", "", "", "sizes"], ["small"], mode="nearest"),
         helper.make_node("Reshape", ["small", "flat"], ["f"]),

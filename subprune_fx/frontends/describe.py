@@ -407,8 +407,8 @@ def _invoke(node: fx.Node, root: fx.GraphModule, args: Any, kwargs: Any, constan
 
 
 def _without_values(tensor: Tensor) -> Tensor:
-    """Of an activation the sizes; an index is what it holds."""
-    return tensor.to("meta") if tensor.is_floating_point() else tensor
+    """Of an activation the sizes; an index, or a single number, is what it holds."""
+    return tensor.to("meta") if tensor.is_floating_point() and tensor.numel() > 1 else tensor
 
 
 def _blank(value: Any) -> Tree:

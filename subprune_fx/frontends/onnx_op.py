@@ -24,6 +24,9 @@ Value = Tensor | tuple[Tensor, ...]
 VARIADIC = frozenset({"Concat"})
 """Ops whose operands are one list, as torch.cat takes them."""
 
+_FILLING = {"Pad": 2}
+"""Which operand has the type of the first: labels have another than the number that an activation is filled up with."""
+
 _RANKS = 16
 """Longest list of sizes."""
 
@@ -69,6 +72,10 @@ class OnnxOp:
         if value is not None:
             return value
         arrays = [None if value is None else as_array(value) for value in given]
+        place = _FILLING.get(self.op_type, len(arrays))
+        filling = arrays[place] if place < len(arrays) else None
+        if filling is not None and arrays[0] is not None:
+            arrays[place] = filling.astype(arrays[0].dtype)
         try:
             return self._value(self._run(arrays, attributes))
         except Exception as error:
