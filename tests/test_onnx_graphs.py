@@ -167,6 +167,33 @@ def test_an_output_that_nobody_reads_before_one_that_is_read(compiled: Compile) 
     assert compiled(made).graph.node[-1] == made.graph.node[-1]
 
 
+@pytest.mark.parametrize("kind", ["Split", "TopK", "Scan"])
+def test_an_output_that_nobody_reads_behind_one_that_is_read(kind: str, compiled: Compile) -> None:
+    """How many there are says how large the parts are, or what a body has to give."""
+    twice = body(
+        ["e"], [helper.make_node(op, ["e"], [name]) for op, name in (("Relu", "r"), ("Tanh", "s"))], ["r", "s"]
+    )
+    axes: dict[str, Any] = {"scan_input_axes": [1], "scan_output_axes": [1, 1]}
+    node = {
+        "Split": helper.make_node("Split", ["m"], ["y", "unread"], axis=1),
+        "TopK": helper.make_node("TopK", ["m", "three"], ["y", "unread"], axis=1),
+        "Scan": helper.make_node("Scan", ["m"], ["y", "unread"], body=twice, num_scan_inputs=1, **axes),
+    }[kind]
+    weights: Weights = {"three": ints(3), "v": dead(random(16, 10 if kind == "Split" else 5))}
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["h"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("MatMul", ["f", "v"], ["m"]),
+        node,
+    ]
+    made = conv_net(nodes, weights)
+    if kind == "TopK":
+        made.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 3
+    else:
+        del made.graph.initializer[2]
+    compiled(made)
+
+
 def test_weights_listed_as_inputs(compiled: Compile) -> None:
     made = mlp(ir=3)
     for tensor in made.graph.initializer:

@@ -117,7 +117,7 @@ class _Importer:
                 self.values[tensor.name] = self.graph.placeholder(_identifier(tensor.name))
         for position, (node, proto) in enumerate(zip(self.source.nodes, self.spelled.graph.node, strict=True)):
             known = node.outputs[0].name in self.constants or node.outputs[0].name in self.alias
-            if not known and _read(self.source, node):
+            if not known and self._read(node):
                 self._node(position, node, proto)
         outputs = tuple(self._operand(tensor.name) for tensor in self.source.outputs)
         self.graph.output(outputs[0] if len(outputs) == 1 else outputs)
@@ -132,7 +132,7 @@ class _Importer:
 
     def _node(self, position: int, node: gs.Node, proto: onnx.NodeProto) -> None:
         captured = tuple(dict.fromkeys(name for a in proto.attribute for name in _captured(a, self._known())))
-        read = _read(self.source, node)
+        read = self._read(node)
         op, plain = operator_of(proto, self.model.opset_import, read, captured)
         operands: list[Any] = [self._own_operand(tensor.name) for tensor in node.inputs]
         while operands and operands[-1] is None:
@@ -151,6 +151,15 @@ class _Importer:
                 self.values[tensor.name] = made
             elif read[number]:
                 self.values[tensor.name] = (made, number)
+
+    def _read(self, node: gs.Node) -> tuple[bool, ...]:
+        """Which outputs a node has, up to the last one that is read or that it must have; none where none is read."""
+        outputs = {tensor.name for tensor in self.source.outputs}
+        read = [bool(tensor.name) and (bool(tensor.outputs) or tensor.name in outputs) for tensor in node.outputs]
+        last = max((place + 1 for place, is_read in enumerate(read) if is_read), default=0)
+        opset = next((entry.version for entry in self.model.opset_import if not _own(entry.domain)), 1)
+        count = max(last, _least(node, opset)) if last else 0
+        return tuple(bool(tensor.name) for tensor in node.outputs[:count])
 
     def _known(self) -> set[str]:
         return {*self.values, *self.constants, *self.alias}
@@ -289,12 +298,13 @@ def _flat_biases(graph: gs.Graph) -> set[str]:
     return {node.inputs[2].name for node in graph.nodes if node.op == "Gemm" and len(node.inputs) > 2}
 
 
-def _read(graph: gs.Graph, node: gs.Node) -> tuple[bool, ...]:
-    """Which outputs a node has, up to the last one that is read; one before it may be one that it must have."""
-    outputs = {tensor.name for tensor in graph.outputs}
-    read = [bool(tensor.name) and (bool(tensor.outputs) or tensor.name in outputs) for tensor in node.outputs]
-    count = max((place + 1 for place, is_read in enumerate(read) if is_read), default=0)
-    return tuple(bool(tensor.name) for tensor in node.outputs[:count])
+def _least(node: gs.Node, opset: int) -> int:
+    """How many outputs a node must have: of one with any number, all that it has (parts, or what a body gives)."""
+    if node.domain or not onnx.defs.has(node.op):
+        return 0
+    schema = onnx.defs.get_schema(node.op, opset)
+    several = bool(schema.outputs) and schema.outputs[-1].option == onnx.defs.OpSchema.FormalParameterOption.Variadic
+    return len(node.outputs) if several else int(schema.min_output)
 
 
 def _captured(attribute: onnx.AttributeProto, known: set[str]) -> Iterator[str]:
