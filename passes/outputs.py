@@ -56,10 +56,13 @@ def agreement(
 
 def output_change(outputs: Sequence[Any], samples: int, team: Team = ALONE) -> Callable[[Sequence[Any]], float]:
     """||f'(x) - f(x)||^2 / ||f(x) - mean f||^2 over the first `samples` outputs of all `team`."""
-    reference = head((_flat(output) for output in outputs), samples)
+    remedy = "cut it before that (a detector's selection, say), or pass budget='error'"
+    try:
+        reference = head((_flat(output) for output in outputs), samples)
+    except RuntimeError as error:
+        raise SubpruneError("the network's outputs are not as many for each sample", remedy=remedy) from error
     if len({one.shape[1] for one in reference}) > 1:
-        what = "how many numbers the network gives depends on the input"
-        raise SubpruneError(what, remedy="cut it before that (a detector's selection, say), or pass budget='error'")
+        raise SubpruneError("how many numbers the network gives depends on the input", remedy=remedy)
     (count,) = team.numbers(sum(len(one) for one in reference))
     mean = team.sum(torch.cat(reference).sum(0)) / count
     (spread,) = team.numbers(sum(float((one - mean).square().sum()) for one in reference))

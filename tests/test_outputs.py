@@ -17,7 +17,7 @@ from subprune_fx.cli.outputs import slow
 from subprune_fx.cli.table import show
 from subprune_fx.errors import SubpruneError
 from subprune_fx.formats.page import page
-from subprune_fx.passes.outputs import batches_of, deviation
+from subprune_fx.passes.outputs import batches_of, deviation, output_change
 from subprune_fx.report import FileRow
 
 
@@ -39,6 +39,21 @@ def test_the_change_is_that_of_all_batches() -> None:
 )
 def test_nothing_is_said_where_there_is_no_such_figure(outputs: list[Tensor]) -> None:
     assert deviation(outputs, outputs) is None
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [[(torch.randn(5, 2), torch.randn(3, 2))], [torch.randn(1, 4), torch.randn(1, 7)]],
+    ids=["a weight beside", "a detector's selection"],
+)
+def test_outputs_that_cannot_be_compared_are_said_to_be(outputs: list[Any]) -> None:
+    with pytest.raises(SubpruneError, match="cut it before that"):
+        output_change(outputs, 8)
+
+
+def test_positions_that_come_with_numbers_are_left_out() -> None:
+    scores, places = torch.randn(5, 2), torch.zeros(9, 3, dtype=torch.int64)
+    assert output_change([(scores, places)], 5)([(scores, places[:4])]) == 0
 
 
 def test_a_network_that_gives_pictures() -> None:
