@@ -230,6 +230,17 @@ def test_half_precision(compiled: Compile) -> None:
     assert {tensor.data_type for tensor in found.graph.initializer} == {TensorProto.FLOAT16}
 
 
+def test_weights_in_half_precision_that_are_widened(compiled: Compile) -> None:
+    made = mlp()
+    for tensor in made.graph.initializer:
+        made.graph.node.insert(0, helper.make_node("Cast", [f"{tensor.name}16"], [tensor.name], to=TensorProto.FLOAT))
+        half = numpy_helper.to_array(tensor).astype(np.float16)
+        tensor.CopyFrom(numpy_helper.from_array(half, f"{tensor.name}16"))
+    found = compiled(made, tolerance=5e-3)
+    assert [tensor.dims for tensor in found.graph.initializer] == [[6, 8], [8], [8, 3], [3]]
+    assert {tensor.data_type for tensor in found.graph.initializer} == {TensorProto.FLOAT16}
+
+
 @pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
 def test_numbers_that_pass_through_half_precision(kind: int, compiled: Compile) -> None:
     """No weight is in half precision: the file rounds what the graph, in single, does not."""

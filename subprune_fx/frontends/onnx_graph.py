@@ -106,7 +106,7 @@ class _Importer:
         own = {name for node in model.graph.node for name in node.output}
         spelled_ = (name for node in self.spelled.graph.node if node.op_type == "Constant" for name in node.output)
         self.numbers = {name for name in spelled_ if name not in own}
-        self.alias = _aliases(self.source, self.constants)
+        self.alias = _aliases(self.source, self.spelled, self.constants)
         self.statistics = _statistics(self.source)
         self.flat = _flat_biases(self.source)
         self.biases: list[str] = []
@@ -265,16 +265,28 @@ def _constants(graph: gs.Graph, model: onnx.ModelProto) -> Iterator[tuple[str, N
             yield node.outputs[0].name, _constant_value(node)
 
 
-def _aliases(graph: gs.Graph, constants: Mapping[str, Any]) -> dict[str, str]:
-    """Identities of constants: torch's older exporter writes them for constants that it found to be equal."""
+def _aliases(graph: gs.Graph, model: onnx.ModelProto, constants: Mapping[str, NDArray[Any]]) -> dict[str, str]:
+    """What only hands a constant on.
+
+    Identities, which torch's older exporter writes for constants that it found to be equal; and casts of floating-point
+    numbers, which are all float32 here, as long as one reader is behind them: two may come to need different constants.
+    """
     found: dict[str, str] = {}
     outputs = {tensor.name for tensor in graph.outputs}
-    for node in graph.nodes:
-        if node.op == "Identity" and node.outputs[0].name not in outputs:
-            name = found.get(node.inputs[0].name, node.inputs[0].name)
-            if name in constants:
-                found[node.outputs[0].name] = name
+    for node, proto in zip(graph.nodes, model.graph.node, strict=True):
+        if node.op not in ("Identity", "Cast") or node.outputs[0].name in outputs:
+            continue
+        name = found.get(node.inputs[0].name, node.inputs[0].name)
+        alone = len(node.inputs[0].outputs) == len(node.outputs[0].outputs) == 1
+        if name in constants and (node.op == "Identity" or (alone and _keeps(proto, constants[name]))):
+            found[node.outputs[0].name] = name
     return found
+
+
+def _keeps(cast: onnx.NodeProto, array: NDArray[Any]) -> bool:
+    """Whether a cast leaves a constant what it is here."""
+    to = next((a.i for a in cast.attribute if a.name == "to"), 0)
+    return array.dtype in _FLOATS and _wide(to) == onnx.TensorProto.FLOAT
 
 
 def _constant_value(node: gs.Node) -> NDArray[Any]:
