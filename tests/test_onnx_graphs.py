@@ -741,6 +741,21 @@ def test_frozen_with_a_reason(name: str, tmp_path: Path) -> None:
     assert FROZEN[name][2] in frozen_reasons(partly_frozen(name), tmp_path / "a.onnx")
 
 
+def test_a_convolution_whose_weight_is_kept_in_another_order_stays(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Transpose", ["last"], ["first"], perm=[3, 2, 0, 1]),
+        helper.make_node("Conv", ["h", "first"], ["z"], name="inner"),
+        helper.make_node("GlobalAveragePool", ["z"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("MatMul", ["f", "v"], ["y"]),
+    ]
+    made = conv_net(nodes, {"last": random(1, 1, 16, 8), "v": random(8, 5)})
+    with pytest.raises(
+        subprune_fx.SubpruneError, match="first: Conv reads its weight with dimensions in another order"
+    ):
+        frozen_reasons(made, tmp_path / "a.onnx")
+
+
 @pytest.mark.parametrize("name", FROZEN)
 def test_what_is_behind_a_frozen_node_is_pruned(name: str, compiled: Compile) -> None:
     made = partly_frozen(name)

@@ -195,7 +195,10 @@ def contract(state: Propagation, step: Step) -> Tree:
         return refuse(state, step, f"{step.op} reads channels on a dimension it does not sum over")
     inputs = vector(labels, axes.data)
     groups = int(step.attrs.get("groups", 1))
-    made = _contract_rule(groups, inputs, axes.outputs)(state, step, weight, inputs)
+    rule = _contract_rule(groups, inputs, axes.outputs)
+    if rule is not _depthwise and weight.order is not None and len(weight.shape) > 2:
+        return refuse(state, step, f"{step.op} reads its weight with dimensions in another order")
+    made = rule(state, step, weight, inputs)
     bias = step.roles.get("bias")
     if bias is not None:
         state.weight_axis(bias, 0, made)
