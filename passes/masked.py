@@ -125,7 +125,7 @@ def _put(full: Tensor, index: Sequence[NDArray[np.int64] | None], value: Tensor)
         torch.arange(size) if one is None else torch.from_numpy(one)
         for one, size in zip(index, full.shape, strict=True)
     ]
-    full[torch.meshgrid(*picked, indexing="ij")] = value
+    full[torch.meshgrid(*picked, indexing="ij") if picked else ()] = value
     return full
 
 

@@ -533,6 +533,19 @@ def test_a_fixed_batch(compiled: Compile) -> None:
     assert next(d.dim_value for d in made.graph.input[0].type.tensor_type.shape.dim) == 4
 
 
+def test_a_mean_over_everything(compiled: Compile) -> None:
+    """Of no dimension; times zero, since it changes with the channels that it is taken over."""
+    weights: Weights = {"zero": np.zeros((), np.float32), "v": dead(random(16, 5))}
+    nodes = [
+        helper.make_node("ReduceMean", ["h"], ["m"], keepdims=0),
+        helper.make_node("Mul", ["m", "zero"], ["nothing"]),
+        helper.make_node("Add", ["h", "nothing"], ["s"]),
+        helper.make_node("ReduceMean", ["s"], ["p"], axes=[2, 3], keepdims=0),
+        helper.make_node("MatMul", ["p", "v"], ["y"]),
+    ]
+    compiled(conv_net(nodes, weights, batch=1))
+
+
 def test_a_stated_batch_that_binds_nothing(tmp_path: Path) -> None:
     made = conv_net([], {})
     made.graph.node.append(helper.make_node("GlobalAveragePool", ["h"], ["y"]))
