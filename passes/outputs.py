@@ -15,6 +15,9 @@ from subprune_fx.bundle import Bundle
 from subprune_fx.errors import SubpruneError
 from subprune_fx.team import ALONE, Team
 
+VARYING = "how many numbers the network gives depends on the input"
+REMEDY = "cut it before that (a detector's selection, say), or pass budget='error'"
+
 Batch = TypeVar("Batch", Tensor, Bundle, Tensor | Bundle)
 
 
@@ -44,10 +47,10 @@ def agreement(
         check_classes(classes, first_tensor(output))
 
     def metric(found: Sequence[Any]) -> float:
-        hits = sum(
-            (first_tensor(output).argmax(-1).cpu() == want).double().mean().item() * len(want)
-            for output, want in zip(found, wanted, strict=False)
-        )
+        classes = [first_tensor(output).argmax(-1).cpu() for output in found]
+        if any(one.shape != want.shape for one, want in zip(classes, wanted, strict=False)):
+            raise SubpruneError(VARYING, remedy=REMEDY)
+        hits = sum((one == want).double().mean().item() * len(want) for one, want in zip(classes, wanted, strict=False))
         hits, count = team.numbers(hits, sum(len(want) for want in wanted[: len(found)]))
         return hits / count
 
@@ -56,22 +59,43 @@ def agreement(
 
 def output_change(outputs: Sequence[Any], samples: int, team: Team = ALONE) -> Callable[[Sequence[Any]], float]:
     """||f'(x) - f(x)||^2 / ||f(x) - mean f||^2 over the first `samples` outputs of all `team`."""
-    remedy = "cut it before that (a detector's selection, say), or pass budget='error'"
+    by_batch = [_tensors(output) for output in outputs]
+    places = _places([_is_steady(column) for column in zip(*by_batch, strict=False)], team)
+    if not places:
+        raise SubpruneError(VARYING, remedy=REMEDY)
     try:
-        reference = head((_flat(output) for output in outputs), samples)
+        reference = head((_flat([tensors[k] for k in places]) for tensors in by_batch), samples)
     except RuntimeError as error:
-        raise SubpruneError("the network's outputs are not as many for each sample", remedy=remedy) from error
-    if len({one.shape[1] for one in reference}) > 1:
-        raise SubpruneError("how many numbers the network gives depends on the input", remedy=remedy)
+        raise SubpruneError("the network's outputs are not as many for each sample", remedy=REMEDY) from error
     (count,) = team.numbers(sum(len(one) for one in reference))
     mean = team.sum(torch.cat(reference).sum(0)) / count
     (spread,) = team.numbers(sum(float((one - mean).square().sum()) for one in reference))
 
     def metric(found: Sequence[Any]) -> float:
-        change = sum(float((_flat(f) - r).square().sum()) for f, r in zip(found, reference, strict=True))
+        change = 0.0
+        for output, wanted in zip(found, reference, strict=True):
+            tensors = _tensors(output)
+            got = _flat([tensors[k] for k in places])
+            if got.shape != wanted.shape:
+                raise SubpruneError(VARYING, remedy=REMEDY)
+            change += float((got - wanted).square().sum())
         return team.numbers(change)[0] / max(spread, 1e-30)
 
     return metric
+
+
+def compared(outputs: Sequence[Any], found: Sequence[Any], team: Team = ALONE) -> tuple[float | None, float | None]:
+    """Agreement of the classes, or of outputs that hold no class scores the `deviation`; None: not that, or not known.
+
+    Args:
+        outputs: Of the original network, by batch.
+        found: Of the other.
+        team: Processes that have other batches.
+    """
+    wanted, got = _shared(outputs, found, team)
+    if wanted and wanted[0] and is_score(wanted[0][0]):
+        return agreement(wanted, None, team)(got), None
+    return None, deviation(wanted, got, team)
 
 
 def deviation(outputs: Sequence[Any], found: Sequence[Any], team: Team = ALONE) -> float | None:
@@ -84,8 +108,12 @@ def deviation(outputs: Sequence[Any], found: Sequence[Any], team: Team = ALONE) 
 
     Returns:
         Root mean square, relative to that of the original's outputs around their mean over samples; None where they do
-        not vary, or are not of one sample each.
+        not vary, or are not of one sample each. Those of which there are more for some inputs than for others, or than
+        from the other network, are left out.
     """
+    outputs, found = _shared(outputs, found, team)
+    if not any(outputs):
+        return None
     change = squares = count = 0.0
     total: Tensor | None = None
     for wanted, got in zip(outputs, found, strict=False):
@@ -111,8 +139,37 @@ def first_tensor(output: Any) -> Tensor:
 
 
 def is_score(output: Tensor) -> bool:
-    """Whether an output can hold class scores, a row a sample."""
-    return output.ndim == 2 and output.shape[1] > 1
+    """Whether an output can hold class scores, a row a sample; classes and positions are none."""
+    return output.ndim == 2 and output.shape[1] > 1 and output.dtype not in (torch.int32, torch.int64)
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def _shared(outputs: Sequence[Any], found: Sequence[Any], team: Team) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+    """By batch, those tensors that two networks give in the same sizes for every input."""
+    pairs = [(_tensors(left), _tensors(right)) for left, right in zip(outputs, found, strict=False)]
+    lefts, rights = (list(zip(*side, strict=False)) for side in ([a for a, _ in pairs], [b for _, b in pairs]))
+    fits = [
+        _is_steady(left) and all(a.shape == b.shape for a, b in zip(left, right, strict=True))
+        for left, right in zip(lefts, rights, strict=False)
+    ]
+    places = _places(fits, team)
+    return [[a[k] for k in places] for a, _ in pairs], [[b[k] for k in places] for _, b in pairs]
+
+
+def _is_steady(batches: Sequence[Tensor]) -> bool:
+    """Whether there is as much of a tensor for each input: it has one size, but for a smaller last batch."""
+    first, last = batches[0], batches[-1]
+    same = all(tensor.shape == first.shape for tensor in batches[:-1])
+    return first.ndim > 0 and same and last.shape[1:] == first.shape[1:] and len(last) <= len(first)
+
+
+def _places(fits: Sequence[bool], team: Team) -> list[int]:
+    """Where all of `team` say yes."""
+    misfits = team.numbers(*(float(not fit) for fit in fits))
+    return [place for place, count in enumerate(misfits) if not count]
 
 
 def _flat(output: Any) -> Tensor:
@@ -121,7 +178,7 @@ def _flat(output: Any) -> Tensor:
     Raises:
         RuntimeError: They are not so many for each sample.
     """
-    tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.ndim]
+    tensors = [tensor for tensor in _tensors(output) if tensor.ndim]
     tensors = [tensor for tensor in tensors if tensor.is_floating_point()] or tensors
     return torch.cat([tensor.cpu().double().reshape(len(tensor), -1) for tensor in tensors], dim=1)
 

@@ -21,7 +21,7 @@ from subprune_fx.passes.distil import divided
 from subprune_fx.passes.flops import counted, flops
 from subprune_fx.passes.gauges import GAUGES, reached
 from subprune_fx.passes.goals import drop_of, set_aside, within
-from subprune_fx.passes.outputs import agreement, batches_of, check_classes, deviation, first_tensor, is_score
+from subprune_fx.passes.outputs import batches_of, check_classes, compared, first_tensor
 from subprune_fx.passes.pipeline import Compiled, Compiler
 from subprune_fx.plan import Plan
 from subprune_fx.report import Cost, FrozenRow, GroupRow, Report
@@ -236,7 +236,7 @@ def frozen_of(channels: ChannelGraph) -> tuple[FrozenRow, ...]:
 def _report(compiler: Compiler, compiled: Compiled, inputs: Inputs) -> Report:
     smaller, network, options = compiled.module, compiler.network, compiler.options
     example = inputs[: fixed_batch(smaller) or 1]
-    scores = is_score(first_tensor(compiler.outputs[0]))
+    agreement, change = compared(compiler.outputs, compiled.outputs, compiler.team)
     settings = {
         "select": options.select,
         "variant": options.variant,
@@ -260,11 +260,11 @@ def _report(compiler: Compiler, compiled: Compiled, inputs: Inputs) -> Report:
         after=cost(smaller, example),
         groups=rows_of(network.channels, compiled.plan, compiler.curve),
         frozen=frozen_of(network.channels),
-        agreement=agreement(compiler.outputs, None, compiler.team)(compiled.outputs) if scores else None,
+        agreement=agreement,
         settings=tuple((name, str(value)) for name, value in settings.items()),
         seconds=tuple(compiled.seconds.items()),
         searched=compiled.searched,
-        change=None if scores else deviation(compiler.outputs, compiled.outputs, compiler.team),
+        change=change,
         drop=compiled.drop,
         distilled=compiled.distilled,
     )

@@ -10,7 +10,7 @@ from subprune_fx.arguments import Array, Given, inputs_of, labelled
 from subprune_fx.frontends.fx_inputs import spread
 from subprune_fx.frontends.onnx_static import fixed_batch, ordered, settle
 from subprune_fx.passes.dependencies import clearest
-from subprune_fx.passes.outputs import agreement, batches_of, deviation, first_tensor, is_score
+from subprune_fx.passes.outputs import batches_of, compared
 from subprune_fx.passes.rewrite import apply
 from subprune_fx.plan import Plan
 from subprune_fx.report import Report
@@ -50,15 +50,15 @@ def repeat(model: nn.Module, plan: Plan, inputs: Given, evaluation: tuple[Given,
         before, after = ([module(batch) for batch in batches] for module in both)
     large, small = (cost(module, example) for module in both)
     tops = [None if pairs is None else accuracy(module, *pairs) for module in both]
-    scores = is_score(first_tensor(before[0]))
+    agreement, change = compared(before, after)
     report = Report(
         ratio=large.parameters / max(small.parameters, 1),
         before=large,
         after=small,
         groups=rows_of(network.channels, plan),
         frozen=frozen_of(network.channels),
-        agreement=agreement(before, None)(after) if scores else None,
-        change=None if scores else deviation(before, after),
+        agreement=agreement,
+        change=change,
         accuracy_before=tops[0],
         accuracy_after=tops[1],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -576,6 +577,40 @@ def test_positions_beside_scores(compiled: Compile) -> None:
     made.graph.node.append(helper.make_node("NonZero", ["y"], ["places"]))
     made.graph.output.append(helper.make_tensor_value_info("places", TensorProto.INT64, [2, "count"]))
     compiled(made)
+
+
+@pytest.mark.parametrize("budget", ["output", "error"])
+def test_a_detector_whose_selection_comes_first(budget: str, tmp_path: Path) -> None:
+    """Boxes and scores are compared; of the selection the pruned network gives more or fewer."""
+    weights: Weights = {
+        "k": random(7, 16, 1, 1),
+        "flat": ints(1, 7, 16),
+        "parts": ints(4, 3),
+        "most": ints(5),
+        "overlap": np.full(1, 0.5, np.float32),
+        "least": np.full(1, 0.4, np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["h", "k"], ["all"], name="last"),
+        helper.make_node("Reshape", ["all", "flat"], ["rows"]),
+        helper.make_node("Split", ["rows", "parts"], ["sides", "scores"], axis=1),
+        helper.make_node("Transpose", ["sides"], ["boxes"], perm=[0, 2, 1]),
+        helper.make_node("NonMaxSuppression", ["boxes", "scores", "most", "overlap", "least"], ["y"]),
+    ]
+    made = conv_net(nodes, weights, batch=1)
+    del made.graph.output[:]
+    selected = helper.make_tensor_value_info("y", TensorProto.INT64, ["count", 3])
+    made.graph.output.extend([selected, helper.make_tensor_value_info("boxes", TensorProto.FLOAT, [1, 16, 4])])
+    onnx.save(made, tmp_path / "a.onnx")
+    x = random(40, 3, 4, 4)
+    np.savez(tmp_path / "x.npz", x=x)
+    files = ["--calib", str(tmp_path / "x.npz"), "-o", str(tmp_path / "b.onnx"), "--json", str(tmp_path / "r.json")]
+    assert main([str(tmp_path / "a.onnx"), "--ratio", "1.8", "--budget", budget, *files, "-q"]) == 0
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["agreement"] is None
+    assert 0 < report["change"] < 1
+    counts = {name: [len(outputs(tmp_path / name, x[k : k + 1])) for k in range(40)] for name in ("a.onnx", "b.onnx")}
+    assert counts["a.onnx"] != counts["b.onnx"]
 
 
 def test_names_that_mean_something_in_python(compiled: Compile) -> None:

@@ -17,7 +17,7 @@ from subprune_fx.cli.outputs import slow
 from subprune_fx.cli.table import show
 from subprune_fx.errors import SubpruneError
 from subprune_fx.formats.page import page
-from subprune_fx.passes.outputs import batches_of, deviation, output_change
+from subprune_fx.passes.outputs import agreement, batches_of, compared, deviation, output_change
 from subprune_fx.report import FileRow
 
 
@@ -54,6 +54,28 @@ def test_outputs_that_cannot_be_compared_are_said_to_be(outputs: list[Any]) -> N
 def test_positions_that_come_with_numbers_are_left_out() -> None:
     scores, places = torch.randn(5, 2), torch.zeros(9, 3, dtype=torch.int64)
     assert output_change([(scores, places)], 5)([(scores, places[:4])]) == 0
+
+
+def test_what_is_not_as_many_in_both_networks_is_left_out() -> None:
+    """A detector's selection that comes first, as numbers or as positions, and what it was selected from."""
+    wanted, found = torch.randn(5, 6, 4), torch.randn(5, 6, 4)
+    for kind in (torch.float32, torch.int64):
+        ten, eleven = torch.zeros(10, 3, dtype=kind), torch.zeros(11, 3, dtype=kind)
+        change = deviation([wanted], [found])
+        assert compared([(ten, wanted)], [(eleven, found)]) == (None, change)
+        assert compared([ten], [eleven]) == (None, None)
+    ones = batches_of(wanted, 1)
+    several = list(zip([torch.randn(k, 7) for k in (4, 2, 3, 4, 1)], ones, strict=True))
+    assert compared(several, [(torch.randn(2, 7), one) for one in ones]) == (None, 0)
+    assert output_change(several, 5)(several) == 0
+
+
+def test_a_selection_of_one_size_in_the_original_alone() -> None:
+    """It is told apart only when a pruned network gives another."""
+    ten, eleven = torch.randn(10, 7), torch.randn(11, 7)
+    for metric in (agreement([ten], None), output_change([ten], 10)):
+        with pytest.raises(SubpruneError, match="depends on the input; cut it before that"):
+            metric([eleven])
 
 
 def test_a_network_that_gives_pictures() -> None:
