@@ -21,7 +21,7 @@ from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.onnx_graph import Source, as_imported, source_of
 from subprune_fx.frontends.onnx_inner import graphs, tensors
 from subprune_fx.frontends.onnx_op import VARIADIC
-from subprune_fx.frontends.onnx_plain import reads
+from subprune_fx.frontends.onnx_plain import sweep
 from subprune_fx.frontends.onnx_static import file_batch, record
 from subprune_fx.passes.export import PROTOBUF_LIMIT, check_onnx
 from subprune_fx.passes.onnx_sizes import Constants, Sizes, override
@@ -59,7 +59,7 @@ def write_back(module: fx.GraphModule, example: Inputs) -> onnx.ModelProto:
         if name in nodes:
             _operands(nodes[name], model.graph.node[position], module, source, sizes)
     sizes.insert()
-    _sweep(model)
+    sweep(model)
     _forget_shapes(model, source, values)
     return model
 
@@ -137,25 +137,6 @@ def _operands(node: fx.Node, proto: onnx.NodeProto, module: fx.GraphModule, sour
         if proto.op_type == "Split":
             _drop_attribute(proto, "num_outputs")
         override(sizes, proto, position, wanted, found)
-
-
-def _sweep(model: onnx.ModelProto) -> None:
-    """Remove nodes and constants that nothing reads any more."""
-    graph = model.graph
-    while True:
-        used = {value.name for value in graph.output}
-        for node in graph.node:
-            used.update(reads(node))
-        dead = [k for k, node in enumerate(graph.node) if not any(name in used for name in node.output)]
-        for k in reversed(dead):
-            del graph.node[k]
-        if not dead:
-            break
-    orphans = {tensor.name for tensor in graph.initializer if tensor.name not in used}
-    for entries in (graph.initializer, graph.input):
-        for k in reversed(range(len(entries))):
-            if entries[k].name in orphans:
-                del entries[k]
 
 
 def _forget_shapes(model: onnx.ModelProto, source: Source, values: Mapping[str, Any]) -> None:

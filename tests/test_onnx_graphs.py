@@ -242,6 +242,52 @@ def test_weights_in_half_precision_that_are_widened(compiled: Compile) -> None:
     assert {tensor.data_type for tensor in found.graph.initializer} == {TensorProto.FLOAT16}
 
 
+COMPUTED: dict[str, tuple[list[onnx.NodeProto], Weights]] = {
+    "reshaped": (
+        [helper.make_node("Reshape", ["a", "shape"], ["w"])],
+        {"a": random(6, 16).reshape(-1), "shape": np.asarray([6, 16])},
+    ),
+    "scaled": (
+        [helper.make_node("Mul", ["a", "half"], ["w"])],
+        {"a": random(6, 16), "half": np.full(1, 0.5, np.float32)},
+    ),
+    "joined": (
+        [helper.make_node("Concat", ["a", "d"], ["w"], axis=0)],
+        {"a": random(6, 16)[:4], "d": random(6, 16)[4:]},
+    ),
+    "normalised": (
+        [
+            helper.make_node("ReduceL2", ["a"], ["length"], axes=[0], keepdims=1),
+            helper.make_node("Div", ["a", "length"], ["unit"]),
+            helper.make_node("Mul", ["unit", "gain"], ["w"]),
+        ],
+        {"a": random(6, 16), "gain": random(1, 16)},
+    ),
+}
+"""Ways to compute the weight `w` of `mlp`."""
+
+
+@pytest.mark.parametrize("ir", [3, 8])
+@pytest.mark.parametrize("way", COMPUTED)
+def test_weights_that_the_graph_computes_from_constants(way: str, ir: int, compiled: Compile) -> None:
+    """They are written as constants, and what computed them goes."""
+    made = mlp(ir=ir)
+    nodes, weights = COMPUTED[way]
+    for k, node in enumerate(nodes):
+        made.graph.node.insert(k, node)
+    del made.graph.initializer[0]
+    made.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in weights.items())
+    if ir < 4:
+        made.graph.input.extend(
+            helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            for tensor in made.graph.initializer
+        )
+    found = compiled(made)
+    dims = {tensor.name: list(tensor.dims) for tensor in found.graph.initializer}
+    assert dims == {"w": [6, 8], "b": [8], "v": [8, 3], "c": [3]}
+    assert [node.op_type for node in found.graph.node] == ["MatMul", "Add", "Relu", "Gemm"]
+
+
 @pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
 def test_numbers_that_pass_through_half_precision(kind: int, compiled: Compile) -> None:
     """No weight is in half precision: the file rounds what the graph, in single, does not."""
@@ -767,6 +813,31 @@ FROZEN: dict[str, tuple[list[onnx.NodeProto], Weights, str]] = {
         ],
         {},
         "first: Scan",
+    ),
+    "DequantizeLinear": (
+        [
+            helper.make_node("DequantizeLinear", ["q", "scale"], ["wq"]),
+            helper.make_node("Conv", ["h", "wq"], ["z"], name="inner"),
+        ],
+        {"q": np.full((16, 16, 1, 1), 9, np.int8), "scale": np.asarray(np.float32(0.1))},
+        "first: Conv has a computed weight",
+    ),
+    "a weight that is much larger than what it is computed from": (
+        [
+            helper.make_node("Expand", ["small", "shape"], ["large"]),
+            helper.make_node("Conv", ["h", "large"], ["z"], group=16, name="inner"),
+        ],
+        {"small": random(16, 1, 1, 1, seed=1), "shape": ints(16, 1, 2, 1)},
+        "first: Conv has a computed weight",
+    ),
+    "a weight that is computed from what something else reads": (
+        [
+            helper.make_node("Reshape", ["gains", "shape"], ["filters"]),
+            helper.make_node("Conv", ["h", "filters"], ["filtered"], group=16, name="inner"),
+            helper.make_node("Mul", ["filtered", "gains"], ["z"]),
+        ],
+        {"gains": random(1, 16, 1, 1), "shape": ints(16, 1, 1, 1)},
+        "first: Conv has a computed weight",
     ),
     "LRN": ([helper.make_node("LRN", ["h"], ["z"], size=3)], {}, "first: LRN"),
 }

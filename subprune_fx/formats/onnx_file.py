@@ -16,6 +16,7 @@ from torch import fx
 from subprune_fx.errors import SubpruneError
 from subprune_fx.formats.lines import first_line
 from subprune_fx.formats.takes import Taken
+from subprune_fx.frontends.onnx_computed import compute_weights
 from subprune_fx.frontends.onnx_graph import META, import_graph, source_of
 from subprune_fx.frontends.onnx_inner import graphs, tensors
 from subprune_fx.frontends.onnx_plain import plain
@@ -83,6 +84,7 @@ def load_onnx(data: bytes, path: str) -> OnnxNetwork:
     if not any(_is_weight(tensor) for tensor in tensors(model.graph)):
         raise SubpruneError("has no float weights: there is nothing to prune", where=path, remedy=_EXPORT)
     try:
+        compute_weights(model)
         module = import_graph(model)
     except SubpruneError:
         raise

@@ -34,6 +34,12 @@ _INPUTS: Mapping[str, tuple[str, ...]] = {
     "Attention": ("query", "key", "value", "attn_mask"),
     "BatchNormalization": (*_WEIGHTED, "running_mean", "running_var"),
 }
+_PARAMETERS = frozenset({*_WEIGHTED[1:], "other", "running_mean", "running_var"})
+WEIGHTS: Mapping[str, tuple[int, ...]] = {
+    op_type: tuple(place for place, name in enumerate(names) if name in _PARAMETERS)
+    for op_type, names in _INPUTS.items()
+}
+"""By op type, which operands are a layer's parameters, if they are constants."""
 _ATTRIBUTES: Mapping[str, str] = {
     "group": "groups",
     "strides": "stride",

@@ -75,6 +75,25 @@ def reads(node: onnx.NodeProto) -> Iterator[str]:
             yield from (value.name for value in graph.output)
 
 
+def sweep(model: onnx.ModelProto) -> None:
+    """Remove nodes and constants that nothing reads any more."""
+    graph = model.graph
+    while True:
+        used = {value.name for value in graph.output}
+        for node in graph.node:
+            used.update(reads(node))
+        dead = [k for k, node in enumerate(graph.node) if not any(name in used for name in node.output)]
+        for k in reversed(dead):
+            del graph.node[k]
+        if not dead:
+            break
+    orphans = {tensor.name for tensor in graph.initializer if tensor.name not in used}
+    for entries in (graph.initializer, graph.input):
+        for k in reversed(range(len(entries))):
+            if entries[k].name in orphans:
+                del entries[k]
+
+
 def dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
     """A sparse tensor as a tensor of its name; positions are flat, or a row of coordinates each."""
     values, places = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)

@@ -35,9 +35,11 @@ SPELLED = frozenset({
 
 SIZES = frozenset({"Shape", "Size"})
 """Ops that yield sizes."""
-_RANDOM = frozenset(
-    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
-)
+STAYS = frozenset({
+    "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli",
+    "DequantizeLinear",
+})  # fmt: skip
+"""Ops whose result is not computed ahead: a new one at each call, or much larger than what it is computed from."""
 Values = Mapping[fx.Node, Any]
 
 
@@ -149,7 +151,7 @@ def _static(module: fx.GraphModule) -> set[fx.Node]:
             value = getattr(module, str(node.target))
             small = not value.is_floating_point() or value.numel() == 1
         elif isinstance(node.target, OnnxOp):
-            inherits = all(used in found for used in node.all_input_nodes) and node.target.op_type not in _RANDOM
+            inherits = all(used in found for used in node.all_input_nodes) and node.target.op_type not in STAYS
             small = node.target.op_type in SIZES or inherits
         else:
             small = node.target is operator.getitem and node.args[0] in found
