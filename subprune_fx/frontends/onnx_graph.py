@@ -312,7 +312,7 @@ def _flat_biases(graph: gs.Graph) -> set[str]:
 
 def _least(node: gs.Node, opset: int) -> int:
     """How many outputs a node must have: of one with any number, all that it has (parts, or what a body gives)."""
-    if node.domain or not onnx.defs.has(node.op):
+    if node.domain or not onnx.defs.has(node.op, opset, ""):  # fused nodes are spelled with newer operators
         return 0
     schema = onnx.defs.get_schema(node.op, opset)
     several = bool(schema.outputs) and schema.outputs[-1].option == onnx.defs.OpSchema.FormalParameterOption.Variadic
