@@ -5,7 +5,8 @@ Units of one column, as of every linear layer and 1x1 convolution, need neither 
 
 from __future__ import annotations
 
-from typing import Protocol
+import abc
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -19,12 +20,21 @@ H|S is good to about 1e-16 H, so what rounding may pretend to gain is 1e-16 / TO
 """
 
 
-class Diagonals(Protocol):
+class Diagonals(abc.ABC):
     """Of both matrices, with some units eliminated."""
 
+    def __init__(self, gram: Tensor, explained: Tensor, floor: Tensor) -> None:
+        self._gram, self._explained, self._floor = gram, explained, floor
+
+    def only(self, index: Tensor) -> Self:
+        """Of some of the units."""
+        return type(self)(self._gram[:, index], self._explained[:, index], self._floor[:, index])
+
+    @abc.abstractmethod
     def gains(self) -> Tensor:
         """tr((G_II|S)^-1 H_II|S), (b, n)."""
 
+    @abc.abstractmethod
     def pivot(self, position: int, rows: Tensor, explained: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Eliminate a unit.
 
@@ -37,9 +47,6 @@ class Diagonals(Protocol):
             K (b, r, r), N and T (b, r, d). On K's diagonal, a dependent column has an infinity: what is left of it is
             rounding, and dividing by that would grow with every pivot.
         """
-
-    def only(self, index: Tensor) -> Diagonals:
-        """Of some of the units."""
 
 
 def diagonals(gram: Tensor, explained: Tensor) -> Diagonals:
@@ -55,11 +62,8 @@ def diagonals(gram: Tensor, explained: Tensor) -> Diagonals:
     return Squares(gram, explained, floor)
 
 
-class Columns:
+class Columns(Diagonals):
     """Of units of one column each: (b, n)."""
-
-    def __init__(self, gram: Tensor, explained: Tensor, floor: Tensor) -> None:
-        self._gram, self._explained, self._floor = gram, explained, floor
 
     def gains(self) -> Tensor:
         """See `Diagonals`."""
@@ -76,16 +80,9 @@ class Columns:
         self._explained.addcmul_(n, t, value=-2)
         return root[:, None], n[:, None], t[:, None]
 
-    def only(self, index: Tensor) -> Columns:
-        """See `Diagonals`."""
-        return Columns(self._gram[:, index], self._explained[:, index], self._floor[:, index])
 
-
-class Squares:
+class Squares(Diagonals):
     """Of units of r columns each: (b, n, r, r)."""
-
-    def __init__(self, gram: Tensor, explained: Tensor, floor: Tensor) -> None:
-        self._gram, self._explained, self._floor = gram, explained, floor
 
     def gains(self) -> Tensor:
         """See `Diagonals`."""
@@ -112,10 +109,6 @@ class Squares:
         mixed = _blocks(n, t)
         self._explained -= mixed + mixed.mT
         return root, n, t
-
-    def only(self, index: Tensor) -> Squares:
-        """See `Diagonals`."""
-        return Squares(self._gram[:, index], self._explained[:, index], self._floor[:, index])
 
 
 def solved(root: Tensor, rows: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def greedy(
     count = units if stop is None else min(stop, units)
     factors = [members[0].together(members) for members in _stacked(blocks)]
     size = units if epsilon is None else max(1, int(np.ceil(units / max(count, 1) * np.log(1 / epsilon))))
-    open_, closed = torch.ones(units, dtype=torch.float64), torch.zeros(units, dtype=torch.float64)
+    open_ = torch.ones(units, dtype=torch.bool)
     error = [sum(block.scale * block.energy for block in blocks)]
     order: list[int] = []
     sums: list[float] = []
@@ -67,10 +67,12 @@ def greedy(
         for part in factors:
             part.add_gains(gains)
         sums.append(float((gains * open_).sum()))
-        best = int((gains + closed).argmax()) if size >= units else _sampled(gains, open_, size, generator)
+        best = (
+            int(gains.where(open_, -torch.inf).argmax()) if size >= units else _sampled(gains, open_, size, generator)
+        )
         for part in factors:
             part.eliminate(best)
-        open_[best], closed[best] = 0.0, -torch.inf
+        open_[best] = False
         order.append(best)
         error.append(min(error[-1], max(error[-1] - float(gains[best]), 0.0)))
     curves = (torch.tensor(values, dtype=torch.float64) for values in (error, sums))
