@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from subprune_fx.frontends.onnx_graph import Source, operator_of, tensor_of
 from subprune_fx.frontends.onnx_op import VARIADIC, as_array
+from subprune_fx.frontends.onnx_plain import numbers
 from subprune_fx.frontends.onnx_static import SIZES
 
 Array = NDArray[Any]
@@ -63,8 +64,7 @@ class Constants:
 def _numbers(node: onnx.NodeProto) -> Array:
     """Of a Constant node that holds no tensor."""
     (attribute,) = node.attribute
-    kind = np.float32 if attribute.name.startswith("value_float") else np.int64
-    return np.asarray(helper.get_attribute_value(attribute), dtype=kind)
+    return numbers(attribute.name, helper.get_attribute_value(attribute))
 
 
 class Sizes:

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from subprune_fx.frontends.onnx_inner import inner
 from subprune_fx.frontends.onnx_op import VARIADIC, OnnxOp
+from subprune_fx.frontends.onnx_plain import numbers
 from subprune_fx.frontends.onnx_spelled import spelled
 
 META = "onnx"
@@ -96,6 +97,8 @@ class _Importer:
         self.model = model
         self.spelled, self.origins = spelled(model)
         self.source = gs.import_onnx(self.spelled)
+        self.outputs = {tensor.name for tensor in self.source.outputs}
+        self.opset = next((entry.version for entry in model.opset_import if not _own(entry.domain)), 1)
         self.root = nn.Module()
         self.graph = fx.Graph()
         self.tensors: dict[str, str] = {}
@@ -117,8 +120,9 @@ class _Importer:
                 self.values[tensor.name] = self.graph.placeholder(_identifier(tensor.name))
         for position, (node, proto) in enumerate(zip(self.source.nodes, self.spelled.graph.node, strict=True)):
             known = node.outputs[0].name in self.constants or node.outputs[0].name in self.alias
-            if not known and self._read(node):
-                self._node(position, node, proto)
+            read = () if known else self._read(node)
+            if read:
+                self._node(position, node, proto, read)
         outputs = tuple(self._operand(tensor.name) for tensor in self.source.outputs)
         self.graph.output(outputs[0] if len(outputs) == 1 else outputs)
         module = fx.GraphModule(self.root, self.graph)
@@ -130,9 +134,9 @@ class _Importer:
         module.meta[META] = Source(self.model, self.tensors, self.nodes, values, biases=biases, places=self.places)
         return module
 
-    def _node(self, position: int, node: gs.Node, proto: onnx.NodeProto) -> None:
-        captured = tuple(dict.fromkeys(name for a in proto.attribute for name in _captured(a, self._known())))
-        read = self._read(node)
+    def _node(self, position: int, node: gs.Node, proto: onnx.NodeProto, read: tuple[bool, ...]) -> None:
+        bodies = [a for a in proto.attribute if any(inner(a))]
+        captured = tuple(dict.fromkeys(name for a in bodies for name in _captured(a, self._known())))
         op, plain = operator_of(proto, self.model.opset_import, read, captured)
         operands: list[Any] = [self._own_operand(tensor.name) for tensor in node.inputs]
         while operands and operands[-1] is None:
@@ -154,11 +158,9 @@ class _Importer:
 
     def _read(self, node: gs.Node) -> tuple[bool, ...]:
         """Which outputs a node has, up to the last one that is read or that it must have; none where none is read."""
-        outputs = {tensor.name for tensor in self.source.outputs}
-        read = [bool(tensor.name) and (bool(tensor.outputs) or tensor.name in outputs) for tensor in node.outputs]
+        read = [bool(tensor.name) and (bool(tensor.outputs) or tensor.name in self.outputs) for tensor in node.outputs]
         last = max((place + 1 for place, is_read in enumerate(read) if is_read), default=0)
-        opset = next((entry.version for entry in self.model.opset_import if not _own(entry.domain)), 1)
-        count = max(last, _least(node, opset)) if last else 0
+        count = max(last, _least(node, self.opset)) if last else 0
         return tuple(bool(tensor.name) for tensor in node.outputs[:count])
 
     def _known(self) -> set[str]:
@@ -293,7 +295,7 @@ def _constant_value(node: gs.Node) -> NDArray[Any]:
     ((kind, value),) = node.attrs.items()
     if isinstance(value, gs.Constant):
         return np.asarray(value.values)
-    return np.asarray(value, dtype=np.float32 if kind.startswith("value_float") else np.int64)
+    return numbers(kind, value)
 
 
 def _statistics(graph: gs.Graph) -> set[str]:

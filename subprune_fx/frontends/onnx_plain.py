@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnx.inliner import inline_local_functions
 
@@ -92,6 +94,11 @@ def sweep(model: onnx.ModelProto) -> None:
         for k in reversed(range(len(entries))):
             if entries[k].name in orphans:
                 del entries[k]
+
+
+def numbers(kind: str, value: Any) -> NDArray[Any]:
+    """What a Constant node holds that has no tensor: its attribute `kind` (`value_floats`, say) with this value."""
+    return np.asarray(value, dtype=np.float32 if kind.startswith("value_float") else np.int64)
 
 
 def dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
