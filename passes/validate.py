@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from subprune_fx.bundle import Inputs, arguments, call, doubled, joined, parts
 from subprune_fx.errors import SubpruneError, ValidationError
 from subprune_fx.formats.lines import first_line
-from subprune_fx.sessions import quiet
+from subprune_fx.sessions import CPU, quiet
 
 Array = npt.NDArray[Any]
 Run = Callable[[Inputs], Sequence[Array]]
@@ -153,7 +153,7 @@ def onnx_runner(path: str | os.PathLike[str], threads: int = 0) -> Run:
     Returns:
         Inputs -> outputs.
     """
-    session = onnxruntime.InferenceSession(os.fspath(path), quiet(threads), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(os.fspath(path), quiet(threads), providers=CPU)
     feed = feeder(session)
 
     def run(batch: Inputs) -> Sequence[Array]:

@@ -93,13 +93,17 @@ CASES: dict[str, list[onnx.NodeProto]] = {
 }
 
 
+def optimised(nodes: list[onnx.NodeProto], weights: Weights, *shape: int) -> onnx.ModelProto:
+    """As onnxruntime writes it; `shape` of an input."""
+    made = model(nodes, weights, [BATCH, *shape], out=[BATCH, 3])
+    made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    return made
+
+
 def network(nodes: list[onnx.NodeProto]) -> onnx.ModelProto:
     """x -> 16 neurons, every other of which nobody reads -> y."""
     read = {name for node in nodes for name in node.input}
-    weights = {name: value for name, value in WEIGHTS.items() if name in read}
-    made = model(nodes, weights, [BATCH, 6], out=[BATCH, 3])
-    made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    return made
+    return optimised(nodes, {name: value for name, value in WEIGHTS.items() if name in read}, 6)
 
 
 def halved(made: onnx.ModelProto) -> dict[str, list[int]]:
@@ -131,8 +135,7 @@ def test_a_convolution_with_a_sum_and_an_activation(kind: str, numbers: list[flo
         plain("GlobalAveragePool", "z", "p"),
         plain("Flatten", "p", "y"),
     ]
-    made = model(nodes, weights, [BATCH, 3, 4, 4], out=[BATCH, 3])
-    made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    made = optimised(nodes, weights, 3, 4, 4)
     found = compiled(made)
     assert {tensor.name: list(tensor.dims) for tensor in found.graph.initializer} == halved(made)
     assert found.graph.node == made.graph.node
@@ -149,8 +152,7 @@ def test_constants_that_fused_nodes_share_part_where_they_differ(compiled: Compi
         fused("BiasGelu", "h2 b", "h"),
         plain("MatMul", "h v", "y"),
     ]
-    made = model(nodes, weights, [BATCH, 6], out=[BATCH, 3])
-    made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    made = optimised(nodes, weights, 6)
     found = compiled(made, "--only", "MatMul_h0", ratio=1.5)
     first, second = sorted(tensor.dims[0] for tensor in found.graph.initializer if len(tensor.dims) == 1)
     assert first < second == 16
@@ -166,8 +168,7 @@ def test_a_constant_that_one_fused_node_reads_twice(tmp_path: Path) -> None:
         fused("SkipLayerNormalization", "z x scale zero zero", "n"),
         plain("MatMul", "n u", "y"),
     ]
-    made = model(nodes, {**weights, "u": random(6, 3)}, [BATCH, 6], out=[BATCH, 3])
-    made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    made = optimised(nodes, {**weights, "u": random(6, 3)}, 6)
     onnx.save(made, tmp_path / "a.onnx")
     np.savez(tmp_path / "x.npz", x=random(400, 6) + 1)
     words = [str(tmp_path / "a.onnx"), "--ratio", "1.4", "--calib", str(tmp_path / "x.npz"), "-q"]

@@ -20,7 +20,7 @@ from subprune_fx.frontends.onnx_computed import compute_weights
 from subprune_fx.frontends.onnx_graph import META, import_graph, source_of
 from subprune_fx.frontends.onnx_inner import graphs, tensors
 from subprune_fx.frontends.onnx_plain import plain
-from subprune_fx.sessions import quiet
+from subprune_fx.sessions import CPU, quiet
 
 OLDEST = 9
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
@@ -148,7 +148,7 @@ def _check_runs(model: onnx.ModelProto, path: str) -> None:
         file = Path(folder) / "model.onnx"
         try:
             onnx.save(model, file)
-            onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+            onnxruntime.InferenceSession(str(file), options, providers=CPU)
         except Exception as error:
             what = f"is not a model that onnxruntime runs ({first_line(error).replace(str(file), path)})"
             raise SubpruneError(what, where=path, remedy=_EXPORT) from error
