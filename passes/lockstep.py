@@ -184,16 +184,16 @@ class Lockstep:
         used = _input(node, source)
         if used in self._constant:
             return (self._parameter(used) for _ in self._batches)
-        return (environment[self._twin[used]] for environment in self._pruned)
+        return self._store.passed(environment[self._twin[used]] for environment in self._pruned)
 
     def original_inputs(self, node: fx.Node, source: str) -> Iterator[Tensor]:
         """The original network's input `source` to `node`, batch by batch."""
         used = _input(node, source)
-        return (environment[used] for environment in self._originals)
+        return self._store.passed(environment[used] for environment in self._originals)
 
     def originals(self, node: fx.Node) -> Iterator[Tensor]:
         """The original network's value at `node`, batch by batch."""
-        return (environment[node] for environment in self._originals)
+        return self._store.passed(environment[node] for environment in self._originals)
 
     def completed(self, node: fx.Node, source: str, axis: int, kept: Tensor) -> Iterator[Tensor]:
         """The original `node` run on the pruned network's input, channels it has no more taken from the original.
@@ -214,7 +214,8 @@ class Lockstep:
         twin = self._twin[node]
         if node not in self._originals[0] or twin not in self._pruned[0]:
             return None
-        return ((a[node], b[twin]) for a, b in zip(self._originals, self._pruned, strict=True))
+        pairs = zip(self._originals, self._pruned, strict=True)
+        return self._store.passed((before[node], after[twin]) for before, after in pairs)
 
     def live(self) -> list[Live]:
         """Activations of the pruned network that are still needed."""

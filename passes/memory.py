@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,6 +16,8 @@ from torch.utils import _pytree as pytree
 from subprune_fx.bundle import Inputs, joined
 from subprune_fx.errors import SubpruneError
 from subprune_fx.heap import release
+
+T = TypeVar("T")
 
 Environment = MutableMapping[Any, Any]
 
@@ -70,6 +72,16 @@ class Store:
         for environment in environments:
             for node, value in environment.items():
                 environment[node] = _replaced(value, new)
+
+    def passed(self, values: Iterable[T]) -> Iterator[T]:
+        """The same values; what was read of files for one of them is out of memory when the next is asked for."""
+        for value in values:
+            yield value
+            if self.limit is None:
+                continue
+            for storage in _storages(_tensors([value])).values():
+                if storage.filename is not None:
+                    release(storage)
 
     def _file(self, storage: torch.UntypedStorage) -> torch.UntypedStorage:
         """A copy of a storage in a file that has no name any more."""

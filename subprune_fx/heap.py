@@ -7,9 +7,10 @@ to clear all of its pages each time: a sixth of the whole command on VGG11.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import functools
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +27,9 @@ LARGE = 1 << 24
 
 ALONE = 1 << 25
 """Bytes from which a block of a large network is mapped alone, so that it goes when it is freed."""
+
+WORTH = 1 << 28
+"""Bytes that are returned to the system, at least."""
 
 DONT_NEED = 4
 """Linux's MADV_DONTNEED. Of a shared mapping it loses nothing."""
@@ -46,10 +50,18 @@ def keep(parameters: int) -> None:
 
 
 def trim() -> None:
-    """Return it to the system, where the C library is one that can: the next stage wants pieces of other sizes."""
+    """Return it to the system, where the C library is one that can: the next stage wants pieces of other sizes.
+
+    Of less than `WORTH` the system is spared: what goes back is soon wanted again, and every page of it cleared.
+    """
     library = _library()
-    if hasattr(library, "malloc_trim"):
+    if not hasattr(library, "malloc_trim"):
+        return
+    free = _free(library)
+    _heap.returned = min(_heap.returned, free)  # some of it is in use again
+    if free - _heap.returned >= WORTH:
         library.malloc_trim(0)
+        _heap.returned = _free(library)
 
 
 def release(storage: torch.UntypedStorage) -> None:
@@ -62,6 +74,37 @@ def release(storage: torch.UntypedStorage) -> None:
 @functools.cache
 def _library() -> Any:
     try:
-        return ctypes.CDLL(None)
+        library = ctypes.CDLL(None)
     except (OSError, TypeError):  # Windows has no library of that name
         return None
+    if hasattr(library, "mallinfo2"):
+        library.mallinfo2.restype = _Info
+    return library
+
+
+class _Info(ctypes.Structure):
+    """glibc's `struct mallinfo2`."""
+
+    _fields_: ClassVar = [
+        *((name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks")),
+        *((name, ctypes.c_size_t) for name in ("uordblks", "fordblks", "keepcost")),
+    ]
+
+
+@dataclasses.dataclass
+class _Heap:
+    """What is known of this process's heap.
+
+    Attributes:
+        returned: Bytes that are free but no longer in memory.
+    """
+
+    returned: int = 0
+
+
+_heap = _Heap()
+
+
+def _free(library: Any) -> int:
+    """Bytes of the heap that are not in use; before glibc 2.33, which cannot tell, more than any."""
+    return int(library.mallinfo2().fordblks) if hasattr(library, "mallinfo2") else sys.maxsize + _heap.returned

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from subprune_fx.heap import WORTH
+
 FAULTS = """
 import resource, torch
 from subprune_fx.heap import keep, trim
@@ -18,7 +20,7 @@ def faults():
 
 def activation():
     before = faults()
-    torch.ones(1 << 24)
+    torch.ones({size})
     return faults() - before
 
 {keep}
@@ -29,9 +31,9 @@ print(again, activation())
 """
 
 
-def faults(keep: str) -> list[int]:
-    """Pages that were new to 20 activations of 64 MB, and to one after `trim`."""
-    code = FAULTS.format(keep=keep)
+def faults(keep: str, size: int = 1 << 24) -> list[int]:
+    """Pages that were new to 20 activations of `size` floats, and to one after `trim`."""
+    code = FAULTS.format(keep=keep, size=size)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return [int(count) for count in done.stdout.split()]
 
@@ -44,6 +46,13 @@ def test_freed_pages_are_used_again_until_they_are_given_back() -> None:
     assert alone >= 20 * pages  # what this is about; if glibc has learned it, `keep` can go
     assert again < pages
     assert new >= pages
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's own")
+def test_little_is_not_given_back() -> None:
+    size = WORTH // 4 // 64  # the heap grows to several of them before it fits
+    _, new = faults("keep(1000)", size)
+    assert new < size * 4 // resource.getpagesize() // 2
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's own")

@@ -81,6 +81,27 @@ def test_what_is_in_files_leaves_memory() -> None:
     assert float(held["x"].sum()) == size
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only there the system tells")
+def test_what_was_read_of_a_file_leaves_memory_when_the_next_value_is_asked_for() -> None:
+    held: dict[Any, Any] = {name: torch.ones(1 << 23) for name in "abcd"}  # 32 MB each
+    store = Store(limit=1)
+    store.trim(held)
+    start = of_files()
+    sums, most = [], 0
+    for value in store.passed(held.values()):
+        sums.append(float(value.sum()))
+        most = max(most, of_files() - start)
+    assert sums == [1 << 23] * 4
+    assert (1 << 25) // 2 < most < 2 << 25
+    assert of_files() - start < (1 << 25) // 2
+
+
+def of_files() -> int:
+    """Bytes of mapped files that are in this process's memory."""
+    (line,) = (one for one in Path("/proc/self/status").read_text().splitlines() if one.startswith("RssFile"))
+    return int(line.split()[1]) * 1024
+
+
 def test_without_a_limit_nothing_moves() -> None:
     held = {"x": torch.ones(1000)}
     before = held["x"]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from subprune_fx.numerics.elimination import Elimination, layout
 from subprune_fx.numerics.solve import factor
+from subprune_fx.numerics.symmetric import Symmetric, squared
 
 PANEL = 128
 """Columns that are eliminated between two updates of the whole matrices."""
@@ -85,16 +86,17 @@ class GramElimination(Elimination):
         layouts = [layout(block.unit.numpy()) for block in blocks]
         present, self._r = layouts[0][0], layouts[0][1].shape[1]
         self._used, self._gone = 0, list[int]()
-        self._gram, self._explained = _stacked(blocks, [columns for _, columns in layouts])
+        gram, explained = _stacked(blocks, [columns for _, columns in layouts])
+        self._gram, self._explained = Symmetric(gram, self._r), Symmetric(explained, self._r)
         scale = torch.tensor([block.scale for block in blocks], dtype=torch.float64)
-        super().__init__(present, scale, self._squares(self._gram), self._squares(self._explained))
-        self._open_panel()
+        super().__init__(present, scale, self._gram.squares(), self._explained.squares())
+        self._open_panel(*gram.shape[:2])
 
     def _pivot(self, own: slice) -> tuple[Tensor, Tensor]:
         left, right = self._left[:, : self._used], self._right[:, : self._used]
         both, r = torch.cat([left[:, :, own], right[:, :, own]], 2).mT @ left, self._r
-        explained = torch.baddbmm(self._explained[:, own], left[:, :, own].mT, right, alpha=-1)
-        return self._gram[:, own] - both[:, :r], explained.sub_(both[:, r:])
+        explained = torch.baddbmm(self._explained.rows(own), left[:, :, own].mT, right, alpha=-1)
+        return self._gram.rows(own) - both[:, :r], explained.sub_(both[:, r:])
 
     def _take(self, own: slice, root: Tensor, n: Tensor, t: Tensor) -> None:
         del root
@@ -109,29 +111,22 @@ class GramElimination(Elimination):
         """Bring the matrices up to date and, now and then, drop the chosen units from them."""
         if len(self._gone) == len(self._units):
             return
-        left, right = self._left[:, : self._used], self._right[:, : self._used]
+        panel = self._panel
         if len(self._gone) >= SPENT * len(self._units):
             columns = self._shrink(self._gone)
-            left, right = left[:, :, columns], right[:, :, columns]
-            self._gram = self._gram[:, columns[:, None], columns]
-            self._explained = self._explained[:, columns[:, None], columns]
+            panel = panel[:, :, columns]
+            self._gram, self._explained = self._gram.only(columns), self._explained.only(columns)
             self._gone = []
-        self._gram.baddbmm_(left.mT, left, alpha=-1)
-        self._explained.baddbmm_(left.mT, right, alpha=-1).baddbmm_(right.mT, left, alpha=-1)
-        self._open_panel()
+        left, right = panel.chunk(2, 1)
+        self._gram.subtract(left, left)
+        self._explained.subtract(panel, torch.cat([right, left], 1))
+        self._open_panel(len(panel), panel.shape[2])
 
-    def _open_panel(self) -> None:
-        blocks, d = self._gram.shape[:2]
-        width = min(d, max(self._r, PANEL // self._r * self._r))
-        self._left = torch.empty(blocks, width, d, dtype=torch.float64)
-        self._right = torch.empty(blocks, width, d, dtype=torch.float64)
+    def _open_panel(self, blocks: int, columns: int) -> None:
+        width = min(columns, max(self._r, PANEL // self._r * self._r))
+        self._panel = torch.empty(blocks, 2 * width, columns, dtype=torch.float64)
+        self._left, self._right = self._panel.chunk(2, 1)
         self._used = 0
-
-    def _squares(self, matrix: Tensor) -> Tensor:
-        """The r x r diagonal blocks, (b, n, r, r)."""
-        b, d = matrix.shape[:2]
-        parts = matrix.reshape(b, d // self._r, self._r, d // self._r, self._r)
-        return parts.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2).contiguous()
 
 
 def sorted_columns(unit: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,7 +160,7 @@ def _padded(block: Block, columns: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
     flat = torch.from_numpy(columns.reshape(-1))
     if bool((flat >= 0).all()):
         gram, cross = block.gram[flat[:, None], flat], block.cross[flat]
-        return gram, cross @ cross.mT
+        return gram, squared(cross, columns.shape[1])
     real = flat >= 0
     d = len(flat)
     gram = torch.eye(d, dtype=torch.float64) * block.gram.diagonal().max()
@@ -173,4 +168,4 @@ def _padded(block: Block, columns: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
     where = real.nonzero()[:, 0]
     gram[where[:, None], where] = block.gram[flat[real][:, None], flat[real]]
     cross[where] = block.cross[flat[real]]
-    return gram, cross @ cross.mT
+    return gram, squared(cross, columns.shape[1])

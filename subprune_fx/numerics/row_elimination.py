@@ -96,7 +96,7 @@ class RowElimination(Elimination):
     def __init__(self, block: RowBlock) -> None:
         present, columns = layout(block.unit.numpy())
         flat, r = torch.from_numpy(columns.reshape(-1)), columns.shape[1]
-        self._ridge, self._lacking = block.ridge, block.targets
+        self._ridge, self._lacking = block.ridge, block.targets.clone()
         self._inputs, self._weight = _taken(block.inputs, flat), _taken(block.weight, flat)
         if self._inputs is block.inputs:
             self._inputs = block.inputs.clone()
@@ -130,8 +130,8 @@ class RowElimination(Elimination):
         del t
         half = solved(root[0], self._chosen)
         turn = _shorter(half) @ half
-        lacking = self._lacking - self._chosen.mT @ self._weight[own].double()
-        self._lacking = lacking - turn.mT @ (half @ lacking)
+        self._lacking.addmm_(self._chosen.mT, self._weight[own].double(), alpha=-1)
+        self._lacking.addmm_(turn.mT, half @ self._lacking, alpha=-1)
         used = self._used
         self._left[used : used + self._r], self._turns[used : used + self._r] = n[0], turn
         self._used = used + self._r

@@ -1,0 +1,70 @@
+"""Symmetric matrices of which only the upper blocks are kept up to date: a product then takes little more than half.
+
+A matrix is cut into strips of rows. What lies left of a strip's diagonal block is stale: it is the transpose of what
+lies above that block, and read from there.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+STRIPS = 8
+"""Strips of a large matrix: updating it takes 9/16 of the time. With twice as many it would be 17/32."""
+
+LEAST = 256
+"""Rows of a strip, at least: products of fewer are slower for each element."""
+
+
+class Symmetric:
+    """b matrices of size d x d, float64."""
+
+    def __init__(self, whole: Tensor, unit: int) -> None:
+        """Take over matrices (b, d, d) of which the upper blocks, or all, are right.
+
+        Args:
+            whole: Changed from now on.
+            unit: Strips begin at multiples of this.
+        """
+        self._whole, self._unit = whole, unit
+        self._ends = ends(whole.shape[2], unit)
+
+    def rows(self, own: slice) -> Tensor:
+        """Rows within one unit, (b, rows, d)."""
+        start = max(end for end in self._ends[:-1] if end <= own.start)
+        if start == 0:
+            return self._whole[:, own]
+        return torch.cat([self._whole[:, :start, own].mT, self._whole[:, own, start:]], 2)
+
+    def subtract(self, left: Tensor, right: Tensor) -> None:
+        """Take left' right from it, which is symmetric, of (b, k, d)."""
+        for start, stop in zip(self._ends, self._ends[1:], strict=False):
+            self._whole[:, start:stop, start:].baddbmm_(left[:, :, start:stop].mT, right[:, :, start:], alpha=-1)
+
+    def only(self, columns: Tensor) -> Symmetric:
+        """Some rows and the same columns, ascending, whole units."""
+        found = self._whole[:, columns[:, None], columns]
+        for start, stop in zip(ends(len(columns), self._unit), ends(len(columns), self._unit)[1:], strict=False):
+            corner = found[:, start:stop, start:stop]
+            corner.copy_(corner.triu() + corner.triu(1).mT)
+        return Symmetric(found, self._unit)
+
+    def squares(self) -> Tensor:
+        """The diagonal blocks of units, (b, d / unit, unit, unit)."""
+        b, d = self._whole.shape[:2]
+        parts = self._whole.reshape(b, d // self._unit, self._unit, d // self._unit, self._unit)
+        return parts.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2).contiguous()
+
+
+def ends(size: int, unit: int) -> list[int]:
+    """Where strips of a matrix begin, and where the last one stops."""
+    strip = -(-max(LEAST, -(-size // STRIPS)) // unit) * unit
+    return [*range(0, size, strip), size]
+
+
+def squared(rows: Tensor, unit: int) -> Tensor:
+    """C C', its upper blocks, of C (d, m); (d, d)."""
+    found = rows.new_empty(len(rows), len(rows))
+    for start, stop in zip(ends(len(rows), unit), ends(len(rows), unit)[1:], strict=False):
+        torch.mm(rows[start:stop], rows[start:].mT, out=found[start:stop, start:])
+    return found
