@@ -139,12 +139,17 @@ def _capture(module: nn.Module, example: Inputs, *, dynamic: bool) -> ExportedPr
 
 
 def _converted(program: ExportedProgram, opset: int | None, outputs: list[str]) -> torch.onnx.ONNXProgram | None:
+    from subprune_fx.passes.onnx_optimise import optimise  # noqa: PLC0415 - imports onnxscript
+
     with silence(), seldom(), torch.no_grad():
-        # optimize folds the BatchNorm that `fold` has left. Left to onnxruntime, a convolution without bias keeps it:
-        # twice the latency on ResNet56.
-        return torch.onnx.export(
-            program, dynamo=True, optimize=True, verbose=False, opset_version=opset, output_names=outputs
+        found = torch.onnx.export(
+            program, dynamo=True, optimize=False, verbose=False, opset_version=opset, output_names=outputs
         )
+        if found is not None:
+            # This folds the BatchNorm that `fold` has left. Left to onnxruntime, a convolution without bias keeps it:
+            # twice the latency on ResNet56.
+            optimise(found.model)
+        return found
 
 
 def _output_names(program: ExportedProgram) -> list[str]:
