@@ -138,6 +138,7 @@ def test_part_of_a_consumer_is_posed_as_the_whole_says(few: int, refit: bool, mo
     """Behind a concatenation a group's own columns, and those that are sure to stay, are enough."""
     monkeypatch.setattr(row_moments, "FEW", few)
     monkeypatch.setattr(row_moments, "MANY", few)
+    monkeypatch.setattr(row_moments, "WIDE", few)
     torch.manual_seed(0)
     model = Joined().double()
     x = torch.randn(6, 3, dtype=F64) + 1

@@ -41,6 +41,7 @@ def both(reader: Reader, x: Tensor, y: Tensor, monkeypatch: pytest.MonkeyPatch) 
     for few in (10**9, 0):
         monkeypatch.setattr(row_moments, "FEW", few)
         monkeypatch.setattr(row_moments, "MANY", 0)
+        monkeypatch.setattr(row_moments, "WIDE", 0)
         collector = Collector(reader, 2)
         collector.add(x[: len(x) // 2])
         collector.add(x[len(x) // 2 :])
@@ -157,6 +158,7 @@ def test_the_form_is_the_cheaper_one() -> None:
     assert row_moments.share(4608, 25_088, 9) is None
     assert row_moments.share(512, 8, 9) is None
     assert row_moments.share(4096, 8, 1) is None
+    assert row_moments.share(11_008, 512, 1) is None
     assert row_moments.share(25_088, 512, 1) == 1
     assert row_moments.share(18_432, 200_000, 9) == pytest.approx(row_moments.ROWS / 200_000)
 
@@ -165,6 +167,7 @@ def test_of_too_many_rows_some_are_kept_those_of_input_and_target_alike(monkeypa
     monkeypatch.setattr(row_moments, "FEW", 0)
     monkeypatch.setattr(row_moments, "SCARCE", 2)
     monkeypatch.setattr(row_moments, "MANY", 10)
+    monkeypatch.setattr(row_moments, "WIDE", 10)
     x = draw(40, 3, 6, 6)
     y = torch.nn.functional.conv2d(x, draw(2, 3, 3, 3, seed=1), padding=1)
     collector = Collector(CONV, 2)
@@ -195,6 +198,7 @@ class Both(Team):
 def test_rows_of_two_processes_are_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_moments, "FEW", 0)
     monkeypatch.setattr(row_moments, "MANY", 0)
+    monkeypatch.setattr(row_moments, "WIDE", 0)
     x, y, weight = draw(4, 12), draw(4, 5, seed=1), draw(1, 12, 5, seed=2)
 
     def collected(some: slice) -> RowMoments:
@@ -219,6 +223,7 @@ def test_rows_of_two_processes_are_those_of_one(monkeypatch: pytest.MonkeyPatch)
 def test_large_weights_stay_in_the_precision_they_came_in(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of what is as large as the network no copy in float64 is made, and nothing but rounding is lost."""
     monkeypatch.setattr(row_moments, "MANY", 0)
+    monkeypatch.setattr(row_moments, "WIDE", 0)
     monkeypatch.setattr(row_moments, "FEW", 0)
     x, weight, unit = draw(rows, 90), draw(1, 90, 7, seed=1), np.repeat(np.arange(30), 3)[None]
     found = []

@@ -79,7 +79,8 @@ def _torchvision() -> Iterator[Network]:
         size = 224 if name in ("s3d", "mvit_v1_b", "mvit_v2_s") else 32
         frames = 16 if name.startswith(("s3d", "mvit")) else 8
         build = partial(models.get_model, name, weights=None)
-        yield Network("torchvision", name, build, noise(3, frames, size, size), 8)
+        samples = 4 if name.startswith("mvit") else 8  # 25,000 tokens each
+        yield Network("torchvision", name, build, noise(3, frames, size, size), samples)
 
 
 def _timm() -> Iterator[Network]:

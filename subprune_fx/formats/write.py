@@ -37,7 +37,7 @@ from subprune_fx.report import FileRow
 
 Progress = Callable[[str, int, int], None]
 
-ROOM = 1 << 27
+ROOM = 1 << 29
 """Parameters up to which a network may be captured twice at a time."""
 
 PATIENCE = 60.0

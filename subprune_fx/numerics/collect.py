@@ -17,8 +17,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from subprune_fx.numerics.batched import Batched
 from subprune_fx.numerics.geometry import ROWS_AT_ONCE, slices
-from subprune_fx.numerics.grams import ELEMENTS_AT_ONCE, Gram, gram
+from subprune_fx.numerics.grams import Gram, gram
 from subprune_fx.numerics.moments import Moments
 from subprune_fx.numerics.readers import ConvReader, Reader
 from subprune_fx.numerics.row_moments import RowMoments, picked, share
@@ -41,24 +42,26 @@ class Collector:
         self._batches = batches
         self._sums: dict[tuple[int, ...], _Sums] = {}
         self._plain: Moments | None = None
-        self._exact = False
+        self._waiting = Batched(self._add_now)
+        self._started = self._exact = False
         self._share: float | None = None
         self._rows: list[Tensor] | None = None
         self._seen = 0
 
     def add(self, x: Tensor) -> None:
         """Add a batch (samples, ...); all samples of a batch have the same size."""
-        if not self._sums and self._plain is None and self._rows is None:
+        if not self._started:
+            self._started = True
             self._share, self._exact = self._form(x)
         if self._share is not None:
             self._keep_rows(x, self._share)
             return
         if self._exact:
-            self._add_rows(self._reader.columns(x.double()))
+            self._waiting.add(self._reader.columns(x.double()))
             return
         plain, convolution = self._reader.plain(x)
         if convolution is None:
-            self._add_rows(self._reader.columns(x))
+            self._waiting.add(self._reader.columns(x))
             return
         size = tuple(plain.shape[1:])
         if size not in self._sums:
@@ -78,16 +81,16 @@ class Collector:
             self._rows.append(columns[:, :, picked(self._seen, columns.shape[2], part)].contiguous().cpu())
             self._seen += columns.shape[2]
 
-    def _add_rows(self, columns: Tensor) -> None:
+    def _add_now(self, columns: Tensor) -> None:
         if self._plain is None:
             self._plain = Moments.zeros(columns.shape[0], columns.shape[1], 0)
-        for part in slices(columns.shape[2], min(ROWS_AT_ONCE, ELEMENTS_AT_ONCE // max(1, columns.shape[1]))):
-            self._plain.add(columns[:, :, part])
+        self._plain.add(columns)
 
     def moments(self) -> Collected:
         """The input's moments; targets are yet to be added."""
         if self._rows is not None and self._share is not None:
             return RowMoments(torch.cat(self._rows, 2), self._share)
+        self._waiting.flush()
         found = [known.moments() for known in self._sums.values()]
         if self._plain is not None:
             return self._plain

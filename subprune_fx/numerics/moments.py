@@ -54,7 +54,7 @@ class Moments:
             targets: Targets, transposed: (groups, m, rows); None where only the input's moments are wanted.
         """
         inputs = _Centred.of(columns)
-        self.gram += inputs.product(inputs).cpu()
+        inputs.add_product(inputs, self.gram)
         self.columns += inputs.total().cpu()
         self.rows += columns.shape[2]
         if targets is not None:
@@ -87,7 +87,7 @@ class Moments:
 
     def _add_targets(self, inputs: _Centred, targets: Tensor) -> None:
         outputs = _Centred.of(targets)
-        self.cross += inputs.product(outputs).cpu()
+        inputs.add_product(outputs, self.cross)
         self.targets += outputs.total().cpu()
         self.energy += outputs.energy().cpu()
 
@@ -178,12 +178,12 @@ class _Centred:
         off = matrix - mean
         return _Centred(mean.double(), off, off.sum(2, keepdim=True).double())
 
-    def product(self, other: _Centred) -> Tensor:
-        """The product self other', (groups, a, b), float64."""
+    def add_product(self, other: _Centred, found: Tensor) -> None:
+        """Add the product self other' to `found`, (groups, a, b), float64, without a second matrix of that kind."""
+        found += (self.off @ other.off.mT).cpu()
         rows = self.off.shape[2]
-        found = (self.off @ other.off.mT).double()
-        found.baddbmm_(self.mean, (other.rest + rows * other.mean).mT)  # no second matrix of that size
-        return found.baddbmm_(self.rest, other.mean.mT)
+        left = torch.cat([self.mean, self.rest], 2).cpu()
+        found.baddbmm_(left, torch.cat([other.rest + rows * other.mean, other.mean], 2).mT.cpu())
 
     def total(self) -> Tensor:
         """The sum of the rows, (groups, a)."""

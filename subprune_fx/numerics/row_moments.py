@@ -17,12 +17,19 @@ FEW = 1024
 MANY = 6144
 """Columns from which a Gram matrix is too large to work with (300 MB, and several of them)."""
 
+WIDE = 12_288
+"""The same with one column a channel (1.2 GB): there are as many pivots as columns, and each would read all rows.
+
+Measured at 11,008 columns and 4,096 outputs: 4,096 rows take 158 ms a pivot. At 7,392 columns and as many outputs 64
+rows take 23 ms, the Gram matrix 3 ms.
+"""
+
 SCARCE = 16
 """Columns a row up to which, in between, rows are not worth it: they take less room, but greedy more time.
 
 Every pivot reads all weights. Measured at 4,608 columns of 9 a unit and 512 outputs: 2.4 s with 128 rows instead of
-4.8 s, as long with 256 rows, 3 times as long with 2,048. With one column a unit there are as many pivots as columns: at
-2,048 columns as long with 32 rows and 512 outputs; at 4,096 with 256 rows and as many outputs 61 s instead of 8 s.
+4.8 s, as long with 256 rows, 3 times as long with 2,048. With one column a unit it is never worth it: at 2,048 columns
+as long with 32 rows and 512 outputs; at 4,096 with 256 rows and as many outputs 61 s instead of 8 s.
 """
 
 ROWS = 4096
@@ -45,9 +52,9 @@ def share(columns: int, rows: int, taps: int) -> float | None:
     """
     if columns <= FEW:
         return None
-    if rows <= columns // (2 if columns > MANY else SCARCE) and (taps > 1 or columns > MANY):
-        return 1.0
-    return min(columns // 2, ROWS) / rows if columns > MANY else None
+    if columns <= (MANY if taps > 1 else WIDE):
+        return 1.0 if taps > 1 and rows <= columns // SCARCE else None
+    return 1.0 if rows <= columns // 2 else min(columns // 2, ROWS) / rows
 
 
 @dataclasses.dataclass(frozen=True)

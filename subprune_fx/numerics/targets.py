@@ -12,6 +12,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from subprune_fx.numerics.batched import Batched
 from subprune_fx.numerics.collect import Collected, inside, level, means, parts
 from subprune_fx.numerics.moments import Moments
 from subprune_fx.numerics.readers import ConvReader, Reader
@@ -30,6 +31,7 @@ class Targets:
         """
         self._moments = moments
         self._reader = reader
+        self._waiting = Batched(self._add_now)
         self._products: dict[tuple[int, ...], _Products] = {}
 
     def add(self, x: Tensor, y: Tensor) -> None:
@@ -40,21 +42,24 @@ class Targets:
         exact = self._moments.rows <= self._moments.columns.shape[1]
         for part in parts(self._reader, x):
             if exact:
-                self._moments.add_targets(
-                    self._reader.columns(x[part].double()), self._reader.targets(y[part].double())
-                )
+                self._waiting.add(self._reader.columns(x[part].double()), self._reader.targets(y[part].double()))
                 continue
             plain, convolution = self._reader.plain(x[part])
             if convolution is None:
-                self._moments.add_targets(self._reader.columns(x[part]), self._reader.targets(y[part]))
+                self._waiting.add(self._reader.columns(x[part]), self._reader.targets(y[part]))
                 continue
             size = tuple(plain.shape[1:])
             if size not in self._products:
                 self._products[size] = _Products.of(convolution, plain, y[part])
             self._products[size].add(plain, y[part])
 
+    def _add_now(self, columns: Tensor, targets: Tensor) -> None:
+        assert isinstance(self._moments, Moments)
+        self._moments.add_targets(columns, targets)
+
     def moments(self) -> Collected:
         """With the targets of all that was added."""
+        self._waiting.flush()
         for known in self._products.values():
             assert isinstance(self._moments, Moments)
             known.into(self._moments)

@@ -1,0 +1,49 @@
+"""Rows that come a few at a time, handed on once there are enough of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from subprune_fx.numerics.geometry import ROWS_AT_ONCE, slices
+from subprune_fx.numerics.grams import ELEMENTS_AT_ONCE
+
+SHARE = 4
+"""Columns a row that waits: rows that wait take an eighth of the room of the Gram matrix.
+
+Adding a product of d columns to the sum reads and writes d^2 numbers several times, as long as the product of 600 rows
+takes. Of 16,384 samples of 11,008 columns that came 64 at a time, the sums took 203 s instead of 40.
+"""
+
+
+class Batched:
+    """Joins batches for a sum of products."""
+
+    def __init__(self, add: Callable[..., None]) -> None:
+        """Args: add: Takes what `add` of this takes."""
+        self._add = add
+        self._waiting: list[tuple[Tensor, ...]] = []
+        self._count = 0
+
+    def add(self, *rows: Tensor) -> None:
+        """Add tensors (groups, columns, rows) with as many rows each."""
+        self._waiting.append(rows)
+        self._count += rows[0].shape[2]
+        if self._count >= _enough(rows[0].shape[1]):
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand on what waits."""
+        if not self._waiting:
+            return
+        whole = [torch.cat(pieces, 2) if len(pieces) > 1 else pieces[0] for pieces in zip(*self._waiting, strict=True)]
+        self._waiting, self._count = [], 0
+        for part in slices(whole[0].shape[2], _enough(whole[0].shape[1])):
+            self._add(*(rows[:, :, part] for rows in whole))
+
+
+def _enough(columns: int) -> int:
+    """Rows at a time."""
+    return min(ROWS_AT_ONCE, max(ELEMENTS_AT_ONCE // max(1, columns), columns // SHARE))
