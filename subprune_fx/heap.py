@@ -57,6 +57,9 @@ def trim() -> None:
     library = _library()
     if not hasattr(library, "malloc_trim"):
         return
+    if not hasattr(library, "mallinfo2"):  # before glibc 2.33 nobody knows how much it is
+        library.malloc_trim(0)
+        return
     free = _free(library)
     _heap.returned = min(_heap.returned, free)  # some of it is in use again
     if free - _heap.returned >= WORTH:
@@ -106,5 +109,5 @@ _heap = _Heap()
 
 
 def _free(library: Any) -> int:
-    """Bytes of the heap that are not in use; before glibc 2.33, which cannot tell, more than any."""
-    return int(library.mallinfo2().fordblks) if hasattr(library, "mallinfo2") else sys.maxsize + _heap.returned
+    """Bytes of the heap that are not in use."""
+    return int(library.mallinfo2().fordblks)

@@ -159,6 +159,7 @@ def test_the_form_is_the_cheaper_one() -> None:
     assert row_moments.share(512, 8, 9) is None
     assert row_moments.share(4096, 8, 1) is None
     assert row_moments.share(11_008, 512, 1) is None
+    assert row_moments.share(11_008, 128, 1) == 1
     assert row_moments.share(25_088, 512, 1) == 1
     assert row_moments.share(18_432, 200_000, 9) == pytest.approx(row_moments.ROWS / 200_000)
 

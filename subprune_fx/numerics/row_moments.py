@@ -32,6 +32,9 @@ Every pivot reads all weights. Measured at 4,608 columns of 9 a unit and 512 out
 as long with 32 rows and 512 outputs; at 4,096 with 256 rows and as many outputs 61 s instead of 8 s.
 """
 
+SCARCER = 64
+"""The same with one column a channel, and more than `MANY`: here rows are for the room that they save."""
+
 ROWS = 4096
 """Rows that are enough in place of such a matrix."""
 
@@ -53,7 +56,8 @@ def share(columns: int, rows: int, taps: int) -> float | None:
     if columns <= FEW:
         return None
     if columns <= (MANY if taps > 1 else WIDE):
-        return 1.0 if taps > 1 and rows <= columns // SCARCE else None
+        few = rows <= columns // SCARCE if taps > 1 else columns > MANY and rows <= columns // SCARCER
+        return 1.0 if few else None
     return 1.0 if rows <= columns // 2 else min(columns // 2, ROWS) / rows
 
 
