@@ -23,9 +23,6 @@ BESIDE = (".ci", "docs", "examples", "tests")
 """Folders of the source archive that are not installed."""
 MAPPED = ("cli", "passes")
 
-INDIRECT = {
-    "onnxscript",  # torch.onnx.export(dynamo=True) imports it
-}
 OTHER = {"subprune_fx/py.typed", "subprune_fx/formats/report.html.jinja"}
 OPTIONAL = {"PIL", "timm", "torchvision"}  # extras: images, presets, classes that are allowed in pickles
 
@@ -163,7 +160,7 @@ def test_dependencies_are_what_is_imported(repository: Path, project: dict[str, 
     for module in modules:
         imported |= imports((repository / module).read_text(encoding="utf-8"))
     imported -= {"subprune_fx", *sys.stdlib_module_names}
-    assert imported - OPTIONAL == declared - INDIRECT
+    assert imported - OPTIONAL == declared
 
 
 def imports(source: str) -> set[str]:
