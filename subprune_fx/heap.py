@@ -9,7 +9,9 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import functools
+import mmap
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -57,14 +59,12 @@ def trim() -> None:
     library = _library()
     if not hasattr(library, "malloc_trim"):
         return
-    if not hasattr(library, "mallinfo2"):  # before glibc 2.33 nobody knows how much it is
+    idle = _idle(library)
+    if idle is None:
         library.malloc_trim(0)
-        return
-    free = _free(library)
-    _heap.returned = min(_heap.returned, free)  # some of it is in use again
-    if free - _heap.returned >= WORTH:
+    elif _heap.idle is None or idle - _heap.idle >= WORTH:
         library.malloc_trim(0)
-        _heap.returned = _free(library)
+        _heap.idle = _idle(library)
 
 
 def release(storage: torch.UntypedStorage) -> None:
@@ -99,15 +99,23 @@ class _Heap:
     """What is known of this process's heap.
 
     Attributes:
-        returned: Bytes that are free but no longer in memory.
+        idle: What `_idle` was after the last `trim`.
     """
 
-    returned: int = 0
+    idle: int | None = None
 
 
 _heap = _Heap()
 
 
-def _free(library: Any) -> int:
-    """Bytes of the heap that are not in use."""
-    return int(library.mallinfo2().fordblks)
+def _idle(library: Any) -> int | None:
+    """Bytes that are in memory and not in use, and what of the process is not on the heap; None where nobody knows.
+
+    That is, before glibc 2.33 and where there is no /proc.
+    """
+    statm = Path("/proc/self/statm")
+    if not hasattr(library, "mallinfo2") or not statm.exists():
+        return None
+    resident, shared = (int(pages) for pages in statm.read_text(encoding="ascii").split()[1:3])
+    known = library.mallinfo2()
+    return (resident - shared) * mmap.PAGESIZE - int(known.uordblks) - int(known.hblkhd)

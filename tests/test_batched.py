@@ -20,9 +20,12 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("enough", [1, 7, 10, 1000])
-def test_all_rows_come_once_in_order_in_numbers_that_are_worth_it(enough: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batched, "_enough", lambda columns: enough)
+@pytest.mark.parametrize(("enough", "most"), [(1, 1), (7, 7), (10, 20), (1000, 1000)])
+def test_all_rows_come_once_in_order_in_numbers_that_are_worth_it(
+    enough: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batched, "enough", lambda columns: enough)
+    monkeypatch.setattr(batched, "most", lambda columns: most)
     seen: list[tuple[Tensor, Tensor]] = []
     waiting = Batched(lambda *rows: seen.append(rows))
     x, y = draw(1, 3, 50), draw(1, 2, 50, seed=1)
@@ -32,7 +35,7 @@ def test_all_rows_come_once_in_order_in_numbers_that_are_worth_it(enough: int, m
     waiting.flush()
     assert torch.equal(torch.cat([rows for rows, _ in seen], 2), x)
     assert torch.equal(torch.cat([rows for _, rows in seen], 2), y)
-    assert all(rows.shape[2] <= enough for rows, _ in seen)
+    assert all(rows.shape[2] <= most for rows, _ in seen)
     assert len(seen) <= -(-50 // enough) + 4
 
 
@@ -40,7 +43,7 @@ def test_moments_do_not_depend_on_the_batches(monkeypatch: pytest.MonkeyPatch) -
     x, y = draw(40, 6) + 2, draw(40, 3, seed=1) - 1
     found: list[Moments] = []
     for enough, size in ((1, 40), (16, 3), (1000, 40)):
-        monkeypatch.setattr(batched, "_enough", lambda columns, enough=enough: enough)
+        monkeypatch.setattr(batched, "enough", lambda columns, enough=enough: enough)
         collector = Collector(LinearReader(), 40 / size)
         for start in range(0, 40, size):
             collector.add(x[start : start + size])
@@ -63,6 +66,7 @@ def test_moments_do_not_depend_on_the_batches(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_wide_layers_wait_for_more_rows() -> None:
-    assert batched._enough(64) == ROWS_AT_ONCE
-    assert batched._enough(2048) == ELEMENTS_AT_ONCE // 2048
-    assert batched._enough(11_008) == 11_008 // batched.SHARE
+    assert batched.enough(64) == 16
+    assert batched.most(64) == ROWS_AT_ONCE
+    assert batched.most(2048) == ELEMENTS_AT_ONCE // 2048
+    assert batched.enough(11_008) == batched.most(11_008) == 2752

@@ -31,7 +31,7 @@ class Batched:
         """Add tensors (groups, columns, rows) with as many rows each."""
         self._waiting.append(rows)
         self._count += rows[0].shape[2]
-        if self._count >= _enough(rows[0].shape[1]):
+        if self._count >= enough(rows[0].shape[1]):
             self.flush()
 
     def flush(self) -> None:
@@ -40,10 +40,15 @@ class Batched:
             return
         whole = [torch.cat(pieces, 2) if len(pieces) > 1 else pieces[0] for pieces in zip(*self._waiting, strict=True)]
         self._waiting, self._count = [], 0
-        for part in slices(whole[0].shape[2], _enough(whole[0].shape[1])):
+        for part in slices(whole[0].shape[2], most(whole[0].shape[1])):
             self._add(*(rows[:, :, part] for rows in whole))
 
 
-def _enough(columns: int) -> int:
+def enough(columns: int) -> int:
+    """Rows that are worth a sum."""
+    return columns // SHARE
+
+
+def most(columns: int) -> int:
     """Rows at a time."""
-    return min(ROWS_AT_ONCE, max(ELEMENTS_AT_ONCE // max(1, columns), columns // SHARE))
+    return min(ROWS_AT_ONCE, max(ELEMENTS_AT_ONCE // max(1, columns), enough(columns)))
