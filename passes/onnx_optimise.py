@@ -3,8 +3,7 @@
     Conv - BatchNormalization, Identity, Cast to the same type, Reshape - Reshape, ...  ->  Conv, -, -, Reshape, ...
 
 `torch.onnx.export(optimize=True)` has one rule more: two Slices -> one Split. To look for it, onnxscript 0.7.2 goes
-through the whole graph at every node, so that its time grows with the square of the graph: half of the export of ViT L,
-and more than ten minutes for MViT v2 S.
+through the whole graph at every node, so that its time grows with the square of the graph: half of the export of ViT L.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from subprune_fx.numerics import symmetric
-from subprune_fx.numerics.symmetric import Symmetric, ends, squared
+from subprune_fx.numerics.symmetric import Symmetric, squared, strips
 
 SIZES = pytest.mark.parametrize(("size", "unit"), [(12, 1), (60, 1), (63, 9), (64, 4)])
 
@@ -50,7 +50,7 @@ def test_products(size: int, unit: int) -> None:
 
 
 def test_strips_begin_at_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ends(63, 9) == [0, 9, 18, 27, 36, 45, 54, 63]
-    assert ends(20, 1) == [0, 8, 16, 20]
+    assert [strip.start for strip in strips(63, 9)] == [0, 9, 18, 27, 36, 45, 54]
+    assert strips(20, 1) == [slice(0, 8), slice(8, 16), slice(16, 20)]
     monkeypatch.setattr(symmetric, "LEAST", 256)
-    assert ends(200, 1) == [0, 200]
+    assert strips(200, 1) == [slice(0, 200)]

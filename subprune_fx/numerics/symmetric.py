@@ -27,25 +27,26 @@ class Symmetric:
             unit: Strips begin at multiples of this.
         """
         self._whole, self._unit = whole, unit
-        self._ends = ends(whole.shape[2], unit)
+        self._strips = strips(whole.shape[2], unit)
 
     def rows(self, own: slice) -> Tensor:
         """Rows within one unit, (b, rows, d)."""
-        start = max(end for end in self._ends[:-1] if end <= own.start)
+        start = max(strip.start for strip in self._strips if strip.start <= own.start)
         if start == 0:
             return self._whole[:, own]
         return torch.cat([self._whole[:, :start, own].mT, self._whole[:, own, start:]], 2)
 
     def subtract(self, left: Tensor, right: Tensor) -> None:
         """Take left' right from it, which is symmetric, of (b, k, d)."""
-        for start, stop in zip(self._ends, self._ends[1:], strict=False):
-            self._whole[:, start:stop, start:].baddbmm_(left[:, :, start:stop].mT, right[:, :, start:], alpha=-1)
+        for strip in self._strips:
+            begun = slice(strip.start, None)
+            self._whole[:, strip, begun].baddbmm_(left[:, :, strip].mT, right[:, :, begun], alpha=-1)
 
     def only(self, columns: Tensor) -> Symmetric:
         """Some rows and the same columns, ascending, whole units."""
         found = self._whole[:, columns[:, None], columns]
-        for start, stop in zip(ends(len(columns), self._unit), ends(len(columns), self._unit)[1:], strict=False):
-            corner = found[:, start:stop, start:stop]
+        for strip in strips(len(columns), self._unit):
+            corner = found[:, strip, strip]
             corner.copy_(corner.triu() + corner.triu(1).mT)
         return Symmetric(found, self._unit)
 
@@ -56,15 +57,15 @@ class Symmetric:
         return parts.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2).contiguous()
 
 
-def ends(size: int, unit: int) -> list[int]:
-    """Where strips of a matrix begin, and where the last one stops."""
-    strip = -(-max(LEAST, -(-size // STRIPS)) // unit) * unit
-    return [*range(0, size, strip), size]
+def strips(size: int, unit: int) -> list[slice]:
+    """Rows of a matrix of that size, strip by strip."""
+    step = -(-max(LEAST, -(-size // STRIPS)) // unit) * unit
+    return [slice(start, min(start + step, size)) for start in range(0, size, step)]
 
 
 def squared(rows: Tensor, unit: int) -> Tensor:
     """C C', its upper blocks, of C (d, m); (d, d)."""
     found = rows.new_empty(len(rows), len(rows))
-    for start, stop in zip(ends(len(rows), unit), ends(len(rows), unit)[1:], strict=False):
-        torch.mm(rows[start:stop], rows[start:].mT, out=found[start:stop, start:])
+    for strip in strips(len(rows), unit):
+        torch.mm(rows[strip], rows[strip.start :].mT, out=found[strip, strip.start :])
     return found
