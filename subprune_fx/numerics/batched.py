@@ -11,7 +11,7 @@ from subprune_fx.numerics.geometry import ROWS_AT_ONCE, slices
 from subprune_fx.numerics.grams import ELEMENTS_AT_ONCE
 
 SHARE = 4
-"""Columns a row that waits: rows that wait take an eighth of the room of the Gram matrix.
+"""Rows wait until there is one for so many columns: they then take an eighth of the room of the Gram matrix.
 
 Adding a product of d columns to the sum reads and writes d^2 numbers several times, as long as the product of 600 rows
 takes. Of 16,384 samples of 11,008 columns that came 64 at a time, the sums took 203 s instead of 40.

@@ -53,11 +53,11 @@ def share(columns: int, rows: int, taps: int) -> float | None:
     Of a design matrix with fewer rows than columns all rows are kept, which loses nothing. Of one that is too wide for
     second moments and has many rows, a convolution's patches, some are kept in their place.
     """
-    if columns <= FEW:
+    narrow, wide, scarce = (FEW, MANY, SCARCE) if taps > 1 else (max(FEW, MANY), WIDE, SCARCER)
+    if columns <= narrow:
         return None
-    if columns <= (MANY if taps > 1 else WIDE):
-        few = rows <= columns // SCARCE if taps > 1 else columns > MANY and rows <= columns // SCARCER
-        return 1.0 if few else None
+    if columns <= wide:
+        return 1.0 if rows <= columns // scarce else None
     return 1.0 if rows <= columns // 2 else min(columns // 2, ROWS) / rows
 
 
