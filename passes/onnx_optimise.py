@@ -11,7 +11,7 @@ from __future__ import annotations
 from onnx_ir import Model
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants_ir
-from onnxscript.rewriter import RewritePass
+from onnxscript.rewriter import RewritePass, onnx_fusions
 from onnxscript.rewriter.rules import common as rules
 
 ITERATIONS = 2
@@ -58,3 +58,4 @@ def optimise(model: Model) -> None:
         common.NameFixPass(),
     ):
         last(model)
+    onnx_fusions.fuse(model)

@@ -36,14 +36,34 @@ def attention() -> nn.Module:
     return nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2, enable_nested_tensor=False)
 
 
+class Normalised(nn.Module):
+    """What opset 23 has one operator for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain, self.linear = nn.Parameter(torch.rand(8) + 1), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.gain * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5))
+        found: Tensor = self.linear(x)
+        return found
+
+
 @pytest.mark.parametrize(
-    ("make", "shape"), [(Superfluous, (1, 3, 8, 8)), (attention, (1, 5, 8))], ids=["superfluous", "attention"]
+    ("make", "shape", "opset"),
+    [(Superfluous, (1, 3, 8, 8), None), (attention, (1, 5, 8), None), (Normalised, (1, 5, 8), 23)],
+    ids=["superfluous", "attention", "normalised"],
 )
-def test_what_is_left_is_what_onnxscript_leaves(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+def test_what_is_left_is_what_onnxscript_leaves(
+    make: Callable[[], nn.Module], shape: tuple[int, ...], opset: int | None
+) -> None:
     torch.manual_seed(0)
     program, _ = export(make().eval(), torch.randn(shape))
     with silence():
-        ours, theirs = (torch.onnx.export(program, dynamo=True, optimize=False, verbose=False) for _ in range(2))
+        ours, theirs = (
+            torch.onnx.export(program, dynamo=True, optimize=False, verbose=False, opset_version=opset)
+            for _ in range(2)
+        )
         assert ours is not None
         assert theirs is not None
         before = sum(1 for _ in ours.model.graph)
