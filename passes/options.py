@@ -25,7 +25,7 @@ class Options:
         budget: A rule of `passes.budget.BUDGETS`; None: the selector's own, or else the default.
         only: Patterns of the groups to prune; none: all.
         skip: Patterns of groups to leave alone.
-        align: What the widths of pruned layers are multiples of; None: what the target does best with.
+        align: What the widths of pruned layers are multiples of; None: what the target, or the layer, does best with.
         layers: What single groups are to keep, whatever the budget.
         reweight: False leaves consumers' weights as they are.
         settings: How least squares are posed.

@@ -44,7 +44,7 @@ from subprune_fx.passes.rankings import Orders, Rankings
 from subprune_fx.passes.rewrite import apply
 from subprune_fx.passes.scratch import Scratch
 from subprune_fx.passes.size import parameters
-from subprune_fx.passes.steps import only_layers, rounded, stepped, steps_of, units_of
+from subprune_fx.passes.steps import alignments, only_layers, rounded, stepped, steps_of, units_of
 from subprune_fx.passes.sweep import Sweep, beforehand
 from subprune_fx.passes.thin import thinned
 from subprune_fx.plan import Plan
@@ -64,7 +64,7 @@ class Compiled:
         ratio: Size before over size after, at least.
         plan: What to do to the network.
         module: The network with that done.
-        align: What the widths of pruned layers are multiples of.
+        align: What the widths of pruned layers are multiples of; None: see `passes.steps.alignments`.
         outputs: The pruned network's outputs on the calibration inputs, by batch.
         seconds: Wall time by stage, from the start of the calibration.
         searched: Measurements that led to the ratio.
@@ -77,7 +77,7 @@ class Compiled:
     module: fx.GraphModule
     outputs: list[Any]
     seconds: dict[str, float]
-    align: int = 1
+    align: int | None = None
     searched: tuple[Step, ...] = ()
     drop: float | None = None
     distilled: int | None = None
@@ -89,7 +89,7 @@ class Compiler:
     Attributes:
         network: The analysed network.
         options: The user's choices.
-        align: What the widths of pruned layers are multiples of.
+        align: What the widths of pruned layers are multiples of; None: see `passes.steps.alignments`.
         outputs: The original network's outputs on this process's calibration inputs, by batch.
         cut: Cuts inputs, or labels, into the batches that the network is run on.
         verification: Labelled inputs of this process by batch; None: there are none.
@@ -182,11 +182,12 @@ class Compiler:
             network, options, self._evidence, self._rankings, self._orders, self._store, self._tick("budget"), team
         ).budget(self._batches, self.outputs, self.verification or (self._batches, self._labels), self._step)
         self._widths = parameters(self.network, self._orders, self._batches[0], intercepts=False)
-        self._align(options.align or 1)
+        self._align(options.align)
 
-    def _align(self, align: int) -> None:
+    def _align(self, align: int | None) -> None:
         self.align = align
-        self._steps = steps_of(self._widths, align, self.options.layers)
+        by_group = alignments(self.network.channels.groups, align)
+        self._steps = steps_of(self._widths, by_group, self.options.layers, strict=align is not None)
         self._budget = stepped(self._measured, self._steps)
 
     def aligned(self, align: int) -> Compiler:

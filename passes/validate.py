@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -17,7 +16,10 @@ from torch.utils import _pytree as pytree
 from subprune_fx.bundle import Inputs, arguments, call, doubled, joined, parts
 from subprune_fx.errors import SubpruneError, ValidationError
 from subprune_fx.formats.lines import first_line
-from subprune_fx.sessions import CPU, quiet
+from subprune_fx.sessions import opened, quiet
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 Array = npt.NDArray[Any]
 Run = Callable[[Inputs], Sequence[Array]]
@@ -153,7 +155,7 @@ def onnx_runner(path: str | os.PathLike[str], threads: int = 0) -> Run:
     Returns:
         Inputs -> outputs.
     """
-    session = onnxruntime.InferenceSession(os.fspath(path), quiet(threads), providers=CPU)
+    session = opened(path, quiet(threads))
     feed = feeder(session)
 
     def run(batch: Inputs) -> Sequence[Array]:

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import functools
+import os
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime
+import numpy.typing as npt
 from onnx import TensorProto, helper
 
-CPU = ["CPUExecutionProvider"]
+if TYPE_CHECKING:
+    import onnxruntime
+
+
+def opened(model: bytes | str | os.PathLike[str], options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    """What runs a model on the processor.
+
+    Args:
+        model: A serialised model, or where its file is.
+        options: See `quiet`.
+    """
+    import onnxruntime  # noqa: PLC0415 - slow
+
+    made = model if isinstance(model, bytes) else os.fspath(model)
+    return onnxruntime.InferenceSession(made, options, providers=["CPUExecutionProvider"])
 
 
 def quiet(threads: int = 0, *, optimised: bool = True, pooled: bool = False) -> onnxruntime.SessionOptions:
@@ -20,6 +36,8 @@ def quiet(threads: int = 0, *, optimised: bool = True, pooled: bool = False) -> 
         pooled: Whether memory comes from what other such sessions have used before, and stays theirs until
             `give_back`: memory that is fresh from the system costs more than an elementwise operator.
     """
+    import onnxruntime  # noqa: PLC0415 - slow
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
@@ -33,6 +51,13 @@ def quiet(threads: int = 0, *, optimised: bool = True, pooled: bool = False) -> 
     return options
 
 
+def shared(array: npt.NDArray[Any]) -> onnxruntime.OrtValue:
+    """The same memory, for a session to read."""
+    import onnxruntime  # noqa: PLC0415 - slow
+
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
+
 def give_back() -> None:
     """Return what pooled sessions have and do not use to the system."""
     _pool().run(None, {"x": np.zeros(1, np.float32)}, _shrinking())
@@ -41,6 +66,8 @@ def give_back() -> None:
 @functools.cache
 def _pool() -> onnxruntime.InferenceSession:
     """Make the pool; any session in it can shrink it."""
+    import onnxruntime  # noqa: PLC0415 - slow
+
     memory = onnxruntime.OrtMemoryInfo(
         "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
     )
@@ -53,11 +80,13 @@ def _pool() -> onnxruntime.InferenceSession:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     options = quiet(1)
     options.add_session_config_entry("session.use_env_allocators", "1")
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=CPU)
+    return opened(model.SerializeToString(), options)
 
 
 @functools.cache
 def _shrinking() -> onnxruntime.RunOptions:
+    import onnxruntime  # noqa: PLC0415 - slow
+
     options = onnxruntime.RunOptions()
     options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     return options

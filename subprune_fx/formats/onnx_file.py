@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 from torch import fx
@@ -20,7 +19,7 @@ from subprune_fx.frontends.onnx_computed import compute_weights
 from subprune_fx.frontends.onnx_graph import META, import_graph, source_of
 from subprune_fx.frontends.onnx_inner import graphs, tensors
 from subprune_fx.frontends.onnx_plain import plain
-from subprune_fx.sessions import CPU, quiet
+from subprune_fx.sessions import opened, quiet
 
 OLDEST = 9
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
@@ -148,7 +147,7 @@ def _check_runs(model: onnx.ModelProto, path: str) -> None:
         file = Path(folder) / "model.onnx"
         try:
             onnx.save(model, file)
-            onnxruntime.InferenceSession(str(file), options, providers=CPU)
+            opened(file, options)
         except Exception as error:
             what = f"is not a model that onnxruntime runs ({first_line(error).replace(str(file), path)})"
             raise SubpruneError(what, where=path, remedy=_EXPORT) from error

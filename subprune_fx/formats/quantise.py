@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from subprune_fx.errors import SubpruneError, ValidationError
 from subprune_fx.formats.lines import first_line
 from subprune_fx.passes.outputs import batches_of
 from subprune_fx.passes.validate import feeder
-from subprune_fx.sessions import CPU
+from subprune_fx.sessions import opened, quiet
 from subprune_fx.silence import silence
 
 QUANTISED = ("int8",)
@@ -36,7 +35,7 @@ Array = npt.NDArray[Any]
 
 class _Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
     def __init__(self, path: Path, inputs: Inputs) -> None:
-        session = onnxruntime.InferenceSession(os.fspath(path), providers=CPU)
+        session = opened(path, quiet())
         feed = feeder(session)
         self._left = (feed(batch) for batch in _batches(session, inputs))
 
@@ -97,7 +96,7 @@ def _check(source: Path, target: Path, inputs: Inputs, where: str) -> None:
 
 def outputs_of(path: Path, inputs: Inputs) -> list[Array]:
     """What onnxruntime makes of all inputs, output by output, (samples, ...)."""
-    session = onnxruntime.InferenceSession(os.fspath(path), providers=CPU)
+    session = opened(path, quiet())
     feed = feeder(session)
     pieces = [session.run(None, feed(batch)) for batch in _batches(session, inputs)]
     return [np.concatenate(column) for column in zip(*pieces, strict=True)]

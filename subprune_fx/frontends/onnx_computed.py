@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
@@ -18,7 +17,7 @@ from subprune_fx.frontends.onnx_calls import WEIGHTS
 from subprune_fx.frontends.onnx_inner import inner
 from subprune_fx.frontends.onnx_plain import reads, sweep
 from subprune_fx.frontends.onnx_static import STAYS
-from subprune_fx.sessions import CPU, quiet
+from subprune_fx.sessions import opened, quiet
 
 Array = NDArray[Any]
 _FLOATS = (np.float16, np.float32, np.float64)
@@ -145,7 +144,7 @@ def _values(model: onnx.ModelProto, graph: _Graph, names: list[str]) -> dict[str
     part.graph.node.extend(node for node in graph.nodes if not above.isdisjoint(node.output))
     part.graph.initializer.extend(graph.initializers[one] for one in above & graph.initializers.keys())
     part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    session = onnxruntime.InferenceSession(part.SerializeToString(), quiet(optimised=False), providers=CPU)
+    session = opened(part.SerializeToString(), quiet(optimised=False))
     return {name: np.asarray(value) for name, value in zip(names, session.run(None, {}), strict=True)}
 
 

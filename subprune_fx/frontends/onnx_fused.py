@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from onnx import helper, numpy_helper
 from torch import fx
 
 from subprune_fx.frontends.onnx_op import VARIADIC, Array, Kind, OnnxOp, as_array, kind_of, proto_of
-from subprune_fx.sessions import CPU, quiet
+from subprune_fx.sessions import opened, quiet, shared
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 LARGE = 1 << 16
 """Bytes from which a constant is handed over as it is: in the model it would be there several times."""
@@ -104,7 +106,7 @@ class Fused:
         model = helper.make_model(graph, opset_imports=imports, ir_version=8)
         options = quiet(torch.get_num_threads(), pooled=True)
         options.add_external_initializers(list(self._large), list(self._large.values()))
-        self._session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=CPU)
+        self._session = opened(model.SerializeToString(), options)
 
     def __call__(self, environment: Environment) -> dict[fx.Node, Any]:
         """The values of the wanted nodes.
@@ -149,7 +151,7 @@ class Fused:
         """An initializer."""
         if array.nbytes < LARGE:
             return numpy_helper.from_array(array, name)
-        self._large[name] = onnxruntime.OrtValue.ortvalue_from_numpy(array)
+        self._large[name] = shared(array)
         kind = helper.np_dtype_to_tensor_dtype(array.dtype)
         made = onnx.TensorProto(name=name, data_type=kind, dims=array.shape, data_location=onnx.TensorProto.EXTERNAL)
         for key, value in {"location": "memory", "offset": "0", "length": str(array.nbytes)}.items():

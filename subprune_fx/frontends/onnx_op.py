@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from onnx import helper
 from torch import Tensor
 
 from subprune_fx.frontends.onnx_native import NATIVE
-from subprune_fx.sessions import CPU, quiet
+from subprune_fx.sessions import opened, quiet
 
 Array = NDArray[Any]
 Value = Tensor | tuple[Tensor, ...]
@@ -180,5 +179,5 @@ def _session(
     options = quiet(torch.get_num_threads(), optimised=False)
     options.enable_cpu_mem_arena = False  # every session would keep the most memory it ever needed
     options.enable_mem_pattern = False
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=CPU)
+    session = opened(model.SerializeToString(), options)
     return session, names

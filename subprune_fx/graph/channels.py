@@ -34,6 +34,7 @@ class Group:
         followers: Parameters met elementwise, layers with parameters per channel, and padding, that go along.
         consumers: Names of the consumers that read at least one of the units, in graph order.
         normalised: Whether a statistic is taken over its channels: what is left of them depends on all that is kept.
+        depthwise: Whether a depthwise convolution reads some of its channels.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Group:
     followers: tuple[str, ...]
     consumers: tuple[str, ...]
     normalised: bool = False
+    depthwise: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +211,7 @@ def _groups(
             members.setdefault((int(places[number]), *(origin.start for origin in origins)), []).append(number)
     names = Counter[str]()
     groups = []
-    normalised = np.unique(unit[np.concatenate([np.zeros(0, np.int64), *state.normalised])])
+    normalised, depthwise = _units_in(unit, state.normalised), _units_in(unit, state.depthwise)
     for units in members.values():
         producers = _distinct(origin.name for origin in made[units[0]])
         reading = _distinct(name for number in units for name in readers.get(number, ()))
@@ -221,10 +223,15 @@ def _groups(
         names[producers[0]] += 1
         name = producers[0] if names[producers[0]] == 1 else f"{producers[0]}#{names[producers[0]]}"
         numbers = np.asarray(sorted(units), dtype=np.int64)
-        through = bool(np.isin(numbers, normalised).any())
-        groups.append(Group(name, numbers, producers, followers, reading, through))
+        through, deep = (bool(np.isin(numbers, met).any()) for met in (normalised, depthwise))
+        groups.append(Group(name, numbers, producers, followers, reading, through, deep))
     frozen = tuple(Frozen(name, channels, reason) for (name, reason), channels in refused.items() if channels)
     return tuple(groups), frozen
+
+
+def _units_in(unit: NDArray[np.int64], runs: Iterable[Labels]) -> NDArray[np.int64]:
+    """Units that are part of any of the runs."""
+    return np.unique(unit[np.concatenate([np.zeros(0, np.int64), *(labels.ravel() for labels in runs)])])
 
 
 def _by_unit(unit: NDArray[np.int64], runs: Iterable[tuple[Labels, T]]) -> dict[int, list[T]]:

@@ -72,6 +72,7 @@ class Propagation:
         origins: Runs of labels in the order they were made.
         statistics: By label of a statistic (a mean over channels, say), the channels it was taken over.
         normalised: Channels over which some statistic is taken.
+        depthwise: Channels that a depthwise convolution reads.
         reads: By parameter, the steps that read it.
         unknown: Steps that channels reach and that are not in the op table.
         follows: Channels that a layer's parameters follow one by one, and the layer, in graph order.
@@ -85,6 +86,7 @@ class Propagation:
         self.origins: list[Origin] = []
         self.statistics: dict[int, Labels] = {}
         self.normalised: list[Labels] = []
+        self.depthwise: list[Labels] = []
         self.reads: dict[str, set[str]] = {}
         self.unknown: list[str] = []
         self.follows: list[tuple[Labels, str]] = []

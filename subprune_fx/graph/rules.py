@@ -273,6 +273,7 @@ def _consume(state: Propagation, step: Step, inputs: Labels, made: Labels) -> No
 def _depthwise(state: Propagation, step: Step, weight: Param, inputs: Labels) -> Labels:
     """Each input channel has `multiplier` output channels of its own; they follow it."""
     state.follows.append((inputs, step.module))
+    state.depthwise.append(inputs)
     made = np.repeat(inputs, weight.shape[0] // inputs.size)
     return state.weight_axis(weight, 0, made)
 
