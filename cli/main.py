@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line without the program's name; None: that of this process.
 
     Returns:
-        The exit code: 0 done, 1 validation failed, 2 bad input, 130 interrupted.
+        The exit code: 0 done, 1 validation failed, 2 bad input, 70 a fault of this program, 130 interrupted.
     """
     verbose = False
     try:
@@ -88,6 +88,8 @@ def _unexpected(error: BaseException) -> str:
     return f"unexpected {detail}; run again with -v and report the traceback"
 
 
+FAULT = 70  # EX_SOFTWARE of sysexits.h: whoever calls it can tell a bug from bad input
+
 # In order: the first row whose kind fits has it.
 OUTCOMES = (
     Outcome(SubpruneError, 2, str),
@@ -95,5 +97,5 @@ OUTCOMES = (
     Outcome(click.Abort, 130, lambda _: "interrupted, nothing was written"),
     Outcome(KeyboardInterrupt, 130, lambda _: "interrupted, nothing was written"),
     Outcome(MemoryError, 2, lambda _: "out of memory; give fewer calibration inputs"),
-    Outcome(Exception, 2, _unexpected),
+    Outcome(Exception, FAULT, _unexpected),
 )

@@ -134,7 +134,7 @@ def _summary(report: Report) -> Table:
     if report.distilled is not None:
         table.add_row("steps of distillation kept", "", words.count(report.distilled), "")
     if report.agreement is not None:
-        table.add_row("same class as the original", "", words.percent(report.agreement), "")
+        table.add_row(words.AGREEMENT, "", words.percent(report.agreement), "")
     if report.change is not None:
         table.add_row(words.CHANGE, "", words.percent(report.change), "")
     if report.drop is not None:

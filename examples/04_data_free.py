@@ -1,4 +1,4 @@
-"""Prune without data: calibration inputs are made up from what the network itself remembers of its training.
+"""Prune without data, on made-up pictures; for a network with BatchNorm they are also moved to its statistics.
 
 python examples/04_data_free.py
 """

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from subprune_fx.arguments import Given, inputs_of
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.graph.channels import Group
 from subprune_fx.numerics.grams import ELEMENTS_AT_ONCE
@@ -59,7 +60,7 @@ class Diagnosis:
 
 def diagnose(
     model: nn.Module,
-    calibration: Tensor,
+    calibration: Given,
     *,
     patches: bool = False,
     only: Sequence[str] = (),
@@ -71,7 +72,7 @@ def diagnose(
 
     Args:
         model: The network; unchanged.
-        calibration: Inputs, (samples, ...).
+        calibration: Inputs, (samples, ...), as for `prune`.
         patches: Use only as many random patches of each input as a patch has elements (App. E, table 2).
         only: Patterns of groups, as for `prune`.
         skip: Patterns of groups, as for `prune`.
@@ -81,11 +82,12 @@ def diagnose(
     Raises:
         SubpruneError: As `prune`.
     """
-    network = restrict(analyse(model, calibration[:2]), only, skip)
+    inputs = inputs_of(calibration, "calibration inputs")
+    network = restrict(analyse(model, inputs[:2]), only, skip)
     generator = torch.Generator().manual_seed(seed)
     recorder = _Recorder(network, generator if patches else None)
     with torch.no_grad():
-        for batch in batches_of(torch.as_tensor(calibration), 128):
+        for batch in batches_of(inputs, 128):
             recorder.run(batch)
     return [_diagnosis(network, group, recorder.moments, samples, generator) for group in network.channels.groups]
 

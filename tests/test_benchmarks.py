@@ -273,3 +273,12 @@ def test_speed_lists_every_task(load: Load) -> None:
 
 def test_greedy_alone_is_timed(load: Load) -> None:
     assert load("speed_tasks").greedy_alone(16, 4, 8)["seconds"] > 0
+
+
+def test_the_picture_is_drawn_from_the_readme(load: Load, repository: Path) -> None:
+    chart = load("chart")
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    tables = {title: chart.table(text, before) for title, before in chart.PANELS.items()}
+    assert all(set(table["subprune_fx"]) >= {2, 4, 8} for table in tables.values())
+    assert set(chart.LINES) <= {name for table in tables.values() for name in table}
+    assert tables["VGG11, CIFAR-10"]["AsymInChange"][32] == 38.2  # not the paper's, in brackets behind it

@@ -474,7 +474,7 @@ def test_validation_failure_is_exit_1_and_no_file(
             2,
             "net.pt: nothing to prune; train it",
         ),
-        (ZeroDivisionError("a\nb"), 2, "unexpected ZeroDivisionError: a b; run again with -v"),
+        (ZeroDivisionError("a\nb"), 70, "unexpected ZeroDivisionError: a b; run again with -v"),
         (MemoryError(), 2, "out of memory"),
         (KeyboardInterrupt(), 130, "interrupted, nothing was written"),
         (SubpruneError("named \x1b[31m"), 2, "named ?[31m"),

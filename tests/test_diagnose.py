@@ -100,7 +100,7 @@ class Net(nn.Module):
 
 def test_ranks_are_those_of_the_activations() -> None:
     net, x = Net().eval(), torch.randn(50, 1, 4, 4)
-    conv, first = subprune_fx.diagnose(net, x)
+    conv, first = subprune_fx.diagnose(net, x.numpy())
     hidden = torch.tanh(net.conv(x)).flatten(1).detach()
     assert (conv.group, conv.units, conv.columns, conv.rows) == ("conv", 4, 4, 50)
     assert conv.rank == np.linalg.matrix_rank(hidden.numpy()) == 16

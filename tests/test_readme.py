@@ -132,9 +132,8 @@ def test_shown_commands_run(
     assert ran == 4
 
 
-def test_options_table_is_the_commands(text: str) -> None:
-    rows = re.findall(r"^\| (`-.+?) \|", text, re.MULTILINE)
-    documented = {option for row in rows for option in re.findall(r"(?<=`)(--?[a-z][a-z-]*)", row)}
+def test_options_in_the_table_exist_and_all_are_in_the_reference(repository: Path, text: str) -> None:
+    reference = (repository / "docs" / "reference" / "command.md").read_text(encoding="utf-8")
     real = {
         option
         for parameter in command.params
@@ -142,7 +141,15 @@ def test_options_table_is_the_commands(text: str) -> None:
         if option.startswith("-")
     }
     defaults = {"--reweight", "--intercept", "--feedback"}  # on unless their --no- form is given
-    assert documented == (real | {"-h", "--help"}) - defaults
+    assert options(reference) == (real | {"-h", "--help"}) - defaults
+    assert options(text)
+    assert options(text) < options(reference)
+
+
+def options(text: str) -> set[str]:
+    """Those in the first column of a table."""
+    rows = re.findall(r"^\| (`-.+?) \|", text, re.MULTILINE)
+    return {option for row in rows for option in re.findall(r"(?<=`)(--?[a-z][a-z-]*)", row)}
 
 
 def test_links_to_files_exist(repository: Path, text: str) -> None:

@@ -1,7 +1,10 @@
 """MNIST and CIFAR-10 for the benchmarks: from a local folder, or through torchvision's download.
 
 The folder (`--data` or the variable SUBPRUNE_DATA) may hold `mnist/*-ubyte.gz` (idx files) and
-`cifar10-jpeg.zip` (JPEG files, `train/<class>/NNNN.jpg` and `test/...`). What it lacks, torchvision fetches.
+`cifar10-jpeg.zip` (JPEG files, `train/<class>/NNNN.jpg` and `test/...`). What it lacks, torchvision fetches; its
+CIFAR-10 is not the JPEG copy, and gives other figures. For ResNet56 and VGG11 the folder also has to hold `networks.py`
+(with `ResNet56` and `vgg11`), `weights/resnet56_cifar10.pt` and `weights/vgg11_cifar10.pt`, which are not part of this
+project.
 """
 
 from __future__ import annotations

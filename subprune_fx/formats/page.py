@@ -86,7 +86,7 @@ def charts(reports: Sequence[Report]) -> list[Chart]:
     points = curve(reports)
     drawn = []
     worth: dict[str, list[tuple[float, float]]] = {
-        "same class as the original": [(p.ratio, p.agreement) for p in points if p.agreement is not None],
+        words.AGREEMENT: [(p.ratio, p.agreement) for p in points if p.agreement is not None],
         "accuracy": [(p.ratio, p.accuracy) for p in points if p.accuracy is not None],
         words.CHANGE: [(p.ratio, p.change) for p in points if p.change is not None],
     }
@@ -130,7 +130,7 @@ def facts(report: Report) -> list[Fact]:
     if report.distilled is not None:
         rows.append(Fact("steps of distillation kept", "", words.count(report.distilled)))
     if report.agreement is not None:
-        rows.append(Fact("same class as the original", "", words.percent(report.agreement)))
+        rows.append(Fact(words.AGREEMENT, "", words.percent(report.agreement)))
     if report.change is not None:
         rows.append(Fact(words.CHANGE, "", words.percent(report.change)))
     if report.drop is not None:

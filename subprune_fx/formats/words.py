@@ -10,6 +10,7 @@ from subprune_fx.report import Stage
 
 Row = TypeVar("Row")
 
+AGREEMENT = "same class, calibration inputs"
 CHANGE = "change of the output, RMS"
 """What `Report.change` is called."""
 
