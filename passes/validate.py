@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
-from subprune_fx.bundle import Inputs, arguments, call, doubled, joined, parts
+from subprune_fx.bundle import Inputs, arguments, call, joined, parts
 from subprune_fx.errors import SubpruneError, ValidationError
 from subprune_fx.formats.lines import first_line
+from subprune_fx.passes.apart import FLOOR, Apart, Array, aparts, arrays, scales, tolerances_of
 from subprune_fx.sessions import opened, quiet
 
 if TYPE_CHECKING:
     import onnxruntime
 
-Array = npt.NDArray[Any]
 Run = Callable[[Inputs], Sequence[Array]]
 
-FLOOR = 1e-4  # of the output's scale
-CEILING = 1e-2
-SAFETY = 10.0
 # One, an odd one, then larger ones: a batch axis that was specialised fails on some of them. 132 samples in
 # all: each is a full evaluation of both networks, and a wiring fault shows on the first.
 BATCH_SIZES = (1, 3, 32, 32, 64)
@@ -34,33 +28,6 @@ BATCH_SIZES = (1, 3, 32, 32, 64)
 
 INPUTS = {"tensor(float16)": np.float16, "tensor(double)": np.float64, "tensor(int32)": np.int32}
 """Types of a file's input that inputs are converted to."""
-
-
-def tolerance_of(module: nn.Module, inputs: Inputs) -> float:
-    """How far two correct float32 evaluations of a network may differ, as a fraction of its output's scale.
-
-    Runtimes sum in different orders and fold BatchNorm. A sum of n terms is then off by about sqrt(n) *
-    2**-24 of its scale (n at worst), and L layers add up: sqrt(56 * 4608) * 6e-8 = 3e-5 for the deepest and
-    widest networks at hand. `FLOOR`, 1e-4, is above that. A network may amplify rounding (saturated softmax,
-    tiny variances); how much is measured, as the distance of torch's float32 from its float64, times
-    `SAFETY`. A wiring fault moves the output by its own scale, hence `CEILING`.
-
-    Args:
-        module: The network.
-        inputs: A few inputs.
-
-    Returns:
-        Between `FLOOR` and `CEILING`.
-    """
-    try:
-        double = copy.deepcopy(module).double()
-        with torch.no_grad():
-            exact = _outputs(double(doubled(inputs)))
-            plain = _outputs(module(inputs))
-    except Exception:  # noqa: BLE001 - a constant that stays float32, an op without float64: no such measure
-        return FLOOR
-    rounding = max((_difference(a, b) / _scale(b) for a, b in zip(plain, exact, strict=True)), default=0.0)
-    return float(np.clip(SAFETY * rounding, FLOOR, CEILING)) if np.isfinite(rounding) else FLOOR
 
 
 def validate_onnx(
@@ -77,11 +44,11 @@ def validate_onnx(
         path: The file.
         module: The network that it must equal.
         inputs: Calibration inputs; the first `sum(BATCH_SIZES)` are used.
-        tolerance: Largest allowed difference as a fraction of the largest output; None: `tolerance_of`.
+        tolerance: Largest allowed difference as a fraction of an output's scale; None: `apart.tolerances_of`.
         fixed_batch: The only batch size of the file; None: any.
 
     Returns:
-        The largest absolute difference.
+        The largest absolute difference; of integers, the share that differs.
 
     Raises:
         ValidationError: The file does not run, or differs by more than the tolerance.
@@ -109,21 +76,19 @@ def validate(
         module: The reference.
         inputs: Calibration inputs.
         where: For the error.
-        tolerance: As a fraction of the largest output; None: `tolerance_of`.
+        tolerance: As a fraction of an output's scale; None: `apart.tolerances_of`.
         fixed_batch: The only batch size; None: any.
 
     Returns:
-        The largest absolute difference.
+        The largest absolute difference; of integers, the share that differs.
 
     Raises:
         ValidationError: `run` fails, or differs by more than the tolerance.
     """
-    if tolerance is None:
-        tolerance = tolerance_of(module, inputs[: fixed_batch or 16])
-    worst = scale = 0.0
+    found: list[Apart] = []
     for batch in _batches(inputs, fixed_batch):
         with torch.no_grad():
-            wanted = _outputs(call(module, batch))
+            wanted = arrays(call(module, batch))
         if not all(np.isfinite(value).all() for value in wanted):
             what = "torch's own output of the pruned network is not finite"
             raise ValidationError(what, where=where, remedy="check the calibration inputs and the network")
@@ -135,14 +100,18 @@ def validate(
         if [a.shape for a in got] != [b.shape for b in wanted]:
             what = f"its outputs have shapes {[a.shape for a in got]}, torch's {[b.shape for b in wanted]}"
             raise ValidationError(what, where=where, remedy="nothing was written")
-        for a, b in zip(got, wanted, strict=True):
-            worst = max(worst, _difference(a, b))
-            scale = max(scale, _scale(b))
-    if worst > tolerance * scale:
-        allowed = f"{tolerance * scale:.3g} ({tolerance:.0e} of its scale)"
-        what = f"its output differs from torch's by {worst:.3g}, allowed are {allowed}"
-        raise ValidationError(what, where=where, remedy="nothing was written")
-    return worst
+        found = found or aparts(wanted)
+        for one, a, b in zip(found, got, wanted, strict=True):
+            one.add(a, b)
+    tolerances = [tolerance] * len(found) if tolerance is not None else []
+    tolerances = tolerances or tolerances_of(module, inputs[: fixed_batch or 16]) or [FLOOR] * len(found)
+    for place, (one, allowed, scale) in enumerate(zip(found, tolerances, scales(found), strict=True)):
+        if one.worst > allowed * scale:
+            which = "its output" if len(found) == 1 else f"its output {place}"
+            by = f"in {one.worst:.3g} of its numbers" if one.whole else f"by {one.worst:.3g}"
+            what = f"{which} differs from torch's {by}, allowed are {allowed * scale:.3g} ({allowed:.0e} of its scale)"
+            raise ValidationError(what, where=where, remedy="nothing was written")
+    return max((one.worst for one in found), default=0.0)
 
 
 def onnx_runner(path: str | os.PathLike[str], threads: int = 0) -> Run:
@@ -192,7 +161,7 @@ def torch_runner(module: nn.Module) -> Run:
 
     def run(batch: Inputs) -> Sequence[Array]:
         with torch.no_grad():
-            return _outputs(call(module, batch))
+            return arrays(call(module, batch))
 
     return run
 
@@ -211,16 +180,3 @@ def _batches(inputs: Inputs, fixed: int | None) -> Iterator[Inputs]:
         if start < len(inputs):
             yield inputs[start : start + size]
         start += size
-
-
-def _outputs(value: Any) -> list[Array]:
-    return [leaf.numpy() for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
-
-
-def _difference(a: Array, b: Array) -> float:
-    difference = float(np.max(np.abs(a.astype(np.float64) - b.astype(np.float64)), initial=0.0))
-    return difference if np.isfinite(difference) else np.inf  # max() below would pass over a NaN
-
-
-def _scale(array: Array) -> float:
-    return max(float(np.max(np.abs(array), initial=0.0)), float(np.finfo(np.float32).tiny))

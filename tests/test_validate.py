@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from subprune_fx.bundle import Bundle
 from subprune_fx.errors import SubpruneError, ValidationError
-from subprune_fx.passes import export, validate
+from subprune_fx.passes import apart, export, validate
 from subprune_fx.passes.timing import latencies_ms
 
 
@@ -161,16 +162,69 @@ def test_garbage_is_not_onnx(tmp_path: Path) -> None:
         export.check_onnx(tmp_path / "net.onnx")
 
 
+class Cancelling(nn.Module):
+    """Loses 12 of float32's 24 bits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + 4096.0) - 4096.0
+
+
+class Both(nn.Module):
+    """The same, beside an output that loses none; of two inputs."""
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return (x + 4096.0) - 4096.0, y.relu()
+
+
 def test_tolerance_follows_the_rounding_of_the_network() -> None:
-    assert validate.tolerance_of(network(), inputs(4)) == validate.FLOOR
+    assert apart.tolerances_of(network(), inputs(4)) == [apart.FLOOR]
+    (found,) = apart.tolerances_of(Cancelling(), inputs(4))
+    assert apart.FLOOR < found <= apart.CEILING
 
-    class Cancelling(nn.Module):
-        """Loses 12 of float32's 24 bits."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            return (x + 4096.0) - 4096.0
+@pytest.mark.parametrize("names", [None, ("x", "y")])
+def test_each_output_of_several_inputs_has_its_own_tolerance(names: tuple[str, str] | None) -> None:
+    found = apart.tolerances_of(Both(), Bundle((inputs(4), inputs(4)), names))
+    assert apart.FLOOR < found[0] <= apart.CEILING
+    assert found[1] == apart.FLOOR
 
-    assert validate.FLOOR < validate.tolerance_of(Cancelling(), inputs(4)) <= validate.CEILING
+
+class Detector(nn.Module):
+    """Boxes, scores and classes."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        flat = x.flatten(1)
+        return 640 * flat[:, :4].sigmoid(), flat[:, 4:14].sigmoid(), flat[:, 14:94].argmax(1)
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [(0, "its output 0 differs from torch's by 0.1"), (1, "its output 1 differs from torch's by 0.01"),
+     (2, "its output 2 differs from torch's in 1 of its numbers, allowed are 0.0001")],
+)  # fmt: skip
+def test_every_output_is_checked(place: int, says: str) -> None:
+    """Scores are wrong by far less than what boxes may differ, classes by less than their number."""
+
+    def run(batch: Any) -> Sequence[npt.NDArray[Any]]:
+        found = [value.numpy() for value in Detector()(batch)]
+        found[place] = found[place] + (0.1, 0.01, 1)[place]
+        return found
+
+    with pytest.raises(ValidationError, match=says):
+        validate.validate(run, Detector(), inputs(), where="net.onnx")
+
+
+def test_where_large_values_cancel_their_rounding_is_allowed() -> None:
+    """An output of zeros, but for float32 rounding of values as large as another output's."""
+
+    class Zeros(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x, x - x
+
+    def run(batch: Any) -> Sequence[npt.NDArray[Any]]:
+        return [batch.numpy(), np.spacing(batch.numpy())]
+
+    assert validate.validate(run, Zeros(), inputs(), where="net.onnx") < 1e-6  # a rounding of values below 5
 
 
 def test_every_batch_size_is_tried() -> None:

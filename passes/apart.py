@@ -1,0 +1,111 @@
+"""How far two evaluations of a network are apart, output by output, and how far they may be.
+
+Each output has a scale of its own: scores from 0 to 1 are not measured by the boxes beside them, which go to 640.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from subprune_fx.bundle import Inputs, call, doubled
+
+Array = npt.NDArray[Any]
+
+FLOOR = 1e-4  # of the output's scale
+CEILING = 1e-2
+SAFETY = 10.0
+LEAST = 1e-2
+"""An output counts as at least this fraction of the largest one: what is left where large values cancel (zeros, say)
+has no scale but theirs. At `FLOOR` that allows 1e-6 of the largest output, about ten roundings of float32."""
+
+
+@dataclasses.dataclass
+class Apart:
+    """One output, over all batches. How far apart classes and positions are says nothing: of integers the share counts.
+
+    Attributes:
+        whole: Whether it holds integers or flags.
+        worst: The largest absolute difference; of integers the largest share of a batch that differs.
+        scale: The largest absolute value; of integers 1.
+    """
+
+    whole: bool
+    worst: float = 0.0
+    scale: float = 0.0
+
+    def add(self, got: Array, wanted: Array) -> None:
+        """Another batch, in the same shape."""
+        self.worst = max(self.worst, _share(got, wanted) if self.whole else _difference(got, wanted))
+        self.scale = 1.0 if self.whole else max(self.scale, _largest(wanted))
+
+
+def aparts(outputs: Sequence[Array]) -> list[Apart]:
+    """One for each output, nothing compared yet."""
+    return [Apart(output.dtype.kind in "biu") for output in outputs]
+
+
+def scales(found: Sequence[Apart]) -> list[float]:
+    """By output, what differences are relative to."""
+    largest = max((one.scale for one in found if not one.whole), default=0.0)
+    return [one.scale if one.whole else max(one.scale, LEAST * largest) for one in found]
+
+
+def tolerances_of(module: nn.Module, inputs: Inputs) -> list[float]:
+    """By output, how far two correct float32 evaluations of a network may differ, as a fraction of its scale.
+
+    Runtimes sum in different orders and fold BatchNorm. A sum of n terms is then off by about sqrt(n) *
+    2**-24 of its scale (n at worst), and L layers add up: sqrt(56 * 4608) * 6e-8 = 3e-5 for the deepest and
+    widest networks at hand. `FLOOR`, 1e-4, is above that. A network may amplify rounding (saturated softmax,
+    tiny variances); how much is measured, as the distance of torch's float32 from its float64, times
+    `SAFETY`. A wiring fault moves the output by its own scale, hence `CEILING`.
+
+    Args:
+        module: The network.
+        inputs: A few inputs.
+
+    Returns:
+        Each between `FLOOR` and `CEILING`; none where this cannot be measured.
+    """
+    try:
+        double = copy.deepcopy(module).double()
+        with torch.no_grad():
+            exact, plain = arrays(call(double, doubled(inputs))), arrays(call(module, inputs))
+    except Exception:  # noqa: BLE001 - a constant that stays float32, an op without float64: no such measure
+        return []
+    found = aparts(plain)
+    for one, a, b in zip(found, plain, exact, strict=True):
+        if a.shape != b.shape:
+            return []
+        one.add(a, b)
+    return [_clipped(one.worst / scale) if scale else FLOOR for one, scale in zip(found, scales(found), strict=True)]
+
+
+def _clipped(rounding: float) -> float:
+    return float(np.clip(SAFETY * rounding, FLOOR, CEILING)) if np.isfinite(rounding) else FLOOR
+
+
+def arrays(value: Any) -> list[Array]:
+    """The tensors of a network's output, of a run without gradients."""
+    return [leaf.numpy() for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _share(a: Array, b: Array) -> float:
+    return float(np.mean(a != b)) if b.size else 0.0
+
+
+def _difference(a: Array, b: Array) -> float:
+    difference = float(np.max(np.abs(a.astype(np.float64) - b.astype(np.float64)), initial=0.0))
+    return difference if np.isfinite(difference) else np.inf  # max() would pass over a NaN
+
+
+def _largest(array: Array) -> float:
+    return max(float(np.max(np.abs(array), initial=0.0)), float(np.finfo(np.float32).tiny))
