@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -160,6 +161,15 @@ def test_same_sees_every_difference(pruned: Pruned) -> None:
         dataclasses.replace(plan, shapes={}),
     ):
         assert not same(plan, other)
+
+
+def test_an_error_that_is_not_known_is_the_same_as_itself(pruned: Pruned) -> None:
+    def having(error: float) -> Plan:
+        decided = tuple(dataclasses.replace(item, error=error) for item in pruned.plan.decisions)
+        return dataclasses.replace(pruned.plan, decisions=decided)
+
+    assert same(having(math.nan), having(float("nan")))
+    assert not same(having(math.nan), having(0.5))
 
 
 def test_sizes_written_in_forward_are_a_reason() -> None:

@@ -54,12 +54,13 @@ def test_written_networks_load_again(suffix: str, trust: bool, tmp_path: Path) -
     assert torch.allclose(loaded.module(inputs()), network()(inputs()), atol=1e-6)
 
 
-def test_a_plan_is_what_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize("select", ["inchange", "layerweightnorm"], ids=["errors", "no errors"])
+def test_a_plan_is_what_it_was(select: str, tmp_path: Path) -> None:
     module, path = network(), tmp_path / "net.plan"
     with pytest.raises(SubpruneError, match=r"net\.plan: there is no plan to write"):
         write.write_all(module, None, inputs(1), inputs(), [path])
     assert not list(tmp_path.iterdir())
-    plan = subprune_fx.prune(module, inputs(), ratio=1.5).plan
+    plan = subprune_fx.prune(module, inputs(), ratio=1.5, select=select).plan
     with atomic.staged([path]) as temporaries:
         (row,) = write.fill(module, None, inputs(1), inputs(), temporaries, plan=plan)
     assert same(plan, subprune_fx.Plan.load(path))
