@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from subprune_fx.bundle import Inputs
 from subprune_fx.errors import SubpruneError
-from subprune_fx.passes.outputs import agreement, first_tensor, is_score
+from subprune_fx.passes.outputs import agreement, check_classes, check_scores, first_tensor
 from subprune_fx.passes.pipeline import Compiled, Compiler
 from subprune_fx.passes.search import bracket
 
@@ -62,9 +62,10 @@ def drop_of(compiler: Compiler, aside: Inputs | None) -> Drop:
     else:
         batches, labels = compiler.cut(compiler.team.share(aside)), None
     outputs = _run(original, batches)
-    if not is_score(first_tensor(outputs[0])):
-        what = f"the output has shape {tuple(first_tensor(outputs[0]).shape)}, which is no class score for each sample"
-        raise SubpruneError(what, where="max_drop", remedy="give a ratio instead")
+    scores = first_tensor(outputs[0])
+    check_scores(scores, where="max_drop", remedy="give a ratio instead")
+    for classes in labels or ():
+        check_classes(classes, scores)
     rate = agreement(outputs, labels, compiler.team)
     before = rate(outputs)
     return lambda module: round(100 * (before - rate(_run(module, batches))), 9)  # 97 - 96 is 1, not 1 + 1e-14

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from subprune_fx.passes.calibrate import Tick
 from subprune_fx.passes.evidence import Errors, Gatherer
 from subprune_fx.passes.memory import Store
 from subprune_fx.passes.options import Options
-from subprune_fx.passes.outputs import agreement, head, output_change
+from subprune_fx.passes.outputs import agreement, check_classes, check_scores, first_tensor, head, output_change
 from subprune_fx.passes.patches import keeping
 from subprune_fx.passes.rankings import Orders
 from subprune_fx.passes.size import MEASURED, TARGETS
@@ -82,8 +82,8 @@ class Measures:
                 self.network, self.orders, batches[0], intercepts=options.settings.intercept and options.reweight
             ),
             error=Errors(tuple(group.name for group in self.network.channels.groups), self._errors),
-            accuracy=self._trial(agreement(outputs, labels, self.team), inputs),
-            change=self._trial(output_change(outputs, sum(map(len, some)), self.team), some),
+            accuracy=self._trial(lambda: self._agreement(outputs, labels), inputs),
+            change=self._trial(lambda: output_change(outputs, sum(map(len, some)), self.team), some),
         )
 
     def _samples(self, batches: Sequence[Inputs]) -> int:
@@ -104,9 +104,18 @@ class Measures:
             return self.evidence.reweighter.patches(group, alive)
         return keeping(self.network, self.rankings)(group, alive)
 
-    def _trial(self, metric: Metric, batches: Sequence[Inputs]) -> Trial:
+    def _agreement(self, outputs: Sequence[Any], labels: Sequence[Tensor] | None) -> Metric:
+        scores = first_tensor(outputs[0])
+        check_scores(scores, where="budget", remedy="use budget output or error")
+        for classes in labels or ():
+            check_classes(classes, scores)
+        return agreement(outputs, labels, self.team)
+
+    def _trial(self, made: Callable[[], Metric], batches: Sequence[Inputs]) -> Trial:
+        """A trial whose metric is made when it is asked for: one that no rule asks for may not fit the network."""
+        metric = functools.cache(made)
         return functools.cache(
             lambda sizes: trials(
-                self.network, self._patches, self.orders, dict(sizes), batches, metric, self.tick, self.store
+                self.network, self._patches, self.orders, dict(sizes), batches, metric(), self.tick, self.store
             )
         )

@@ -43,8 +43,6 @@ def agreement(
 ) -> Callable[[Sequence[Any]], float]:
     """Top-1 accuracy against `labels`, or agreement with the arg-max of `outputs`, over the batches of all `team`."""
     wanted = labels or [first_tensor(output).argmax(-1).cpu() for output in outputs]
-    for output, classes in zip(outputs, labels or (), strict=False):
-        check_classes(classes, first_tensor(output))
 
     def metric(found: Sequence[Any]) -> float:
         classes = [first_tensor(output).argmax(-1).cpu() for output in found]
@@ -139,8 +137,8 @@ def first_tensor(output: Any) -> Tensor:
 
 
 def is_score(output: Tensor) -> bool:
-    """Whether an output can hold class scores, a row a sample; classes and positions are none."""
-    return output.ndim == 2 and output.shape[1] > 1 and output.dtype not in (torch.int32, torch.int64)
+    """Whether an output can hold class scores, a row a sample; classes, positions and flags are none."""
+    return output.ndim == 2 and output.shape[1] > 1 and output.dtype not in (torch.bool, torch.int32, torch.int64)
 
 
 def _tensors(output: Any) -> list[Tensor]:
@@ -198,15 +196,24 @@ def loss(output: Any, labels: Tensor) -> Tensor:
     return functional.cross_entropy(scores, labels, reduction="sum")
 
 
+def check_scores(output: Tensor, *, where: str, remedy: str) -> None:
+    """That an output holds class scores.
+
+    Raises:
+        SubpruneError: It does not.
+    """
+    if not is_score(output):
+        what = f"the output has shape {tuple(output.shape)}, which is no class score for each sample"
+        raise SubpruneError(what, where=where, remedy=remedy)
+
+
 def check_classes(labels: Tensor, scores: Tensor) -> None:
     """That outputs are class scores, and labels are classes.
 
     Raises:
         SubpruneError: They are not, or one is none.
     """
-    if not is_score(scores):
-        what = f"the output has shape {tuple(scores.shape)}, which is no class score for each sample"
-        raise SubpruneError(what, where="labels", remedy="leave them out: the report has the change of the output")
+    check_scores(scores, where="labels", remedy="leave them out: the report has the change of the output")
     count = scores.shape[-1]
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < count:
         what = f"some are none of the network's {count} classes"

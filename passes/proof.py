@@ -96,8 +96,10 @@ def difference(left: Any, right: Any) -> float:
         elif a.shape != b.shape:
             worst = math.inf
         elif b.numel():
-            scale = float(b.abs().max().clamp(min=1e-12))
-            apart = float((a.to(b.dtype) - b).abs().max()) / scale
+            kind = b.dtype if b.is_floating_point() or b.is_complex() else torch.float64  # flags have no difference
+            wanted = b.to(kind)
+            scale = float(wanted.abs().max().clamp(min=1e-12))
+            apart = float((a.to(kind) - wanted).abs().max()) / scale
             worst = max(worst, math.inf if math.isnan(apart) else apart)
     return worst
 
