@@ -20,7 +20,7 @@ from subprune_fx.errors import SubpruneError
 from subprune_fx.formats import write
 from subprune_fx.formats.layers import load_layers
 from subprune_fx.formats.load import Loaded, load_model
-from subprune_fx.frontends.onnx_static import file_batch, settle
+from subprune_fx.frontends.onnx_static import file_batch, fixed_batch, settle
 from subprune_fx.heap import keep
 from subprune_fx.passes.explain import explain
 from subprune_fx.plan import Plan
@@ -135,8 +135,9 @@ def _few(calibration: Inputs) -> tuple[str, ...]:
 def _explain(request: Request) -> int:
     """Print the dependency graph, and draw it where asked to."""
     loaded = _load(request)
-    example = calibration_of(request, loaded).inputs[:2]
-    module = settle(loaded.module, example)
+    inputs = calibration_of(request, loaded).inputs
+    module = settle(loaded.module, inputs)
+    example = inputs[: fixed_batch(module) or 2]
     probe(module, example, str(request.model))
     found = explain(module, example)
     if isinstance(module, fx.GraphModule):  # whose class says nothing

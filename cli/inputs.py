@@ -21,6 +21,7 @@ from subprune_fx.formats.load import Loaded
 from subprune_fx.formats.presets import preset
 from subprune_fx.formats.sources import Wish, load_samples
 from subprune_fx.formats.takes import Taken
+from subprune_fx.frontends.onnx_static import fixed_batch, settle
 from subprune_fx.passes.guess import guess
 from subprune_fx.passes.synthesise import start, synthesise
 
@@ -133,9 +134,10 @@ def _seen(request: Request, takes: Sequence[Taken]) -> Sequence[Taken]:
 
 def _made_up(request: Request, loaded: Loaded, takes: Sequence[Taken]) -> Samples:
     found = guess(loaded.module, _seen(request, takes), str(request.model))
-    probe(loaded.module, start(found.wanted, 2, request.seed), str(request.model))
+    module = settle(loaded.module, start(found.wanted, 2, request.seed))
+    probe(module, start(found.wanted, fixed_batch(module) or 2, request.seed), str(request.model))
     with Progress(shown=not request.quiet) as progress:
-        made = synthesise(loaded.module, found.wanted, request.seed, partial(progress, "synthesise"))
+        made = synthesise(module, found.wanted, request.seed, partial(progress, "synthesise"))
     guessed = ", a shape guessed from the weights (--input-shape says another)" if found.guessed else ""
     note = f"no --calib: calibrated on {made.how}{guessed}; a few hundred real inputs keep more accuracy"
     return Samples(made.inputs, notes=(note,))

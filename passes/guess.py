@@ -17,6 +17,7 @@ from subprune_fx.errors import SubpruneError
 from subprune_fx.formats.lines import first_line
 from subprune_fx.formats.npy import check_memory
 from subprune_fx.formats.takes import Taken
+from subprune_fx.frontends.onnx_static import trial_sizes
 from subprune_fx.passes.synthesise import SAMPLES, Wanted
 
 PHOTOGRAPHS = (224, 256, 299, 384, 192, 160, 128, 96, 64, 48, 40, 32, 28)
@@ -71,7 +72,7 @@ def _tried(module: nn.Module, taken: Taken, where: str) -> list[Wanted] | None:
     for shape in _candidates(taken, row, layer, module, where):
         check_memory(4 * SAMPLES * math.prod(shape), where, f"an input of shape {shape}")
         wanted = Wanted(taken.keyword, shape, _tokens(dtype), dtype)
-        if runs(module, _inputs([wanted], [0])):
+        if _runs(module, [wanted], [0]):
             return [wanted]
     return None
 
@@ -110,7 +111,7 @@ def _typed(module: nn.Module, needed: Sequence[Taken], shapes: Sequence[tuple[in
         [Wanted(t.keyword, s[1:], _tokens(d), d) for t, s, d in zip(needed, shapes, dtypes, strict=True)]
         for dtypes in itertools.product(*kinds)
     ]
-    return next((option for option in options if runs(module, _inputs(option, [0] * len(option)))), options[0])
+    return next((option for option in options if _runs(module, option, [0] * len(option))), options[0])
 
 
 def _tokens(dtype: torch.dtype) -> int | None:
@@ -126,14 +127,18 @@ def _bounded(module: nn.Module, wanted: Sequence[Wanted]) -> Iterator[Wanted]:
             yield item
             continue
         values = [[size - 1 if k == place else 0 for k in range(len(wanted))] for size in sizes]
-        bound = next((v[place] + 1 for v in values if runs(module, _inputs(wanted, v))), 1)
+        bound = next((v[place] + 1 for v in values if _runs(module, wanted, v)), 1)
         yield dataclasses.replace(item, tokens=2 if item.dtype is torch.bool else bound)
 
 
-def _inputs(wanted: Sequence[Wanted], values: Sequence[int]) -> Inputs:
-    """Two samples of constants."""
+def _runs(module: nn.Module, wanted: Sequence[Wanted], values: Sequence[int]) -> bool:
+    """Whether the network runs on constants."""
+    return any(runs(module, _inputs(wanted, values, samples)) for samples in trial_sizes(module))
+
+
+def _inputs(wanted: Sequence[Wanted], values: Sequence[int], samples: int) -> Inputs:
     tensors = tuple(
-        torch.full((2, *item.shape), value, dtype=item.dtype) for item, value in zip(wanted, values, strict=True)
+        torch.full((samples, *item.shape), value, dtype=item.dtype) for item, value in zip(wanted, values, strict=True)
     )
     return tensors[0] if len(tensors) == 1 else Bundle(tensors, tuple(item.name for item in wanted))
 

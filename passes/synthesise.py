@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from subprune_fx.bundle import Bundle, Inputs, call, parts
 from subprune_fx.frontends.onnx_graph import source_of
+from subprune_fx.frontends.onnx_static import file_batch
 from subprune_fx.numerics.scenes import scenes
 from subprune_fx.passes.flops import counted
 
@@ -77,7 +78,7 @@ def synthesise(module: nn.Module, wanted: Sequence[Wanted], seed: int = 0, tick:
     first = start(wanted, 2, seed)
     twin = copy.deepcopy(module).eval() if source_of(module) is None else module
     layers = 0 if source_of(module) is not None else _count(twin, first)
-    samples, steps = _effort(twin, first) if layers else (SAMPLES, 0)
+    samples, steps = _effort(twin, first) if layers else (max(SAMPLES, file_batch(module) or 1), 0)
     inputs = start(wanted, samples, seed)
     what = " and ".join(_noun(item) for item in wanted)
     movable = any(part.is_floating_point() for part in parts(inputs))

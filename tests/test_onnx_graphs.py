@@ -580,6 +580,21 @@ def test_a_fixed_batch(compiled: Compile) -> None:
     assert next(d.dim_value for d in made.graph.input[0].type.tensor_type.shape.dim) == 4
 
 
+@pytest.mark.parametrize("batch", [1, 4, 250])
+def test_a_fixed_batch_without_calibration(batch: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The made-up inputs are as many as it takes, be it more than are made up for others; 1 is stated nowhere."""
+    weights: Weights = {"flat": ints(batch, 256), "v": dead(random(256, 5), 16)}
+    nodes = [helper.make_node("Reshape", ["h", "flat"], ["f"]), helper.make_node("MatMul", ["f", "v"], ["y"])]
+    onnx.save(conv_net(nodes, weights, batch=BATCH if batch == 1 else batch), tmp_path / "a.onnx")
+    assert main([str(tmp_path / "a.onnx"), "--explain"]) == 0
+    assert "a.onnx: 1 groups of channels can be pruned" in capsys.readouterr().out
+    assert main([str(tmp_path / "a.onnx"), "--ratio", "1.9", "-o", str(tmp_path / "b.onnx"), "-q"]) == 0
+    x = random(batch, 3, 4, 4)
+    want = outputs(tmp_path / "a.onnx", x)
+    # What went is dead: float32 rounding is left.
+    np.testing.assert_allclose(outputs(tmp_path / "b.onnx", x), want, atol=1e-5 * np.abs(want).max())
+
+
 def test_a_mean_over_everything(compiled: Compile) -> None:
     """Of no dimension; times zero, since it changes with the channels that it is taken over."""
     weights: Weights = {"zero": np.zeros((), np.float32), "v": dead(random(16, 5))}

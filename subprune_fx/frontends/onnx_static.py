@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from subprune_fx.bundle import Bundle, Inputs, joined
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.fx_inputs import PACKED
-from subprune_fx.frontends.onnx_graph import META, source_of
+from subprune_fx.frontends.onnx_graph import META, Source, source_of
 from subprune_fx.frontends.onnx_op import OnnxOp, item
 
 LARGEST = 4096
@@ -143,6 +143,17 @@ def file_batch(module: nn.Module) -> int | None:
     return None if source is None else stated_batch(source.model) or source.batch
 
 
+def trial_sizes(module: nn.Module) -> tuple[int, ...]:
+    """Numbers of samples of which a network that is not settled runs with one: two, or the one that is built in."""
+    source = source_of(module)
+    return (2,) if source is None else (2, _built_in(source))
+
+
+def _built_in(source: Source) -> int:
+    """The batch size of a graph that does not run with any."""
+    return stated_batch(source.model) or 1
+
+
 def _static(module: fx.GraphModule) -> set[fx.Node]:
     """Nodes that read nothing but sizes and small constants."""
     found: set[fx.Node] = set()
@@ -261,7 +272,7 @@ def settle(module: nn.Module, inputs: Inputs) -> nn.Module:
     if source is None or source.settled:
         return module
     assert isinstance(module, fx.GraphModule)
-    batch = None if _is_free(module, inputs) else stated_batch(source.model) or 1
+    batch = None if _is_free(module, inputs) else _built_in(source)
     twin = copy.copy(module)
     twin.meta = {**module.meta, META: dataclasses.replace(source, batch=batch, settled=True)}
     return twin
