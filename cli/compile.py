@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from subprune_fx import api
+from subprune_fx.arguments import enough
 from subprune_fx.bundle import Inputs
 from subprune_fx.cli import outputs
 from subprune_fx.cli.inputs import calibration_of, labelled_of, probe
@@ -93,10 +94,11 @@ def _compile(request: Request, team: Team) -> int:
     for path in request.output:
         write.writer_of(path, module)
     example = calibration[: file_batch(module) or 1]
+    enough(calibration, file_batch(module), "--calib")
     probe(module, example, str(request.model))
     choices: dict[str, Any] = {
         "labels": labels,
-        **labelled_of(request, loaded, calibration),
+        **labelled_of(request, dataclasses.replace(loaded, module=module), calibration),
         "team": team,
         "file": next((path.suffix.lower() for path in request.output if path.suffix.lower() in FILES), ".onnx"),
         "layers": layers,
@@ -138,6 +140,7 @@ def _explain(request: Request) -> int:
     inputs = calibration_of(request, loaded).inputs
     module = settle(loaded.module, inputs)
     example = inputs[: fixed_batch(module) or 2]
+    enough(example, fixed_batch(module), "--calib")
     probe(module, example, str(request.model))
     found = explain(module, example)
     if isinstance(module, fx.GraphModule):  # whose class says nothing

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from subprune_fx.arguments import enough
 from subprune_fx.bundle import Bundle, Inputs, call, parts
 from subprune_fx.cli.options import Request
 from subprune_fx.cli.progress import Progress
@@ -21,7 +22,7 @@ from subprune_fx.formats.load import Loaded
 from subprune_fx.formats.presets import preset
 from subprune_fx.formats.sources import Wish, load_samples
 from subprune_fx.formats.takes import Taken
-from subprune_fx.frontends.onnx_static import fixed_batch, settle
+from subprune_fx.frontends.onnx_static import file_batch, fixed_batch, settle
 from subprune_fx.passes.guess import guess
 from subprune_fx.passes.synthesise import start, synthesise
 
@@ -52,7 +53,7 @@ def labelled_of(request: Request, loaded: Loaded, calibration: Inputs) -> dict[s
 
     Args:
         request: The command line.
-        loaded: The network.
+        loaded: The network, settled.
         calibration: From `calibration_of`.
 
     Returns:
@@ -64,7 +65,13 @@ def labelled_of(request: Request, loaded: Loaded, calibration: Inputs) -> dict[s
     sources = {"evaluation": ("--eval", request.evaluate), "training": ("--train", request.train)}
     sources["verification"] = ("--verify", request.verify)
     takes = _alike(loaded.takes, calibration)
-    return {name: _labelled(source, _wish(request, takes, option)) for name, (option, source) in sources.items()}
+    found = {name: _labelled(source, _wish(request, takes, option)) for name, (option, source) in sources.items()}
+    for name, pairs in found.items():
+        # Quantised networks are evaluated as files, the others as graphs.
+        batch = (file_batch if request.quantize and name == "evaluation" else fixed_batch)(loaded.module)
+        if pairs is not None:
+            enough(pairs[0], batch, sources[name][0])
+    return found
 
 
 def _labelled(source: str | None, wish: Wish) -> tuple[Inputs, Tensor] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from subprune_fx.arguments import Given, inputs_of
+from subprune_fx.arguments import Given, enough, inputs_of
 from subprune_fx.explanation import Coupled, Explanation
 from subprune_fx.frontends.onnx_static import fixed_batch, settle
 from subprune_fx.passes.dependencies import clearest
@@ -17,7 +17,7 @@ def explain(model: nn.Module, example: Given) -> Explanation:
 
     Args:
         model: The network; unchanged.
-        example: Inputs as the network takes them, as for `prune`; two samples are enough.
+        example: Inputs as the network takes them, as for `prune`; two samples, or one batch, are enough.
 
     Returns:
         A value that prints and draws itself: `print(explain(...))`, `explain(...).save("graph.svg")`.
@@ -27,6 +27,7 @@ def explain(model: nn.Module, example: Given) -> Explanation:
     """
     inputs = inputs_of(example, "example")
     module = settle(model, inputs)
+    enough(inputs, fixed_batch(module), "example")
     some = inputs[: fixed_batch(module) or 2]
     channels = checked(clearest(module, some), some).channels
     layers = {name: consumer.module for name, consumer in channels.contractions.items()}

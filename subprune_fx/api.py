@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, Unpack
 import torch
 from torch import Tensor, fx, nn
 
-from subprune_fx.arguments import Choices, Given, check_goals, inputs_of, labelled, labels_of, options_of
+from subprune_fx.arguments import Choices, Given, check_goals, enough, inputs_of, labelled, labels_of, options_of
 from subprune_fx.bundle import Inputs, device_of, placed
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.fx_inputs import spread
@@ -117,14 +117,17 @@ def prune_each(
     inputs = ordered(model, inputs_of(calibration, "calibration"))
     given = choices.get("labels")
     labels = None if given is None else labels_of(given, len(inputs), "labels")
-    evaluation, verification, training = (_pairs(model, choices, name) for name in PAIRS)
+    settled = settle(model, inputs)
+    enough(inputs, (file_batch if options.target in GAUGES else fixed_batch)(settled), "calibration")
+    evaluation, verification, training = (_pairs(settled, choices, name) for name in PAIRS)
     aside = None
     if max_drops and verification is None:
-        inputs, labels, aside = set_aside(inputs, labels, max(fixed_batch(model) or 1, choices.get("team", ALONE).size))
+        inputs, labels, aside = set_aside(
+            inputs, labels, max(fixed_batch(settled) or 1, choices.get("team", ALONE).size)
+        )
     judges = None
     if options.distil:
         inputs, labels, judges = divided(inputs, labels, options.seed)
-    settled = settle(model, inputs)
     compiler = Compiler(
         settled,
         inputs,
@@ -164,7 +167,10 @@ def _pairs(
     model: nn.Module, choices: Choices, name: Literal["evaluation", "verification", "training"]
 ) -> tuple[Inputs, Tensor] | None:
     found = labelled(choices.get(name), name)
-    return None if found is None else (ordered(model, found[0]), found[1])
+    if found is None:
+        return None
+    enough(found[0], fixed_batch(model), name)
+    return ordered(model, found[0]), found[1]
 
 
 def accuracy(module: nn.Module, inputs: Inputs, labels: Tensor) -> float:

@@ -239,6 +239,23 @@ def inputs_of(value: Given, where: str) -> Inputs:
     return _tensor(value, where)
 
 
+def enough(inputs: Inputs, batch: int | None, where: str) -> None:
+    """Refuse fewer inputs than a network takes at a time.
+
+    Args:
+        inputs: (samples, ...).
+        batch: The only batch size that the network takes; None: any.
+        where: What they were given as.
+
+    Raises:
+        SubpruneError: They are fewer.
+    """
+    if batch is not None and len(inputs) < batch:
+        given = "there is 1 input" if len(inputs) == 1 else f"there are {len(inputs)} inputs"
+        what = f"the network takes batches of exactly {batch}, and {given}"
+        raise SubpruneError(what, where=where, remedy=f"give at least {batch}")
+
+
 def _level(bundle: Bundle, where: str) -> Bundle:
     lengths = {len(part) for part in bundle.parts}
     if len(lengths) != 1:

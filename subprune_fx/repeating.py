@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from subprune_fx.api import Pruned, accuracy, cost, frozen_of, rows_of
-from subprune_fx.arguments import Array, Given, inputs_of, labelled
+from subprune_fx.arguments import Array, Given, enough, inputs_of, labelled
 from subprune_fx.frontends.fx_inputs import spread
 from subprune_fx.frontends.onnx_static import fixed_batch, ordered, settle
 from subprune_fx.passes.dependencies import clearest
@@ -41,6 +41,9 @@ def repeat(model: nn.Module, plan: Plan, inputs: Given, evaluation: tuple[Given,
     pairs = None if given is None else (ordered(model, given[0]), given[1])
     settled = settle(model, samples)
     fixed = fixed_batch(settled)
+    enough(samples, fixed, "inputs")
+    if pairs is not None:
+        enough(pairs[0], fixed, "evaluation")
     network = clearest(settled, samples[: fixed or 2])
     smaller = apply(plan, network.graph_module)
     example = samples[: fixed or 1]

@@ -17,10 +17,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 import subprune_fx
 from subprune_fx.cli.main import main
+from subprune_fx.errors import SubpruneError
 from subprune_fx.formats.load import load_model
 from subprune_fx.frontends.onnx_plain import reads
 from subprune_fx.frontends.onnx_static import fixed_batch, settle
 from subprune_fx.passes.dependencies import analyse
+from subprune_fx.plan import Plan
 
 Weights = dict[str, NDArray[Any]]
 BATCH, NEWEST = "batch", onnx.defs.onnx_opset_version()
@@ -593,6 +595,56 @@ def test_a_fixed_batch_without_calibration(batch: int, tmp_path: Path, capsys: p
     want = outputs(tmp_path / "a.onnx", x)
     # What went is dead: float32 rounding is left.
     np.testing.assert_allclose(outputs(tmp_path / "b.onnx", x), want, atol=1e-5 * np.abs(want).max())
+
+
+TOO_FEW = "the network takes batches of exactly 8, and there are 5 inputs; give at least 8"
+"""What is said, whichever inputs they are."""
+
+
+def batches_of_8() -> onnx.ModelProto:
+    weights: Weights = {"flat": ints(8, 256), "v": dead(random(256, 5), 16)}
+    nodes = [helper.make_node("Reshape", ["h", "flat"], ["f"]), helper.make_node("MatMul", ["f", "v"], ["y"])]
+    return conv_net(nodes, weights, batch=8)
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--calib", "--ratio 1.9 --calib few.npz"),
+        ("--calib", "--explain --calib few.npz"),
+        ("--eval", "--ratio 1.9 --calib many.npz --eval few.npz"),
+        ("--eval", "--plan a.plan --calib many.npz --eval few.npz"),
+        ("--verify", "--max-drop 1 --calib many.npz --verify few.npz"),
+        ("--verify", "--ratio 1.9 --budget accuracy --calib many.npz --verify few.npz"),
+    ],
+)
+def test_fewer_inputs_than_a_batch(
+    option: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    onnx.save(batches_of_8(), "a.onnx")
+    Plan({}, (), {}, (), ()).save("a.plan")
+    for name, count in (("few.npz", 5), ("many.npz", 32)):
+        np.savez(name, x=random(count, 3, 4, 4), y=np.zeros(count, np.int64))
+    drawn = "b.svg" if "--explain" in words else "b.onnx"
+    assert main(["a.onnx", *words.split(), "-o", drawn, "-q"]) == 2
+    assert capsys.readouterr().err == f"subprune-compile: error: {option}: {TOO_FEW}\n"
+
+
+def test_fewer_inputs_than_a_batch_in_python(tmp_path: Path) -> None:
+    onnx.save(batches_of_8(), tmp_path / "a.onnx")
+    network = load_model(tmp_path / "a.onnx").module
+    few, many = (torch.from_numpy(random(count, 3, 4, 4)) for count in (5, 32))
+    pair = few, torch.zeros(5, dtype=torch.int64)
+    for call in (
+        lambda: subprune_fx.prune(network, few, ratio=1.9),
+        lambda: subprune_fx.prune(network, many, ratio=1.9, evaluation=pair),
+        lambda: subprune_fx.prune(network, many, max_drop=1.0, verification=pair),
+        lambda: subprune_fx.repeat(network, Plan({}, (), {}, (), ()), many, evaluation=pair),
+        lambda: subprune_fx.explain(network, few),
+    ):
+        with pytest.raises(SubpruneError, match=TOO_FEW):
+            call()
 
 
 def test_a_mean_over_everything(compiled: Compile) -> None:
