@@ -68,6 +68,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def _fail(error: BaseException, *, verbose: bool) -> int:
     if verbose:
         traceback.print_exc()
+    if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):  # torch has no MemoryError
+        error = MemoryError()
     outcome = next(row for row in OUTCOMES if isinstance(error, row.kind))
     # Names in it come from files that may be damaged or hostile: no escape sequences to the terminal.
     line = " ".join(outcome.say(error).split())
@@ -83,6 +85,12 @@ def _usage(error: BaseException) -> str:
     return f"{text.rstrip('.')}; see {PROGRAM} --help"
 
 
+def _system(error: BaseException) -> str:
+    place, reason = getattr(error, "filename", None), getattr(error, "strerror", None)
+    what = f"{place}: {reason}" if place and reason else str(reason or error)
+    return f"{what}; check space and rights (TMPDIR says where temporary files go)"
+
+
 def _unexpected(error: BaseException) -> str:
     detail = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return f"unexpected {detail}; run again with -v and report the traceback"
@@ -96,6 +104,7 @@ OUTCOMES = (
     Outcome(click.ClickException, 2, _usage),
     Outcome(click.Abort, 130, lambda _: "interrupted, nothing was written"),
     Outcome(KeyboardInterrupt, 130, lambda _: "interrupted, nothing was written"),
-    Outcome(MemoryError, 2, lambda _: "out of memory; give fewer calibration inputs"),
+    Outcome(MemoryError, 2, lambda _: "out of memory; give fewer calibration inputs, or --memory 4GiB to keep less"),
+    Outcome(OSError, 2, _system),
     Outcome(Exception, FAULT, _unexpected),
 )

@@ -131,9 +131,11 @@ def deliver(request: Request, pruned: Sequence[Pruned], setting: Setting) -> lis
             seconds = (*setting.seconds, *result.report.seconds, *last)
             reports.append(dataclasses.replace(result.report, files=rows, notes=notes, stages=steps, seconds=seconds))
         if request.json is not None:
-            temporaries[request.json].write_text(as_json(reports), encoding="utf-8")
+            with atomic.naming(request.json):
+                temporaries[request.json].write_text(as_json(reports), encoding="utf-8")
         if request.report is not None:
-            temporaries[request.report].write_text(page(reports, request.model.name), encoding="utf-8")
+            with atomic.naming(request.report):
+                temporaries[request.report].write_text(page(reports, request.model.name), encoding="utf-8")
         setting.team.wait()  # nothing is in place before all have come to the end
     return reports
 

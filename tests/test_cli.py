@@ -466,6 +466,35 @@ def test_validation_failure_is_exit_1_and_no_file(
     assert sorted(folder.iterdir()) == before
 
 
+@pytest.mark.parametrize("name", ["a.onnx", "r.json", "r.html"])
+def test_a_full_disk_is_said_of_the_file_that_was_asked_for(
+    name: str, run: Callable[..., Result], folder: Path, stub: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del stub
+    stem, suffix = Path(name).stem, Path(name).suffix
+    fsync, write_text = os.fsync, Path.write_text
+
+    def full(path: Path) -> None:
+        if path.name.startswith(f".{stem}.") and path.suffix == suffix:
+            raise OSError(28, "No space left on device")
+
+    def flush(handle: int) -> None:
+        full(Path(f"/proc/self/fd/{handle}").readlink())
+        fsync(handle)
+
+    def write(path: Path, *arguments: Any, **options: Any) -> int:
+        full(path)
+        return write_text(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(Path, "write_text", write)
+    before = sorted(folder.iterdir())
+    result = run(*GOOD, "-o", "a.onnx", "--json", "r.json", "--report", "r.html")
+    assert result.code == 2
+    assert result.err == f"subprune-compile: error: {name}: cannot be written (No space left on device)\n"
+    assert sorted(folder.iterdir()) == before
+
+
 @pytest.mark.parametrize(
     ("error", "code", "says"),
     [
@@ -475,7 +504,10 @@ def test_validation_failure_is_exit_1_and_no_file(
             "net.pt: nothing to prune; train it",
         ),
         (ZeroDivisionError("a\nb"), 70, "unexpected ZeroDivisionError: a b; run again with -v"),
-        (MemoryError(), 2, "out of memory"),
+        (MemoryError(), 2, "out of memory; give fewer calibration inputs, or --memory 4GiB"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 2, "error: out of memory; give"),
+        (OSError(28, "No space left on device"), 2, "error: No space left on device; check space and rights (TMPDIR"),
+        (OSError(30, "Read-only file system", "/tmp/a"), 2, "error: /tmp/a: Read-only file system; check space and"),
         (KeyboardInterrupt(), 130, "interrupted, nothing was written"),
         (SubpruneError("named \x1b[31m"), 2, "named ?[31m"),
     ],

@@ -86,8 +86,9 @@ def staged(targets: Sequence[str | os.PathLike[str]]) -> Iterator[Mapping[Path, 
         for path in paths:
             temporaries[path] = _temporary(path)
         yield MappingProxyType(temporaries)
-        for temporary in temporaries.values():
-            _flush(temporary)
+        for path, temporary in temporaries.items():
+            with naming(path):
+                _flush(temporary)
         for path, temporary in temporaries.items():
             _replace(temporary, path)
     finally:
@@ -112,11 +113,25 @@ def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporaries[Path(target)]
 
 
-def _temporary(path: Path) -> Path:
+@contextlib.contextmanager
+def naming(target: Path) -> Iterator[None]:
+    """Say for which target it is that the system cannot write, in place of the temporary file.
+
+    Args:
+        target: What is written in the block.
+
+    Raises:
+        SubpruneError: The disk is full, or the like.
+    """
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem[:64]}.", suffix=path.suffix, dir=path.parent)
+        yield
     except OSError as error:
-        raise SubpruneError(f"cannot be written ({error.strerror})", where=str(path)) from error
+        raise SubpruneError(f"cannot be written ({error.strerror})", where=str(target)) from error
+
+
+def _temporary(path: Path) -> Path:
+    with naming(path):
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem[:64]}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     # mkstemp makes private files; the output gets the rights that any newly written file would have.
     umask = os.umask(0)
@@ -134,7 +149,5 @@ def _flush(path: Path) -> None:
 
 
 def _replace(temporary: Path, path: Path) -> None:
-    try:
+    with naming(path):
         temporary.replace(path)
-    except OSError as error:
-        raise SubpruneError(f"cannot be written ({error.strerror})", where=str(path)) from error
