@@ -136,17 +136,17 @@ def _few(calibration: Inputs) -> tuple[str, ...]:
 
 def _explain(request: Request) -> int:
     """Print the dependency graph, and draw it where asked to."""
+    outputs.targets(request)
     loaded = _load(request)
     inputs = calibration_of(request, loaded).inputs
     module = settle(loaded.module, inputs)
     example = inputs[: fixed_batch(module) or 2]
     enough(example, fixed_batch(module), "--calib")
     probe(module, example, str(request.model))
-    found = explain(module, example)
+    found = explain(module, example, only=request.only, skip=request.skip)
     if isinstance(module, fx.GraphModule):  # whose class says nothing
         found = dataclasses.replace(found, network=request.model.name)
-    for path in request.output:
-        found.save(path)
+    found.save(*request.output)
     if not request.quiet:
         print(found)
     return 0

@@ -174,6 +174,17 @@ DECIDING = (
     *("rounds", "ridge", "rows", "distil", "stochastic", "train", "verify"),
 )
 """Options that say how to decide what stays: with --plan that is decided."""
+EXPLAINING = (
+    *("model", "explain", "output", "only", "skip", "calib", "evaluate", "train", "verify", "samples", "preset"),
+    *("resize", "crop", "mean", "std", "arch", "trust", "input_shape", "seed", "quiet", "verbose"),
+)
+"""Options that --explain reads, labelled inputs for their shape."""
+_UNREAD = tuple(field.name for field in dataclasses.fields(Request) if field.name not in EXPLAINING)
+_IDLE = (
+    ("explain", _UNREAD, "--explain prunes nothing; leave {options} out."),
+    ("plan", DECIDING, "--plan has decided already; leave {options} out."),
+)
+"""Options that do nothing: beside which, which, and what to say."""
 _OTHERS = "--max-drop, --pareto, --plan or --layers"
 Clash = tuple[Callable[[Mapping[str, Any]], bool], str]
 _PRUNING: tuple[Clash, ...] = (
@@ -336,9 +347,10 @@ def command(**values: Any) -> Request:
     for wrong, says in (*(() if values["explain"] else _PRUNING), *_ALWAYS):
         if wrong(values):
             raise click.UsageError(says.format(goals=" and ".join(_goals(values))))
-    idle = [option for option in _given(DECIDING) if values["plan"]]
-    if idle:
-        raise click.UsageError(f"--plan has decided already; leave {' and '.join(idle)} out.")
+    for beside, fields, says in _IDLE:
+        idle = _given(fields) if values[beside] else ()
+        if idle:
+            raise click.UsageError(says.format(options=" and ".join(idle)))
     return Request(**values)
 
 

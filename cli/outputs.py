@@ -20,6 +20,7 @@ from subprune_fx.cli import table
 from subprune_fx.cli.options import PROGRAM, Request
 from subprune_fx.errors import SubpruneError
 from subprune_fx.formats import atomic, write
+from subprune_fx.formats.drawing import drawing_of
 from subprune_fx.formats.page import page
 from subprune_fx.formats.quantise import quantise
 from subprune_fx.formats.stages import stages
@@ -51,8 +52,9 @@ def targets(request: Request) -> list[Path]:
     Raises:
         SubpruneError: One cannot be written, has a suffix of no format, is named twice, or is also an input.
     """
+    check: Callable[[Path], object] = drawing_of if request.explain else write.writer_of
     for path in request.output:
-        write.writer_of(path)
+        check(path)
     if request.report is not None and request.report.suffix.lower() not in PAGES:
         raise SubpruneError("is no page", where=str(request.report), remedy=f"end it in {' or '.join(PAGES)}")
     reports = [path for path in (request.json, request.report) if path is not None]

@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from subprune_fx.arguments import Given, enough, inputs_of
 from subprune_fx.explanation import Coupled, Explanation
 from subprune_fx.frontends.onnx_static import fixed_batch, settle
-from subprune_fx.passes.dependencies import clearest
+from subprune_fx.passes.dependencies import clearest, restrict
 from subprune_fx.passes.proof import checked
 from subprune_fx.report import FrozenRow
 
 
-def explain(model: nn.Module, example: Given) -> Explanation:
+def explain(model: nn.Module, example: Given, *, only: Sequence[str] = (), skip: Sequence[str] = ()) -> Explanation:
     """The groups of a network, and what stays and why.
 
     Args:
         model: The network; unchanged.
         example: Inputs as the network takes them, as for `prune`; two samples, or one batch, are enough.
+        only: As for `prune`.
+        skip: As for `prune`.
 
     Returns:
         A value that prints and draws itself: `print(explain(...))`, `explain(...).save("graph.svg")`.
 
     Raises:
-        SubpruneError: The network does not run on the example or cannot be traced.
+        SubpruneError: The network does not run on the example or cannot be traced, or `only` and `skip` leave nothing.
     """
     inputs = inputs_of(example, "example")
     module = settle(model, inputs)
     enough(inputs, fixed_batch(module), "example")
     some = inputs[: fixed_batch(module) or 2]
-    channels = checked(clearest(module, some), some).channels
+    network = clearest(module, some)
+    if only or skip:
+        network = restrict(network, only, skip)
+    channels = checked(network, some).channels
     layers = {name: consumer.module for name, consumer in channels.contractions.items()}
     groups = tuple(
         Coupled(

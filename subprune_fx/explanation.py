@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from pathlib import Path
 
-from subprune_fx.errors import SubpruneError
 from subprune_fx.report import FrozenRow
 
 
@@ -58,18 +56,17 @@ class Explanation:
             lines += [f"  {row.name}: {row.channels}, {row.reason}" for row in self.frozen]
         return "\n".join(lines)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Draw it into a file: `.svg`, `.html` (with the drawing in it) or `.dot` (for Graphviz).
+    def save(self, *paths: str | os.PathLike[str]) -> None:
+        """Draw it into files, all or none: `.svg`, `.html` (with the drawing in it) or `.dot` (for Graphviz).
 
         Raises:
-            SubpruneError: The suffix is another, or the file cannot be written.
+            SubpruneError: A suffix is another, or a file cannot be written.
         """
-        from subprune_fx.formats.atomic import check_targets, staged  # noqa: PLC0415 - as Plan.save
-        from subprune_fx.formats.drawing import DRAWINGS  # noqa: PLC0415
+        from subprune_fx.formats.atomic import naming, staged  # noqa: PLC0415 - as Plan.save
+        from subprune_fx.formats.drawing import drawing_of  # noqa: PLC0415
 
-        suffix = Path(path).suffix.lower()
-        if suffix not in DRAWINGS:
-            raise SubpruneError(f"{suffix!r} is no drawing", where=str(path), remedy=f"end it in {', '.join(DRAWINGS)}")
-        (target,) = check_targets([path])
-        with staged([target]) as temporaries:
-            temporaries[target].write_text(DRAWINGS[suffix](self), encoding="utf-8")
+        drawings = [drawing_of(path) for path in paths]
+        with staged(paths) as temporaries:
+            for draw, (target, temporary) in zip(drawings, temporaries.items(), strict=True):
+                with naming(target):
+                    temporary.write_text(draw(self), encoding="utf-8")

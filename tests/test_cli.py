@@ -398,6 +398,12 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "pareto in the way": (("net.pt", "--pareto", "2,4", "-o", "./a.onnx"), "named twice"),
     "report is no page": ((*GOOD, "--report", "r.pdf"), "r.pdf: is no page; end it in .html"),
     "report twice": ((*GOOD, "--report", "r.html", "--json", "r.html"), "named twice"),
+    "explain and goals": (
+        ("net.pt", "--explain", "--ratio", "2", "--json", "r.json", "--report", "r.html", "--no-feedback"),
+        "--explain prunes nothing; leave --ratio and --feedback and --json and --report out",
+    ),
+    "explain no drawing": (("gone.pt", "--explain", "-o", "a.svg"), "a.onnx: '.onnx' is no drawing; end it in .svg"),
+    "plan has decided": (("net.pt", "--plan", "a.plan", "--align", "8"), "--plan has decided already; leave --align"),
     "align 0": ((*GOOD, "--align", "0"), "0 is not in the range"),
     "layers missing": ((*GOOD, "--layers", "gone.toml"), "gone.toml: no such file"),
     "layers no toml": ((*GOOD, "--layers", "x.npz"), "x.npz: is not TOML"),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import subprune_fx
 from subprune_fx.cli.main import main
 from subprune_fx.errors import SubpruneError
+from subprune_fx.formats import drawing
 from subprune_fx.formats.drawing import DRAWINGS
 
 
@@ -91,6 +92,49 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], repository:
     assert "<svg" in (tmp_path / "graph.html").read_text(encoding="utf-8")
     assert main(arguments) == 2
     assert "--ratio" in capsys.readouterr().err
+
+
+@pytest.fixture
+def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The words of the command for `Net` in a folder that is entered."""
+    monkeypatch.chdir(tmp_path)
+    network, x = Net().eval(), torch.randn(2, 3, 8, 8)
+    torch.export.save(torch.export.export(network, (x,), dynamic_shapes=({0: torch.export.Dim("n")},)), "net.pt2")
+    return ["net.pt2", "--explain"]
+
+
+def test_the_command_leaves_out_what_it_is_told_to(net: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*net, "--skip", "stem"]) == 0
+    said = capsys.readouterr().out
+    assert "net.pt2: 1 groups of channels can be pruned" in said
+    assert "stem: 6, you asked to leave it alone" in said
+    assert main([*net, "--only", "gone"]) == 2
+    assert "no prunable layer is called 'gone'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("last", "says"),
+    [("b.png", "'.png' is no drawing"), ("gone/b.svg", "gone does not exist"), ("./a.svg", "named twice")],
+)
+def test_all_is_drawn_or_nothing(last: str, says: str, net: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*net, "-o", "a.svg", "-o", last]) == 2
+    assert says in capsys.readouterr().err
+    assert [path.name for path in Path().iterdir()] == ["net.pt2"]
+    assert main([*net, "--calib", "x.svg", "-o", "x.svg"]) == 2
+    assert "x.svg: is an input as well as an output" in capsys.readouterr().err
+    assert main([*net, "-o", "a.svg", "-o", "b.dot", "-q"]) == 0
+    assert {path.name for path in Path().iterdir()} == {"net.pt2", "a.svg", "b.dot"}
+
+
+def test_a_drawing_that_fails_leaves_the_others_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(drawing, "DRAWINGS", {**DRAWINGS, ".dot": fail})
+    found = subprune_fx.explain(Net(), torch.randn(2, 3, 8, 8))
+    with pytest.raises(SubpruneError, match=r"b\.dot: cannot be written \(No space left on device\)"):
+        found.save(tmp_path / "a.svg", tmp_path / "b.dot")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_an_archive_has_the_names_of_the_network() -> None:

@@ -6,10 +6,13 @@ A row a group: who makes its channels on the left, who reads them on the right; 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from pathlib import Path
 from types import MappingProxyType
 
+from subprune_fx.errors import SubpruneError
 from subprune_fx.explanation import Coupled, Explanation
 
 WIDTH, LINE, GAP = 260, 18, 14
@@ -101,3 +104,15 @@ def dot(explanation: Explanation) -> str:
 
 
 DRAWINGS: Mapping[str, Callable[[Explanation], str]] = MappingProxyType({".svg": svg, ".html": html, ".dot": dot})
+
+
+def drawing_of(path: str | os.PathLike[str]) -> Callable[[Explanation], str]:
+    """What draws a file, by its suffix.
+
+    Raises:
+        SubpruneError: No drawing has this suffix.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in DRAWINGS:
+        raise SubpruneError(f"{suffix!r} is no drawing", where=str(path), remedy=f"end it in {', '.join(DRAWINGS)}")
+    return DRAWINGS[suffix]
