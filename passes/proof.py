@@ -85,9 +85,9 @@ def halved(network: FxNetwork, seed: int = 0) -> tuple[Plan, fx.GraphModule]:
 
 
 def difference(left: Any, right: Any) -> float:
-    """Largest difference of two outputs as a fraction of the second's largest value.
+    """Largest difference of two outputs as a fraction of the second's largest finite value.
 
-    It is infinite where shapes differ, or where a difference is undefined.
+    It is infinite where shapes differ, or where a difference is undefined; equal infinities are none.
     """
     worst = 0.0
     for a, b in zip(pytree.tree_leaves(left), pytree.tree_leaves(right), strict=True):
@@ -97,9 +97,10 @@ def difference(left: Any, right: Any) -> float:
             worst = math.inf
         elif b.numel():
             kind = b.dtype if b.is_floating_point() or b.is_complex() else torch.float64  # flags have no difference
-            wanted = b.to(kind)
-            scale = float(wanted.abs().max().clamp(min=1e-12))
-            apart = float((a.to(kind) - wanted).abs().max()) / scale
+            got, wanted = a.to(kind), b.to(kind)
+            finite = wanted[wanted.isfinite()].abs()
+            scale = max(float(finite.max()), 1e-12) if finite.numel() else 1e-12
+            apart = float(torch.where(got == wanted, 0, got - wanted).abs().max()) / scale
             worst = max(worst, math.inf if math.isnan(apart) else apart)
     return worst
 

@@ -112,6 +112,30 @@ def test_an_undefined_output_differs() -> None:
     assert difference(torch.full((2,), torch.nan), torch.ones(2)) == float("inf")
 
 
+class Causal(nn.Module):
+    """Scores of which some are ruled out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 4)
+        self.register_buffer("mask", torch.full((4, 4), -torch.inf).triu(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.second(self.first(x).relu()) + self.mask
+        return y
+
+
+def test_scores_that_are_ruled_out_are_no_fault() -> None:
+    x = torch.randn(2, 4, 6)
+    network = analyse(Causal(), x)
+    assert [group.name for group in proven(network, x).channels.groups] == ["first"]
+    ones = torch.ones(2)
+    assert difference(ones / 0, ones / 0) == 0
+    assert difference(torch.tensor([1.5, -torch.inf]), torch.tensor([2.0, -torch.inf])) == 0.25
+    for other in (ones, -ones / 0, 0 * ones / 0):
+        assert difference(ones / 0, other) == difference(other, ones / 0) == float("inf")
+
+
 def test_difference_of_shapes() -> None:
     plan, small = halved(network := analyse(Net(), images()))
     assert plan.decisions
