@@ -17,6 +17,7 @@ from subprune_fx.frontends.fx_inputs import spread
 from subprune_fx.frontends.onnx_graph import source_of
 from subprune_fx.frontends.onnx_static import file_batch, fixed_batch, ordered, settle
 from subprune_fx.graph.channels import ChannelGraph
+from subprune_fx.passes.budget import unreachable
 from subprune_fx.passes.distil import divided
 from subprune_fx.passes.flops import counted, flops
 from subprune_fx.passes.gauges import GAUGES, reached
@@ -139,6 +140,7 @@ def prune_each(
         choices.get("team", ALONE),
         judges=judges,
     )
+    _check_reach(compiler, ratios)
     before = None if evaluation is None else accuracy(compiler.network.graph_module, *evaluation)
     by_ratio = compiler.compile
     if options.target in GAUGES:
@@ -161,6 +163,13 @@ def prune_each(
 
 PAIRS: tuple[Literal["evaluation", "verification", "training"], ...] = ("evaluation", "verification", "training")
 """Choices that are inputs and their labels."""
+
+
+def _check_reach(compiler: Compiler, ratios: Sequence[float]) -> None:
+    """Of several ratios the last may be out of reach; where it is counted, that is known before the first is met."""
+    for ratio in ratios if compiler.options.target not in GAUGES else ():
+        if ratio > compiler.most:
+            raise unreachable("ratio", ratio, compiler.most)
 
 
 def _pairs(

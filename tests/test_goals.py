@@ -107,6 +107,18 @@ def test_few_inputs_and_no_classes_are_refused() -> None:
         subprune_fx.prune(images, torch.randn(40, 1, 8, 8), max_drop=5)
 
 
+@pytest.mark.parametrize("target", ["params", "flops"])
+def test_one_goal_out_of_reach_is_said_before_the_first(target: str) -> None:
+    x, seen = torch.randn(64, 1, 8, 8), set()
+    with pytest.raises(SubpruneError, match=r"ratio 5000 cannot be reached: with as few .*; ask for at most \d"):
+        next(
+            subprune_fx.prune_each(
+                *(network(), x), ratios=[2, 5000], target=target, progress=lambda stage, _, __: seen.add(stage)
+            )
+        )
+    assert "sweep" not in seen
+
+
 def test_several_goals_share_one_calibration() -> None:
     x = torch.randn(64, 1, 8, 8)
     both = [*subprune_fx.prune_each(network(), x, ratios=[2, 4])]
