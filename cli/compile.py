@@ -15,7 +15,7 @@ from subprune_fx.arguments import enough
 from subprune_fx.bundle import Inputs
 from subprune_fx.cli import outputs
 from subprune_fx.cli.inputs import calibration_of, labelled_of, probe
-from subprune_fx.cli.options import Request
+from subprune_fx.cli.options import FILES, Request
 from subprune_fx.cli.progress import Progress
 from subprune_fx.errors import SubpruneError
 from subprune_fx.formats import write
@@ -46,10 +46,6 @@ CHOICES = (
     *("ridge", "rows", "distil", "stochastic", "memory", "precision", "seed"),
 )
 """Options that `subprune_fx.prune` has under the same name."""
-
-FILES = (".onnx", ".pt2", ".pt")
-"""Formats whose bytes `--target size` counts: those that hold a network."""
-
 
 FEW = 32
 """Calibration inputs below which there is a warning."""

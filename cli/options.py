@@ -32,6 +32,8 @@ SELECTORS = (
     "layerrandom",
 )
 VARIANTS = ("asym", "seq", "layer")
+FILES = (".onnx", ".pt2", ".pt")
+"""Formats whose bytes `--target size` counts: those that hold a network."""
 TARGETS = ("params", "flops", "size", "latency")
 QUANTISED = ("int8",)
 BUDGETS = ("output", "accuracy", "error", "uniform")
@@ -196,6 +198,14 @@ _PRUNING: tuple[Clash, ...] = (
     (
         lambda values: bool(values["quantize"]) and not any(p.suffix.lower() == ".onnx" for p in values["output"]),
         "--quantize needs an output that ends in .onnx.",
+    ),
+    (
+        lambda values: (
+            values["target"] == "size"
+            and bool(values["ratio"] or values["pareto"])
+            and not any(path.suffix.lower() in FILES for path in values["output"])
+        ),
+        f"--target size needs an output that holds the network: {', '.join(FILES)}.",
     ),
     (lambda values: values["plan"] and values["layers"], "--plan and --layers exclude each other."),
     (lambda values: len(_goals(values)) > 1, "{goals} exclude each other."),

@@ -127,7 +127,7 @@ def deliver(request: Request, pruned: Sequence[Pruned], setting: Setting) -> lis
                 steps += _quantise(
                     made, baseline.file(write.writer_of(path, setting.original), ".onnx"), request, setting
                 )
-            notes = tuple(dict.fromkeys([*setting.notes, *result.report.notes, *slow(rows, request)]))
+            notes = tuple(dict.fromkeys([*setting.notes, *result.report.notes, *bound(rows), *slow(rows, request)]))
             now = time.perf_counter()
             last = (("write", now - start), ("in all", now - setting.start))
             seconds = (*setting.seconds, *result.report.seconds, *last)
@@ -155,9 +155,15 @@ def slow(rows: Sequence[FileRow], request: Request) -> tuple[str, ...]:
         and row.latency_ms > max(SLOWER * row.latency_before_ms, MEASURABLE)
         for row in rows
     )
-    if not longer or request.align is not None or request.target == "latency":
+    if not longer or request.align is not None or request.plan is not None or request.target == "latency":
         return ()
     return ("slower than the original: onnxruntime is fast on widths in multiples of 8, try --align 8",)
+
+
+def bound(rows: Sequence[FileRow]) -> tuple[str, ...]:
+    """A warning for each file that takes one number of inputs only."""
+    why = "torch.export cannot leave it open in this network"
+    return tuple(f"{row.path} takes batches of exactly {row.batch}: {why}" for row in rows if row.batch is not None)
 
 
 def _quantise(

@@ -71,6 +71,7 @@ class FileRow:
         latency_ms: Onnxruntime latency of one sample (`passes.timing`), milliseconds; None where the format has none.
         latency_before_ms: The same for the original network.
         max_difference: Largest absolute output difference to the torch network over the calibration inputs.
+        batch: The only batch size that it takes, where torch.export could not leave it open; None elsewhere.
     """
 
     path: str
@@ -79,6 +80,7 @@ class FileRow:
     latency_ms: float | None = None
     latency_before_ms: float | None = None
     max_difference: float | None = None
+    batch: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -311,6 +311,25 @@ def test_a_page_is_written_with_the_rest(run: Callable[..., Result], stub: dict[
     assert "conv[0]" in text
 
 
+def test_a_file_of_one_batch_size_is_warned_of(
+    run: Callable[..., Result], stub: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from subprune_fx.passes import export  # noqa: PLC0415
+
+    capture = export._capture
+
+    def fails(module: nn.Module, example: Tensor, *, dynamic: bool) -> Any:
+        if dynamic:
+            raise ValueError
+        return capture(module, example, dynamic=False)
+
+    monkeypatch.setattr(export, "_capture", fails)
+    result = run(*GOOD, "-o", "a.onnx", "-o", "a.pt")
+    assert result.code == 0
+    (line,) = [line for line in result.err.splitlines() if "batches" in line]
+    assert line.startswith("subprune-compile: warning: a.onnx takes batches of exactly 1: torch.export")
+
+
 def test_json_has_no_nan(run: Callable[..., Result], stub: dict[str, Any], folder: Path) -> None:
     del stub
     assert run("net.pt", "--ratio", "2", "--calib", "x.npz", "-o", "a.onnx", "--json", "r.json").code == 0
@@ -454,6 +473,14 @@ def test_bad_input_is_one_line_exit_2_and_no_file(name: str, run: Callable[..., 
     assert one_line(result), result
     assert re.search(says, result.err), result.err
     assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("goal", ["--ratio", "--pareto"])
+def test_the_size_of_no_network_is_no_target(goal: str, run: Callable[..., Result]) -> None:
+    result = run("net.pt", "--calib", "x.npz", goal, "2", "--target", "size", "-o", "w.safetensors", "-o", "a.plan")
+    assert result.code == 2
+    assert one_line(result), result
+    assert "--target size needs an output that holds the network: .onnx, .pt2, .pt;" in result.err
 
 
 def test_validation_failure_is_exit_1_and_no_file(

@@ -109,11 +109,11 @@ def test_labels_that_are_no_class() -> None:
 @pytest.mark.parametrize(
     ("before", "after", "words", "warned"),
     [(0.7, 1.1, {}, True), (0.7, 0.8, {}, False), (0.02, 0.1, {}, False), (0.7, 1.1, {"align": 1}, False),
-     (0.7, 1.1, {"target": "latency"}, False), (None, None, {}, False)],
+     (0.7, 1.1, {"target": "latency"}, False), (0.7, 1.1, {"plan": "a.plan"}, False), (None, None, {}, False)],
 )  # fmt: skip
 def test_a_network_that_became_slower_is_warned_of(
     before: float | None, after: float | None, words: dict[str, Any], *, warned: bool
 ) -> None:
-    request = SimpleNamespace(**{"align": None, "target": "params"} | words)
+    request = SimpleNamespace(**{"align": None, "plan": None, "target": "params"} | words)
     found = slow([FileRow("a.onnx", 1, latency_ms=after, latency_before_ms=before)], request)  # type: ignore[arg-type]
     assert ("--align 8" in "".join(found)) is warned

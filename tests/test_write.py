@@ -54,6 +54,20 @@ def test_written_networks_load_again(suffix: str, trust: bool, tmp_path: Path) -
     assert torch.allclose(loaded.module(inputs()), network()(inputs()), atol=1e-6)
 
 
+class Rows(nn.Module):
+    """Takes its batch apart, so that torch.export cannot leave its size open."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([row * row.sum() for row in x])
+
+
+def test_a_batch_size_that_is_built_in_is_reported(tmp_path: Path) -> None:
+    targets = [tmp_path / "net.onnx", tmp_path / "net.pt2", tmp_path / "net.pt"]
+    rows = write.write_all(nn.Sequential(nn.Linear(6, 4), Rows()).eval(), None, inputs(1), inputs(), targets)
+    assert [row.batch for row in rows] == [1, 1, None]
+    assert [row.batch for row in write.write_all(network(), None, inputs(1), inputs(), targets)] == [None] * 3
+
+
 @pytest.mark.parametrize("select", ["inchange", "layerweightnorm"], ids=["errors", "no errors"])
 def test_a_plan_is_what_it_was(select: str, tmp_path: Path) -> None:
     module, path = network(), tmp_path / "net.plan"

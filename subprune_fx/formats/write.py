@@ -136,12 +136,14 @@ class Writer:
             format that does not run.
         timed: Whether onnxruntime runs it.
         slow: Whether the network has to be captured for it.
+        batch: The only batch size that a captured network takes; None for any.
     """
 
     write: Callable[[Job, Path], None]
     check: Callable[[Job, Path, Inputs], float | None]
     timed: bool = False
     slow: bool = False
+    batch: Callable[[Job], int | None] = lambda _: None
 
 
 def writer_of(path: str | os.PathLike[str], module: nn.Module | None = None) -> Writer:
@@ -243,7 +245,8 @@ def fill(
         writer = writer_of(target, module)
         difference = _write(job, writer, target, temporary, calibration)
         before = None if original is None else original.file(writer, target.suffix.lower())
-        rows.append(_row(writer, target, temporary, before, example, threads, difference))
+        row = _row(writer, target, temporary, before, example, threads, difference)
+        rows.append(dataclasses.replace(row, batch=writer.batch(job)))
     if progress:
         progress("write", len(temporaries), len(temporaries))
     return tuple(rows)
@@ -296,13 +299,21 @@ def _write_pt(job: Job, path: Path) -> None:
     torch.save(job.module, path)
 
 
+def _merged_batch(job: Job) -> int | None:
+    return job.fixed_batch(job.merged)
+
+
+def _captured_batch(job: Job) -> int | None:
+    return job.fixed_batch(job.captured)
+
+
 def _check_onnx(job: Job, path: Path, calibration: Inputs) -> float:
-    return validate.validate_onnx(path, job.module, calibration, fixed_batch=job.fixed_batch(job.merged))
+    return validate.validate_onnx(path, job.module, calibration, fixed_batch=_merged_batch(job))
 
 
 def _check_pt2(job: Job, path: Path, calibration: Inputs) -> float:
     run = validate.torch_runner(load_model(path).module)  # the vetted way in: what is written loads without trust
-    return validate.validate(run, job.module, calibration, where=str(path), fixed_batch=job.fixed_batch(job.captured))
+    return validate.validate(run, job.module, calibration, where=str(path), fixed_batch=_captured_batch(job))
 
 
 def _check_pt(job: Job, path: Path, calibration: Inputs) -> float:
@@ -345,8 +356,8 @@ def _check_onnx_back(job: Job, path: Path, calibration: Inputs) -> float:
 
 WRITERS: Mapping[str, Writer] = MappingProxyType(
     {
-        ".onnx": Writer(_write_onnx, _check_onnx, timed=True, slow=True),
-        ".pt2": Writer(_write_pt2, _check_pt2, slow=True),
+        ".onnx": Writer(_write_onnx, _check_onnx, timed=True, slow=True, batch=_merged_batch),
+        ".pt2": Writer(_write_pt2, _check_pt2, slow=True, batch=_captured_batch),
         ".pt": Writer(_write_pt, _check_pt),
         ".plan": Writer(_write_plan, _check_plan),
         ".safetensors": Writer(_write_weights, _check_weights),
