@@ -15,7 +15,7 @@ from subprune_fx.numerics.collect import Collector
 from subprune_fx.numerics.moments import Moments
 from subprune_fx.numerics.packed import Waiting
 from subprune_fx.numerics.readers import Reader
-from subprune_fx.passes.forward import Forward
+from subprune_fx.passes.walk import Show, Walk
 from subprune_fx.team import ALONE, Team
 
 Tick = Callable[[int, int], None]
@@ -37,21 +37,20 @@ def calibrate(
         and one output per own batch.
     """
     recorder = _Recorder(network, team.batches(batches))
-    outputs = []
-    with torch.no_grad():
-        for done, batch in enumerate(batches, 1):
-            outputs.append(recorder.run(batch))
-            if tick is not None:
-                tick(done, len(batches))
+    outputs = _outputs(Walk(network, recorder.reading.keys()), batches, recorder.show, tick)
     return recorder.moments(team), outputs
 
 
 def run(network: FxNetwork, batches: Sequence[Inputs], tick: Tick | None = None) -> list[Any]:
     """The network's outputs, one per batch; arguments as for `calibrate`."""
+    return _outputs(Walk(network), batches, lambda _node, _value: None, tick)
+
+
+def _outputs(walk: Walk, batches: Sequence[Inputs], show: Show, tick: Tick | None) -> list[Any]:
     outputs = []
     with torch.no_grad():
         for done, batch in enumerate(batches, 1):
-            outputs.append(Forward(network).run(batch))
+            outputs.append(walk(batch, show))
             if tick is not None:
                 tick(done, len(batches))
     return outputs
@@ -76,24 +75,30 @@ def parameter(module: torch.nn.Module, name: str) -> Tensor:
     return found.detach()
 
 
-class _Recorder(Forward):
-    """Collects what every consumer reads; consumers that read the same in the same way share it."""
+class _Recorder:
+    """Collects what every consumer reads; consumers that read the same in the same way share it.
+
+    Attributes:
+        reading: By node, consumers that read it, each in another way.
+    """
 
     def __init__(self, network: FxNetwork, batches: float) -> None:
-        super().__init__(network)
-        self.network = network
-        self.reads: dict[str, tuple[str, Reader]] = {
+        reads: dict[str, tuple[str, Reader]] = {
             name: (network.channels.contractions[name].source, network.readers[name])
             for name in network.channels.consumers
         }
-        first = {read: name for name, read in reversed(self.reads.items())}
+        first = {read: name for name, read in reversed(reads.items())}
         self.collectors = {name: Collector(reader, batches) for (_, reader), name in first.items()}
-        self.shared = {name: first[read] for name, read in self.reads.items()}
+        self.shared = {name: first[read] for name, read in reads.items()}
+        self.reading: dict[fx.Node, list[str]] = {}
+        for node in network.graph_module.graph.nodes:
+            if node.name in self.collectors:
+                self.reading.setdefault(operand(node, reads[node.name][0]), []).append(node.name)
 
-    def run_node(self, n: fx.Node) -> Any:
-        if n.name in self.collectors:
-            self.collectors[n.name].add(self.env[operand(n, self.reads[n.name][0])])
-        return super().run_node(n)
+    def show(self, node: fx.Node, value: Any) -> None:
+        """Add what a node computed to what its consumers read."""
+        for name in self.reading[node]:
+            self.collectors[name].add(value)
 
     def moments(self, team: Team) -> Waiting:
         """By consumer; once: the collectors are used up, each in its turn, as there is no room for both forms."""

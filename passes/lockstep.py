@@ -5,6 +5,7 @@ A stretch is a node, or several that onnxruntime runs at once: from a consumer u
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
@@ -14,9 +15,10 @@ from torch import Tensor, fx
 
 from subprune_fx.bundle import Inputs, parts
 from subprune_fx.frontends.onnx_fused import Fused, Stretch, stretches, together
+from subprune_fx.graph.step import leaves
 from subprune_fx.heap import trim
 from subprune_fx.passes.forward import Forward
-from subprune_fx.passes.memory import Store, in_memory
+from subprune_fx.passes.memory import Store
 from subprune_fx.passes.scratch import Live, Scratch
 from subprune_fx.passes.segment import chains, evaluated
 from subprune_fx.sessions import give_back
@@ -59,7 +61,7 @@ class Lockstep:
         self._held: dict[Any, Any] = {}
         self._store.exempt(part for batch in batches for part in parts(batch))
         self._pooled = any(len(stretch) > 1 for stretch in self.stretches)
-        self._most = 0
+        self._most, self._ahead = self._needs()
         self.outputs: list[Any] = []
 
     def original(self, stretch: Stretch) -> None:
@@ -102,22 +104,36 @@ class Lockstep:
         if stretch[0].op == "output":
             self.outputs = [environment[self._twin[stretch[0]]] for environment in self._pruned]
         self._held = {}
-        ended = {used for node in stretch for used in self._first.user_to_last_uses.get(node, [])}
         for before, after in zip(self._originals, self._pruned, strict=True):
-            for used in ended:
+            for used in self._ended(stretch):
                 before.pop(used, None)
                 after.pop(self._twin[used], None)
-        self._release()
+        self._release(stretch)
 
-    def _release(self) -> None:
-        """Give memory back once half of what was in use is not: least squares want it in larger pieces."""
-        now = in_memory([*self._originals, *self._pruned])
-        if 2 * now < self._most or self.outputs:
+    def _ended(self, stretch: Stretch) -> set[fx.Node]:
+        """What nobody reads behind a stretch."""
+        return {used for node in stretch for used in self._first.user_to_last_uses.get(node, [])}
+
+    def _needs(self) -> tuple[int, dict[Stretch, int]]:
+        """Elements of the most values that are kept at a time, of few inputs: of all, and behind each stretch."""
+        values, alive, needs = self._scratch.network.channels.values, dict[fx.Node, int](), list[int]()
+        for stretch in self.stretches:
+            kept = [node for node in stretch if node not in self._constant and self._read_behind(node, stretch)]
+            alive.update({node: sum(labels.size for labels in leaves(values[node.name])) for node in kept})
+            needs.append(sum(alive.values()))
+            for used in self._ended(stretch):
+                alive.pop(used, None)
+        ahead = list(itertools.accumulate(reversed([*needs[1:], 0]), max))[::-1]
+        return max(needs), dict(zip(self.stretches, ahead, strict=True))
+
+    def _release(self, stretch: Stretch) -> None:
+        """Give memory back once what is to come needs less than half of it: least squares want it in larger pieces."""
+        ahead = self._ahead[stretch]
+        if 2 * ahead < self._most or self.outputs:
             if self._pooled:
                 give_back()
             trim()
-            self._most = now
-        self._most = max(self._most, now)
+            self._most = ahead
 
     def _rerun(self, nodes: Stretch, wanted: Sequence[fx.Node]) -> None:
         """Run nodes of the pruned network on every batch."""

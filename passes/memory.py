@@ -100,12 +100,6 @@ class Store:
         return found
 
 
-def in_memory(environments: Iterable[Environment]) -> int:
-    """Bytes that activations take, those in files aside."""
-    found = _storages(tensor for environment in environments for tensor in _tensors(environment.values()))
-    return sum(storage.nbytes() for storage in found.values() if storage.filename is None)
-
-
 def _storages(tensors: Iterable[Tensor]) -> dict[int, torch.UntypedStorage]:
     """By address."""
     return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}

@@ -42,7 +42,12 @@ class Segment:
     """
 
     def __init__(
-        self, interpreter: fx.Interpreter, nodes: Sequence[fx.Node], known: Chains, changing: Collection[str] = ()
+        self,
+        interpreter: fx.Interpreter,
+        nodes: Sequence[fx.Node],
+        known: Chains,
+        changing: Collection[str] = (),
+        kept: Collection[fx.Node] = (),
     ) -> None:
         """Set up.
 
@@ -51,8 +56,9 @@ class Segment:
             nodes: In order. What is read behind the last of them is kept.
             known: The network's `chains`.
             changing: Names of parameters that may differ from run to run.
+            kept: Nodes whose values are kept too, whoever reads them.
         """
-        self._interpreter, self._known = interpreter, known
+        self._interpreter, self._known, self._kept = interpreter, known, frozenset(kept)
         self._stretches = [one for one in stretches(nodes, (), known) if one[0] not in known]
         read = {used for node in nodes for used in node.all_input_nodes if used in known}
         self._changing = {used for used in read if any(step.target in changing for step in known[used])}
@@ -71,7 +77,7 @@ class Segment:
             parameters: What `parameters` gives; None: nothing changes.
 
         Returns:
-            The environment after it: values that are read there, and the network's output.
+            The environment after it: values that are read there or kept, and the network's output.
         """
         constants = {**self._fixed, **(parameters or {})}
         found = {**environment, **constants}
@@ -84,12 +90,13 @@ class Segment:
                 found[first] = self._interpreter.run_node(first)
             for node in stretch:
                 for used in self._interpreter.user_to_last_uses.get(node, []):
-                    found.pop(used, None)
+                    if used not in self._kept:
+                        found.pop(used, None)
         return {node: value for node, value in found.items() if node not in constants}
 
     def _session(self, stretch: Stretch, environment: Environment) -> Fused:
         if stretch[0] not in self._sessions:
             inside = set(stretch)
-            wanted = [node for node in stretch if not inside.issuperset(node.users)]
+            wanted = [node for node in stretch if node in self._kept or not inside.issuperset(node.users)]
             self._sessions[stretch[0]] = Fused(stretch, wanted, self._fixed, environment)
         return self._sessions[stretch[0]]
