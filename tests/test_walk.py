@@ -16,6 +16,7 @@ import subprune_fx
 from subprune_fx.formats.onnx_file import load_onnx
 from subprune_fx.passes import lockstep, walk
 from subprune_fx.passes.dependencies import clearest
+from subprune_fx.passes.segment import Segment
 from subprune_fx.passes.walk import Walk
 
 
@@ -69,13 +70,13 @@ def test_nothing_that_is_shown_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     found = clearest(network(), X)
     nodes = list(found.graph_module.graph.nodes)
     seen: list[int] = []
-    original = walk.Segment.__call__
+    original = Segment.__call__
 
-    def counted(self: walk.Segment, environment: Any, parameters: Any = None) -> dict[fx.Node, Any]:
+    def counted(self: Segment, environment: Any, parameters: Any = None) -> dict[fx.Node, Any]:
         seen.append(len(environment))
         return original(self, environment, parameters)
 
-    monkeypatch.setattr(walk.Segment, "__call__", counted)
+    monkeypatch.setattr(Segment, "__call__", counted)
     with torch.no_grad():
         Walk(found, nodes[:-1])(X)
     assert max(seen) <= 2  # the two that an addition reads
@@ -93,7 +94,9 @@ def hourglasses(count: int) -> bytes:
     nodes += [helper.make_node("GlobalAveragePool", [last], ["g"]), helper.make_node("Flatten", ["g"], ["y"])]
     ends = [helper.make_tensor_value_info("x", 1, ["n", 4, 8, 8]), helper.make_tensor_value_info("y", 1, ["n", 4])]
     graph = helper.make_graph(nodes, "net", ends[:1], ends[1:], weights)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8).SerializeToString()
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    found: bytes = model.SerializeToString()
+    return found
 
 
 def test_memory_that_is_needed_again_is_not_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
