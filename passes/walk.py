@@ -75,7 +75,8 @@ class Walk:
     def _divided(self, samples: int) -> list[_Leg]:
         """Legs that show about `ROOM` of a batch each."""
         forward, values = Forward(self._network), self._network.channels.values
-        example = leaves(values[self._nodes[0].name])[0].shape[0]
+        varying = (node for node in self._nodes if node not in self._known)
+        example = next(labels.shape[0] for node in varying for labels in leaves(values[node.name]) if labels.ndim)
         legs: list[_Leg] = []
         start, total, shown = 0, 0, list[fx.Node]()
         for position, node in enumerate(self._nodes, 1):
