@@ -516,6 +516,23 @@ def test_a_batch_norm_folded_into_a_product_and_a_sum(compiled: Compile) -> None
     assert (dims["scale"], dims["shift"], dims["v"]) == ([1, 8, 1, 1], [8, 1, 1], [8, 5])
 
 
+def test_whole_groups_of_a_normalisation_go(compiled: Compile) -> None:
+    """Four groups of four channels, two of which nobody reads."""
+    weights: Weights = {"scale": random(16), "shift": random(16, seed=1), "v": random(16, 5)}
+    weights["v"][4:12] = 0
+    nodes = [
+        helper.make_node("GroupNormalization", ["h", "scale", "shift"], ["n"], num_groups=4, name="norm"),
+        helper.make_node("GlobalAveragePool", ["n"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("MatMul", ["f", "v"], ["y"]),
+    ]
+    found = compiled(conv_net(nodes, weights, opset=21))
+    dims = {tensor.name: list(tensor.dims) for tensor in found.graph.initializer}
+    assert dims == {"w": [8, 3, 3, 3], "b": [8], "scale": [8], "shift": [8], "v": [8, 5]}
+    (norm,) = (node for node in found.graph.node if node.op_type == "GroupNormalization")
+    assert [(a.name, a.i) for a in norm.attribute] == [("num_groups", 2)]
+
+
 def test_elementwise_operators(compiled: Compile) -> None:
     """In a chain; each gives a number for what the one before gives."""
     chain = ["Sinh", "Asinh", "Cosh", "Acosh", "Atan", "Tan", "Sigmoid", "Asin", "Cos", "Acos", "Tanh", "Shrink"]

@@ -176,6 +176,13 @@ def _group(site: Any, keep: Keep) -> Changes:
     return [] if count == groups else [(("kwargs", "group"), count)]
 
 
+def _num_groups(site: Any, keep: Keep) -> Changes:
+    """Whole groups of a GroupNormalization are dropped; a single one stays."""
+    count, alive = int(site.node.kwargs["num_groups"]), _alive(site.before, 1, keep)
+    new = int(alive.sum()) // (alive.size // count)
+    return [] if count in (1, new) else [(("kwargs", "num_groups"), new)]
+
+
 _RULES: Mapping[str, Callable[[Any, Keep], Changes]] = {
     "Reshape": _reshape,
     "Expand": _expand,
@@ -186,4 +193,5 @@ _RULES: Mapping[str, Callable[[Any, Keep], Changes]] = {
     "Gather": _gather,
     "Conv": _group,
     "ConvTranspose": _group,
+    "GroupNormalization": _num_groups,
 }
