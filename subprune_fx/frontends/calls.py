@@ -55,6 +55,8 @@ _BUILTIN: dict[str, tuple[str, ...]] = {
 # What torch calls the same as something else (Tensor.unfold).
 _NAMES: dict[Any, str] = {nn.functional.unfold: "im2col", nn.Unfold: "im2col"}
 _DEFAULT_POSITIONAL = ("input", "dim", "keepdim")
+# What keyword arguments are also called: by ATen, and as in numpy.
+_ALIASES = {"self": "input", "axis": "dim", "keepdims": "keepdim"}
 COMPUTED = "computed_"
 """Prefix of the role in the name of a parameter that a graph's own computation has become (`fx_computed`)."""
 
@@ -162,7 +164,7 @@ def _named(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
     if names == _EINSUM and len(node.args) > 1 and not isinstance(node.args[1], (tuple, list)):
         return {"equation": node.args[0], "operands": node.args[1:]}
     positional = dict(zip(names, node.args, strict=False))
-    return {**positional, **{"input" if key == "self" else key: value for key, value in node.kwargs.items()}}
+    return {**positional, **{_ALIASES.get(key, key): value for key, value in node.kwargs.items()}}
 
 
 def _signature(target: Any) -> tuple[str, ...]:
