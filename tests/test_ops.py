@@ -239,6 +239,29 @@ def test_what_cannot_be_pruned_stays_with_a_reason(name: str) -> None:
         assert pruned.module(x).shape == model.eval()(x).shape
 
 
+@pytest.mark.parametrize(
+    ("equation", "back"),
+    [
+        ("bchw,co->obwh", lambda y: y.permute(1, 0, 3, 2)),
+        ("bchw,co->bo", lambda y: y[..., None, None].expand(-1, -1, 8, 8)),
+        ("co,bchw->bow", lambda y: y[..., None].expand(-1, -1, -1, 8)),
+    ],
+)
+def test_a_product_that_reorders_or_sums_what_is_left_is_no_layer(equation: str, back: Callable[[Any], Any]) -> None:
+    def body(m: Any, x: Tensor) -> Any:
+        factors = [x, m.linear.weight] if equation.startswith("b") else [m.linear.weight, x]
+        return back(torch.einsum(equation, *factors))
+
+    model, x = Net(body), torch.randn(3, 3, 8, 8)
+    model.stem = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 3, 1), model.stem)
+    for graph in traces(model, x):
+        network = describe(graph, x)
+        assert [group.name for group in network.channels.groups] == ["stem.0", "stem.2"]
+        assert not any("einsum" in name for name in network.readers)
+        assert "stem.3.0" in {item.name for item in network.channels.frozen if "einsum sums over it" in item.reason}
+        assert against_masked(network, *halved(network), x) < 1e-5
+
+
 def test_of_an_outer_product_the_wider_factor_goes() -> None:
     body = lambda m, x: x + (x.mean((2, 3))[:, :, None] * m.down(x.amax((2, 3)))[:, None]).sum(2)[..., None, None]  # noqa: E731
     model, x = Net(body), torch.randn(3, 3, 8, 8)

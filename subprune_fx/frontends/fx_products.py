@@ -72,10 +72,14 @@ def is_scaled(call: Call) -> bool:
 
 
 def is_weight(matrix: str, other: str, out: str) -> bool:
-    """Whether the dimensions of a factor are those of a weight: one that is summed over, one that is made."""
+    """Whether the dimensions of a factor are those of a weight: one that is summed over, one that is made.
+
+    All others stay where they were: a layer is fitted row by row, to the rows that it gave.
+    """
     summed = [letter for letter in matrix if letter in other and letter not in out]
     made = [letter for letter in matrix if letter in out and letter not in other]
-    return len(matrix) == 2 and len(summed) == 1 and len(made) == 1
+    rows, left = ([letter for letter in part if letter not in matrix] for part in (other, out))
+    return len(matrix) == 2 and len(summed) == 1 and len(made) == 1 and rows == left
 
 
 def attention_operands(call: Call) -> list[fx.Node]:
