@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
+from subprune_fx.frontends.describe import Intercept
 from subprune_fx.frontends.fx_order import shallow_first
 from subprune_fx.frontends.fx_tails import Tail
 from subprune_fx.numerics.saturation import correction
@@ -137,3 +138,14 @@ def test_tails() -> None:
     assert tails["head"] == Tail()
     assert np.isinf(tails["head"].flat).all()
     assert not tails["head"].saturates
+
+
+def test_a_norm_over_another_dimension_is_no_tail() -> None:
+    """A BatchNorm behind a linear layer over positions: as many positions as outputs, so that shapes tell nothing."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4, bias=False), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    positions, flat = torch.randn(3, 4, 6), torch.randn(3, 6)
+    over_positions, over_outputs = analyse(model.eval(), positions), analyse(model, flat)
+    assert over_positions.tails["_2"] == Tail()
+    assert over_positions.places["_2"] == Intercept("2.bias", 1, new=True)
+    assert over_outputs.tails["_2"].norm is not None
+    assert over_outputs.places["_2"] == Intercept("3.running_mean", -1)

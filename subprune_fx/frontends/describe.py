@@ -21,7 +21,7 @@ from subprune_fx.frontends.fx_edit import edited, retargeted
 from subprune_fx.frontends.fx_products import attention_operands, factors, is_scaled, is_weight, letters
 from subprune_fx.frontends.fx_readers import product_reader, reader
 from subprune_fx.frontends.fx_resize import Site, survives, survivor_shapes
-from subprune_fx.frontends.fx_tails import Tail, tail
+from subprune_fx.frontends.fx_tails import Tail, normalisable, tail
 from subprune_fx.frontends.onnx_op import item
 from subprune_fx.graph.channels import ChannelGraph, close
 from subprune_fx.graph.labels import Labels, constant, tighten
@@ -96,7 +96,7 @@ def describe(graph_module: fx.GraphModule, example: Inputs) -> FxNetwork:
     }
     shapes = {node: getattr(channels.values.get(node.name), "shape", None) for node in graph_module.graph.nodes}
     tails = {
-        name: tail(nodes[name], walker.calls, walker.roles, shapes, _added(consumer, places.get(name)))
+        name: tail(nodes[name], walker.calls, walker.roles, shapes, consumer.axis, _added(consumer, places.get(name)))
         for name, consumer in channels.contractions.items()
     }
     # Sites know the walker, for numbers that depend on what is kept: were it to know them, all labels would outlive the
@@ -434,8 +434,9 @@ def _intercept(node: fx.Node, call: Call, walker: _Walker, channels: ChannelGrap
     if consumer.bias is not None:
         return None if consumer.bias in channels.shared else Intercept(consumer.bias, 1)
     users = list(node.users)
-    norm = walker.calls.get(users[0].name) if len(users) == 1 else None
-    if norm is not None and "batch" in norm.name and not norm.get("training", False):
+    norm, rank = walker.calls.get(users[0].name) if len(users) == 1 else None, channels.values[node.name].ndim
+    settled = norm is not None and "batch" in norm.name and not norm.get("training", False)
+    if settled and normalisable(consumer.axis, rank):
         mean = walker.roles[users[0].name].get("running_mean")
         if mean is not None and mean.name not in channels.shared:
             return Intercept(mean.name, -1)

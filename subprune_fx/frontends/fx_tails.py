@@ -54,6 +54,7 @@ def tail(
     calls: Mapping[str, Call],
     roles: Mapping[str, Mapping[str, Param]],
     shapes: Mapping[fx.Node, tuple[int, ...] | None],
+    axis: int,
     constant: str | None,
 ) -> Tail:
     """The tail of contraction `node`.
@@ -63,9 +64,10 @@ def tail(
         calls: All calls of the graph, by node name.
         roles: Parameters of each call by role, by node name.
         shapes: Shape of every node's value.
+        axis: Channel dimension of its value.
         constant: The parameter that its only reader adds as a bias would be, if it does.
     """
-    found, current = Tail(), node
+    found, current, normed = Tail(), node, normalisable(axis, len(shapes.get(node) or ()))
     if constant is not None:
         found, current = Tail(constant=constant), next(iter(node.users))
     while len(current.users) == 1:
@@ -75,13 +77,18 @@ def tail(
             break
         if call.row.flat is not None:
             return dataclasses.replace(found, flat=call.row.flat)
-        norm = _norm(call, roles.get(reader.name, {})) if found == Tail() else None
+        norm = _norm(call, roles.get(reader.name, {})) if normed and found == Tail() else None
         other = _other(reader, call, current, shapes) if found.other is None else None
         if norm is None and other is None:
             break
         found = dataclasses.replace(found, norm=norm or found.norm, other=other or found.other)
         current = reader
     return found
+
+
+def normalisable(axis: int, rank: int) -> bool:
+    """Whether dimension `axis` of `rank` is the one that a BatchNorm has its parameters for."""
+    return axis % max(rank, 1) == 1
 
 
 def _norm(call: Call, roles: Mapping[str, Param]) -> Norm | None:
