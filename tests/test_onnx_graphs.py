@@ -533,6 +533,41 @@ def test_whole_groups_of_a_normalisation_go(compiled: Compile) -> None:
     assert [(a.name, a.i) for a in norm.attribute] == [("num_groups", 2)]
 
 
+def attention(keys: int, outputs: list[str]) -> onnx.ModelProto:
+    """Four query heads of four, of which the first `4 // keys` are dead; so many key heads; one token a position."""
+    weights: Weights = {"out": ints(0, -1), "v": random(16, 5)}
+    weights["v"][: 16 // keys] = 0
+    nodes = []
+    for name, heads in (("query", 4), ("key", keys), ("value", keys)):
+        weights |= {f"w_{name}": random(4 * heads, 16, 1, 1, seed=len(name)), f"to_{name}": ints(0, heads, 4, 16)}
+        nodes += [
+            helper.make_node("Conv", ["h", f"w_{name}"], [f"c_{name}"], name=name),
+            helper.make_node("Reshape", [f"c_{name}", f"to_{name}"], [f"r_{name}"]),
+            helper.make_node("Transpose", [f"r_{name}"], [name], perm=[0, 1, 3, 2]),
+        ]
+    nodes += [
+        helper.make_node("Attention", ["query", "key", "value"], outputs),
+        helper.make_node("ReduceMean", ["z", "axes"], ["m"], keepdims=0),
+        helper.make_node("Reshape", ["m", "out"], ["f"]),
+        helper.make_node("MatMul", ["f", "v"], ["y"]),
+    ]
+    return conv_net(nodes, {**weights, "axes": ints(2)}, opset=23, ir=10)
+
+
+@pytest.mark.parametrize("keys", [2, 4])
+def test_a_key_head_goes_with_the_queries_that_it_serves(keys: int, compiled: Compile) -> None:
+    found = compiled(attention(keys, ["z"]), "--skip", "first", ratio=1.15, tolerance=1e-4)  # the ridge
+    dims = {tensor.name: list(tensor.dims) for tensor in found.graph.initializer}
+    assert dims["w_key"] == dims["w_value"] == [4 * (keys - 1), 16, 1, 1]
+    assert dims["w_query"] == [16 - 16 // keys, 16, 1, 1]
+
+
+def test_attention_that_hands_on_its_keys_stays(tmp_path: Path) -> None:
+    made = attention(2, ["z", "present"])
+    made.graph.output.append(helper.make_tensor_value_info("present", TensorProto.FLOAT, [BATCH, 2, 16, 4]))
+    assert "query: Attention" in frozen_reasons(made, tmp_path / "a.onnx")
+
+
 def test_elementwise_operators(compiled: Compile) -> None:
     """In a chain; each gives a number for what the one before gives."""
     chain = ["Sinh", "Asinh", "Cosh", "Acosh", "Atan", "Tan", "Sigmoid", "Asin", "Cos", "Acos", "Tanh", "Shrink"]

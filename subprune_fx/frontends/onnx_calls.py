@@ -115,9 +115,11 @@ def _group_norm(node: fx.Node, _root: Any, _arguments: Arguments, row: Row | Non
     return row if node.target.opset >= 21 else None
 
 
-def _attention(node: fx.Node, _root: Any, _arguments: Arguments, row: Row | None) -> Row | None:
-    """With heads on a dimension of their own."""
-    plain = len(node.meta.get("shape") or ()) == 4 and not any(node.args[4:])
+def _attention(node: fx.Node, _root: Any, arguments: Arguments, row: Row | None) -> Row | None:
+    """With heads on a dimension of their own, and no past to read or hand on; a key head may serve several queries."""
+    assert isinstance(node.target, OnnxOp)
+    plain = len(node.meta.get("shape") or ()) == 4 and not any(node.args[4:]) and len(node.target.outputs) == 1
+    arguments["enable_gqa"] = True
     return row if plain else None
 
 
