@@ -443,6 +443,20 @@ def pixel_shuffle() -> nn.Module:
 
 
 @golden("""
+    frozen b: 2, it is an output of the network
+    frozen a: 3, all of it stays or goes together
+    """)
+def one_unit() -> nn.Module:
+    """Three equal parts of one channel each."""
+
+    def forward(net: Net, x: Tensor) -> Any:
+        first, second, third = net.a(x).chunk(3, 1)
+        return net.b(first * second + third)
+
+    return Net(forward, a=conv(3, 3), b=conv(1, 2))
+
+
+@golden("""
     a: 4 of a -> b
     a#2: 3 of a -> c, d
     b: 4 of b -> last

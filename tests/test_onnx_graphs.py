@@ -533,6 +533,19 @@ def test_whole_groups_of_a_normalisation_go(compiled: Compile) -> None:
     assert [(a.name, a.i) for a in norm.attribute] == [("num_groups", 2)]
 
 
+def test_a_transposed_convolution_by_depth(compiled: Compile) -> None:
+    weights: Weights = {"deep": random(16, 2, 2, 2), "v": dead(random(32, 5), 2)}
+    nodes = [
+        helper.make_node("ConvTranspose", ["h", "deep"], ["z"], group=16, strides=[2, 2], name="deep"),
+        helper.make_node("GlobalAveragePool", ["z"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("MatMul", ["f", "v"], ["y"]),
+    ]
+    found = compiled(conv_net(nodes, weights))
+    dims = {tensor.name: list(tensor.dims) for tensor in found.graph.initializer}
+    assert dims == {"w": [8, 3, 3, 3], "b": [8], "deep": [8, 2, 2, 2], "v": [16, 5]}
+
+
 def attention(keys: int, outputs: list[str]) -> onnx.ModelProto:
     """Four query heads of four, of which the first `4 // keys` are dead; so many key heads; one token a position."""
     weights: Weights = {"out": ints(0, -1), "v": random(16, 5)}

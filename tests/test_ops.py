@@ -113,6 +113,7 @@ BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
     "grouped layer": lambda m, x: m.grouped(m.grouped(x).relu()),
     "transposed": lambda m, x: m.transposed(x)[:, :, :8, :8],
     "transposed in groups": lambda m, x: m.grouped_transposed(x)[:, :, :8, :8],
+    "transposed by depth": lambda m, x: m.doubled(m.deep_transposed(x))[:, ::2, :8, :8] - m.doubled(x)[:, 1::2],
     "volumes": lambda m, x: m.volume(x[:, :, None].expand(-1, -1, 3, -1, -1)).mean(2),
     "rows": lambda m, x: m.row(x.flatten(2)).unflatten(2, (8, 8)),
     "linear over channels": lambda m, x: m.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
@@ -163,6 +164,8 @@ class Net(nn.Module):
         self.grouped = nn.Conv2d(12, 12, 3, padding=1, groups=3)
         self.transposed = nn.ConvTranspose2d(12, 12, 3, 2, 1, output_padding=1)
         self.grouped_transposed = nn.ConvTranspose2d(12, 12, 3, 2, 1, groups=3)
+        self.deep_transposed = nn.ConvTranspose2d(12, 12, 3, 2, 1, groups=12)
+        self.doubled = nn.ConvTranspose2d(12, 24, 3, 1, 1, groups=12)
         self.volume = nn.Conv3d(12, 12, 3, padding=1)
         self.row = nn.Conv1d(12, 12, 5, padding=2)
         self.linear = nn.Linear(12, 12)

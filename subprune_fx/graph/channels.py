@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from subprune_fx.graph.components import components
 from subprune_fx.graph.labels import Labels, compact, varying
-from subprune_fx.graph.propagation import Consumer, Propagation
+from subprune_fx.graph.propagation import Consumer, Origin, Propagation
 from subprune_fx.graph.step import Tree, leaves
 
 T = TypeVar("T")
@@ -204,9 +204,10 @@ def _groups(
     places = _places(state, unit)
     members: dict[tuple[int, ...], list[int]] = {}
     refused: Counter[tuple[str, str]] = Counter()
+    widths = _widths(unit, state.origins)
     for number, origins in made.items():
         if number in reasons:
-            refused[origins[0].name, reasons[number]] += number > 0
+            refused[origins[0].name, reasons[number]] += widths[origins[0].start, number] if number else 0
         else:
             members.setdefault((int(places[number]), *(origin.start for origin in origins)), []).append(number)
     names = Counter[str]()
@@ -216,8 +217,10 @@ def _groups(
         producers = _distinct(origin.name for origin in made[units[0]])
         reading = _distinct(name for number in units for name in readers.get(number, ()))
         if len(units) == 1 or not reading:
-            why = "it is a single channel" if len(units) == 1 else "no layer that could be reweighted reads it"
-            refused[producers[0], why] += len(units)
+            width = sum(widths[made[number][0].start, number] for number in units)
+            alone = "it is a single channel" if width == 1 else "all of it stays or goes together"
+            why = alone if len(units) == 1 else "no layer that could be reweighted reads it"
+            refused[producers[0], why] += width
             continue
         followers = _distinct(name for number in units for name in following.get(number, ()))
         names[producers[0]] += 1
@@ -232,6 +235,16 @@ def _groups(
 def _units_in(unit: NDArray[np.int64], runs: Iterable[Labels]) -> NDArray[np.int64]:
     """Units that are part of any of the runs."""
     return np.unique(unit[np.concatenate([np.zeros(0, np.int64), *(labels.ravel() for labels in runs)])])
+
+
+def _widths(unit: NDArray[np.int64], origins: Iterable[Origin]) -> dict[tuple[int, int], int]:
+    """By first label of a run and unit, how many of the run's channels that unit is."""
+    found: dict[tuple[int, int], int] = {}
+    for origin in origins:
+        numbers, counts = np.unique(unit[origin.start : origin.stop], return_counts=True)
+        starts = [origin.start] * numbers.size
+        found.update(zip(zip(starts, numbers.tolist(), strict=True), counts.tolist(), strict=True))
+    return found
 
 
 def _by_unit(unit: NDArray[np.int64], runs: Iterable[tuple[Labels, T]]) -> dict[int, list[T]]:

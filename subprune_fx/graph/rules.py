@@ -195,7 +195,7 @@ def contract(state: Propagation, step: Step) -> Tree:
         return refuse(state, step, f"{step.op} reads channels on a dimension it does not sum over")
     inputs = vector(labels, axes.data)
     groups = int(step.attrs.get("groups", 1))
-    rule = _contract_rule(groups, inputs, axes.outputs)
+    rule = _contract_rule(groups, inputs)
     if rule is not _depthwise and weight.order is not None and len(weight.shape) > 2:
         return refuse(state, step, f"{step.op} reads its weight with dimensions in another order")
     made = rule(state, step, weight, inputs)
@@ -230,12 +230,10 @@ def _over_positions(state: Propagation, step: Step, weight: Param, labels: Label
 ContractRule = Callable[[Propagation, Step, Param, Labels], Labels]
 
 
-def _contract_rule(groups: int, inputs: Labels, output_axis: int) -> ContractRule:
+def _contract_rule(groups: int, inputs: Labels) -> ContractRule:
     if groups == 1:
         return _dense
-    if groups == inputs.size and output_axis == 0:
-        return _depthwise
-    return _grouped
+    return _depthwise if groups == inputs.size else _grouped
 
 
 def _dense(state: Propagation, step: Step, weight: Param, inputs: Labels) -> Labels:
@@ -271,11 +269,17 @@ def _consume(state: Propagation, step: Step, inputs: Labels, made: Labels) -> No
 
 
 def _depthwise(state: Propagation, step: Step, weight: Param, inputs: Labels) -> Labels:
-    """Each input channel has `multiplier` output channels of its own; they follow it."""
+    """Each input channel has `multiplier` output channels of its own; they follow it.
+
+    The weight is (outputs, 1, ...), of a transposed convolution (inputs, multiplier, ...).
+    """
+    assert step.row is not None
+    assert step.row.axes is not None
     state.follows.append((inputs, step.module))
     state.depthwise.append(inputs)
-    made = np.repeat(inputs, weight.shape[0] // inputs.size)
-    return state.weight_axis(weight, 0, made)
+    if step.row.axes.outputs == 0:
+        return state.weight_axis(weight, 0, np.repeat(inputs, weight.shape[0] // inputs.size))
+    return np.repeat(state.weight_axis(weight, 0, inputs), weight.shape[1])
 
 
 def _grouped(state: Propagation, step: Step, weight: Param, inputs: Labels) -> Labels:
