@@ -546,6 +546,23 @@ def test_a_transposed_convolution_by_depth(compiled: Compile) -> None:
     assert dims == {"w": [8, 3, 3, 3], "b": [8], "deep": [8, 2, 2, 2], "v": [16, 5]}
 
 
+def test_a_tensor_that_only_tells_the_type(compiled: Compile) -> None:
+    """And has channels of its own, of another number."""
+    weights: Weights = {"k": random(6, 16, 1, 1), "c": random(6), "v": dead(random(16, 5)), "u": random(6, 5)}
+    nodes = [
+        helper.make_node("Conv", ["h", "k", "c"], ["other"], name="other"),
+        helper.make_node("CastLike", ["h", "other"], ["z"]),
+        *(helper.make_node("ReduceMean", [name], [f"m_{name}"], axes=[2, 3], keepdims=0) for name in ("z", "other")),
+        helper.make_node("MatMul", ["m_z", "v"], ["p"]),
+        helper.make_node("MatMul", ["m_other", "u"], ["q"]),
+        helper.make_node("Add", ["p", "q"], ["y"]),
+    ]
+    weights["k"][:, ::2] = weights["u"][::2] = 0
+    found = compiled(conv_net(nodes, weights, opset=17), ratio=2.1)
+    dims = {tensor.name: list(tensor.dims) for tensor in found.graph.initializer}
+    assert dims == {"w": [8, 3, 3, 3], "b": [8], "k": [3, 8, 1, 1], "c": [3], "v": [8, 5], "u": [3, 5]}
+
+
 def attention(keys: int, outputs: list[str]) -> onnx.ModelProto:
     """Four query heads of four, of which the first `4 // keys` are dead; so many key heads; one token a position."""
     weights: Weights = {"out": ints(0, -1), "v": random(16, 5)}

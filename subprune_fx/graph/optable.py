@@ -395,7 +395,7 @@ TABLE: tuple[Row, ...] = (
             "com.microsoft.QuickGelu",
         ),
     ),
-    Row(Kind.SAME, ("type_as",)),
+    Row(Kind.SAME, ("type_as",), ("CastLike",)),
     # positions of a channel
     Row(
         Kind.SPATIAL,
