@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from support import against_masked
 from torch import Tensor, fx, nn
 
@@ -41,6 +43,37 @@ def test_control_flow_on_data_is_refused_with_its_line(capfd: pytest.CaptureFixt
     assert f"test_tracing.py:{line}: if x.sum() > 0:" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")  # torch.export prints the graph that it had so far
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        *(torch.relu_, torch.sigmoid_, F.leaky_relu_, F.elu_, F.hardtanh_, operator.iadd, torch.Tensor.tanh_),
+        *(lambda x: F.relu(x, True), lambda x: F.celu(x, inplace=True), lambda x: F.dropout(x, 0.5, False, True)),
+    ],
+)
+def test_no_op_writes_into_what_it_reads(activation: Callable[..., Tensor]) -> None:
+    """Each on what another node reads too: the passes run a node as often as they like."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Any:
+            more = (0.5,) if activation is operator.iadd else ()
+            return self.last(activation(self.first(x), *more))
+
+    class Watch(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            before = {used: self.env[used].clone() for used in n.all_input_nodes}
+            value = super().run_node(n)
+            assert all(torch.equal(self.env[used], kept) for used, kept in before.items())
+            return value
+
+    x = torch.randn(4, 3)
+    for graph in traces(Net(), x):
+        Watch(graph).run(x)
 
 
 def test_a_network_that_gives_no_numbers() -> None:

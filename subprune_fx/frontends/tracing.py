@@ -177,7 +177,7 @@ def functional(graph: fx.GraphModule, example: Inputs | None = None) -> fx.Graph
             module.inplace = False  # type: ignore[assignment]
     for node in graph.graph.nodes:
         if node.op == "call_function":
-            node.target = _OUT_OF_PLACE.get(node.target, node.target)
+            node.target = _OUT_OF_PLACE.get(node.target) or _twin(node.target)
             _by_number(node)
             if "chunks" in node.kwargs:
                 rest = {name: value for name, value in node.kwargs.items() if name != "chunks"}
@@ -199,6 +199,15 @@ def functional(graph: fx.GraphModule, example: Inputs | None = None) -> fx.Graph
     _broadcast(graph)
     graph.recompile()
     return graph
+
+
+def _twin(target: Any) -> Any:
+    """`torch.relu_` -> `torch.relu`, where the latter exists."""
+    name = getattr(target, "__name__", "")
+    if not name.endswith("_") or name.endswith("__"):
+        return target
+    homes = [home for home in (torch, nn.functional) if getattr(home, name, None) is target]
+    return next((getattr(home, name[:-1]) for home in homes if hasattr(home, name[:-1])), target)
 
 
 def _by_number(node: fx.Node) -> None:
