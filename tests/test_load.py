@@ -162,6 +162,18 @@ def test_state_dict(name: str, wrap: str, arch: Path, tmp_path: Path) -> None:
     assert {weight.dtype for weight in loaded.module.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("wrap", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_prefixes_of_wrappers_go_and_those_of_the_network_stay(wrap: str, tmp_path: Path) -> None:
+    made = ("Net = lambda: nn.ModuleDict({'module': nn.Linear(3, 2)})", "Plain = lambda: nn.Linear(3, 2)")
+    (tmp_path / "wrapped.py").write_text("\n".join(("from torch import nn", *made)))
+    layer = nn.Linear(3, 2)
+    for name, network in (("Net", nn.ModuleDict({"module": layer})), ("Plain", layer)):
+        torch.save({f"{wrap}{key}": value for key, value in network.state_dict().items()}, tmp_path / "net.pt")
+        loaded = load_model(tmp_path / "net.pt", arch=f"{tmp_path}/wrapped.py:{name}").module.state_dict()
+        assert loaded.keys() == network.state_dict().keys()
+        assert all(torch.equal(value, loaded[key]) for key, value in network.state_dict().items())
+
+
 def test_safetensors(arch: Path, tmp_path: Path) -> None:
     state = load_arch(arch).state_dict()
     save_file(state, tmp_path / "model.safetensors")

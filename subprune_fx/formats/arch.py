@@ -131,12 +131,9 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], where: str, arch: str)
     Raises:
         SubpruneError: Keys are missing or unexpected, or shapes differ.
     """
-    for prefix in PREFIXES:
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
     check_weights(state.values(), where)
-    state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     expected = network.state_dict()
+    state = {key: _single(value) for key, value in _unwrapped(state, expected).items()}
     faults = {
         "missing": [key for key in expected if key not in state and not key.endswith("num_batches_tracked")],
         "unexpected": [key for key in state if key not in expected],
@@ -152,6 +149,20 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], where: str, arch: str)
         what = f"does not fit --arch {arch}: {str(error)[:200]}"
         raise SubpruneError(what, where=where, remedy="name the network it came from") from error
     return network
+
+
+def _unwrapped(state: Mapping[str, Tensor], expected: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """A state dict without prefixes that all of its keys have, in any order, as long as that makes more of them fit."""
+    forms = [state]
+    while prefix := next(
+        (prefix for prefix in PREFIXES if state and all(key.startswith(prefix) for key in forms[-1])), ""
+    ):
+        forms.append({key.removeprefix(prefix): value for key, value in forms[-1].items()})
+    return max(reversed(forms), key=lambda form: len(form.keys() & expected.keys()))
+
+
+def _single(value: Tensor) -> Tensor:
+    return value.float() if value.is_floating_point() else value
 
 
 def _import_file(source: str, where: str) -> ModuleType:
