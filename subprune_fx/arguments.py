@@ -225,7 +225,7 @@ def inputs_of(value: Given, where: str) -> Inputs:
     """Calibration or evaluation inputs as a tensor, or several as a bundle.
 
     Raises:
-        SubpruneError: They are float64 arrays, empty, not finite, or not of one length.
+        SubpruneError: They are no tensors or arrays, float64 arrays, empty, not finite, or not of one length.
     """
     if isinstance(value, Bundle):
         return _level(value.map(lambda part: _tensor(part, where)), where)
@@ -235,7 +235,6 @@ def inputs_of(value: Given, where: str) -> Inputs:
     if isinstance(value, (tuple, list)):
         found = tuple(_tensor(item, f"{where} {place}") for place, item in enumerate(value))
         return found[0] if len(found) == 1 else _level(Bundle(found), where)
-    assert isinstance(value, (Tensor, np.ndarray))
     return _tensor(value, where)
 
 
@@ -264,8 +263,13 @@ def _level(bundle: Bundle, where: str) -> Bundle:
     return bundle
 
 
-def _tensor(value: Array, where: str) -> Tensor:
-    tensor = torch.as_tensor(value).detach()
+def _tensor(value: Any, where: str) -> Tensor:
+    try:
+        tensor = torch.as_tensor(value).detach()
+    except (RuntimeError, TypeError, ValueError) as error:
+        what = f"is a {type(value).__name__}, not a tensor or an array"
+        remedy = "give one, or a tuple or dict of them; of a loader, the inputs of its batches joined"
+        raise SubpruneError(what, where=where, remedy=remedy) from error
     if tensor.dtype is torch.float64 and isinstance(value, np.ndarray):
         raise SubpruneError("is float64, the network takes float32", where=where, remedy="use .astype('float32')")
     if tensor.ndim == 0 or len(tensor) == 0:

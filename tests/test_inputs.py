@@ -9,6 +9,7 @@ import pytest
 import torch
 from support import against_masked, parameters
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import subprune_fx
 from subprune_fx.arguments import inputs_of
@@ -121,6 +122,9 @@ def test_distilled_with_several_inputs() -> None:
         ((), "different numbers of samples"),
         ({"image": torch.randn(3, 3, 6, 6)}, "does not run"),
         ({"image": torch.randn(3, 3, 6, 6), "vector": torch.full((3, 5), torch.nan)}, "vector"),
+        (DataLoader(TensorDataset(torch.randn(3, 3, 6, 6))), "calibration: is a DataLoader, not a tensor or an array"),
+        ({"image": torch.randn(3, 3, 6, 6), "vector": "five"}, "calibration vector: is a str, not a tensor"),
+        (None, "calibration: is a NoneType, not a tensor"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(x: Any, says: str) -> None:
