@@ -22,7 +22,8 @@ from subprune_fx.frontends.fx_products import attention_operands, factors, is_sc
 from subprune_fx.frontends.fx_readers import product_reader, reader
 from subprune_fx.frontends.fx_resize import Site, survives, survivor_shapes
 from subprune_fx.frontends.fx_tails import Tail, normalisable, tail
-from subprune_fx.frontends.onnx_op import item
+from subprune_fx.frontends.onnx_calls import row_of
+from subprune_fx.frontends.onnx_op import OnnxOp, item
 from subprune_fx.graph.channels import ChannelGraph, close
 from subprune_fx.graph.labels import Labels, constant, tighten
 from subprune_fx.graph.optable import MOVING, Kind, Resize
@@ -279,6 +280,7 @@ class _Walker(fx.Interpreter):
         }
         if call.row is None:
             attrs["opaque"] = call.module is not None and any(True for _ in call.module.parameters())
+            attrs["known"] = isinstance(node.target, OnnxOp) and row_of(node.target) is not None
             return attrs
         if call.row.kind is Kind.PAD:
             attrs["pads"] = pads(self._value(call.get("pad", call.get("padding"))), rank)

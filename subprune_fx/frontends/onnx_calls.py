@@ -67,8 +67,13 @@ def describe_call(node: fx.Node, target: OnnxOp, root: Any) -> tuple[Row | None,
     arguments: Arguments = dict(zip(names, node.args, strict=False))
     arguments.update({_ATTRIBUTES[key]: value for key, value in node.kwargs.items() if key in _ATTRIBUTES})
     rule = _SPECIAL.get(target.op_type)
-    row = BY_ONNX.get(f"{target.domain}.{target.op_type}" if target.domain else target.op_type)
+    row = row_of(target)
     return row if rule is None or target.domain else rule(node, root, arguments, row), arguments
+
+
+def row_of(target: OnnxOp) -> Row | None:
+    """The row of an operator, however it is used."""
+    return BY_ONNX.get(f"{target.domain}.{target.op_type}" if target.domain else target.op_type)
 
 
 def constant_of(argument: Any, root: Any) -> Tensor | None:

@@ -44,7 +44,8 @@ def propagate(state: Propagation, step: Step) -> Tree:
     if step.row is None:
         if step.attrs.get("opaque") or not all(map(state.loose, labelled)):
             state.unknown.append(step.name)
-        return refuse(state, step, f"{step.op} is not in the op table")
+        known = "is used in a way that cannot be followed" if step.attrs.get("known") else "is not in the op table"
+        return refuse(state, step, f"{step.op} {known}")
     kind, roles = step.row.kind, step.row.roles
     if state.statistics and kind is not Kind.ELEMENTWISE and (kind not in _CARRY or len(labelled) > 1):
         step = dataclasses.replace(step, operands=tuple(_settled(state, step, tree) for tree in step.operands))
