@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from test_onnx_graphs import BATCH, mlp, model, random
 
 from subprune_fx.cli.main import main
+from subprune_fx.formats import onnx_file
 
 Edit = Callable[[onnx.ModelProto], object]
 
@@ -198,3 +199,18 @@ def test_inputs_of_another_network(name: str, refused: Callable[..., None]) -> N
 def test_options_that_do_not_apply(name: str, refused: Callable[..., None]) -> None:
     words, message = WORDS[name]
     refused(mlp().SerializeToString(), message, *words)
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_a_model_larger_than_can_be_read(
+    outside: bool, refused: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one file, or with weights that are kept in another."""
+    made = mlp()
+    size = made.ByteSize()
+    if outside:
+        onnx.save(made, tmp_path / "c.onnx", save_as_external_data=True, size_threshold=0, location="c.data")
+        made = onnx.load(tmp_path / "c.onnx", load_external_data=False)
+        assert made.ByteSize() < size - 100
+    monkeypatch.setattr(onnx_file, "PROTOBUF_LIMIT", size - 100)
+    refused(made.SerializeToString(), r"holds 0.0 GB, at most 2 can be read .*; give the network as a .pt2")

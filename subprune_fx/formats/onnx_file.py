@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tempfile
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from subprune_fx.frontends.onnx_computed import compute_weights
 from subprune_fx.frontends.onnx_graph import META, import_graph, source_of
 from subprune_fx.frontends.onnx_inner import graphs, tensors
 from subprune_fx.frontends.onnx_plain import plain
+from subprune_fx.passes.export import PROTOBUF_LIMIT
 from subprune_fx.sessions import opened, quiet
 
 OLDEST = 9
@@ -59,11 +61,13 @@ def load_onnx(data: bytes, path: str) -> OnnxNetwork:
         path: Where it was, for errors and external data.
 
     Raises:
-        SubpruneError: It is damaged or no valid ONNX, its opset or a domain is not supported, external data is missing,
-            it takes no input, or it has no float weights.
+        SubpruneError: It is damaged, too large or no valid ONNX, its opset or a domain is not supported, external data
+            is missing, it takes no input, or it has no float weights.
     """
+    _check_size(len(data), path)
     model = _parse(data, path)
     _check_versions(model, path)
+    _check_size(len(data) + _outside(model), path)
     _load_external(model, path)
     size = model.ByteSize()
     try:
@@ -95,6 +99,24 @@ def load_onnx(data: bytes, path: str) -> OnnxNetwork:
     module.meta[META] = dataclasses.replace(source, size=size)
     holders = [str(node.target) for node in module.graph.nodes if node.op == "placeholder"]
     return OnnxNetwork(module, tuple(_taken(value, holder) for value, holder in zip(inputs, holders, strict=True)))
+
+
+def _check_size(size: int, path: str) -> None:
+    if size > PROTOBUF_LIMIT:
+        what = f"holds {size / 2**30:.1f} GB, at most 2 can be read of an ONNX model"
+        raise SubpruneError(what, where=path, remedy="give the network as a .pt2")
+
+
+def _outside(model: onnx.ModelProto) -> int:
+    """Bytes of the weights that are in other files."""
+    return sum(_bytes(tensor) for tensor in tensors(model.graph) if uses_external_data(tensor))
+
+
+def _bytes(tensor: onnx.TensorProto) -> int:
+    try:
+        return math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    except KeyError:  # no type at all: onnxruntime says so
+        return 0
 
 
 def _parse(data: bytes, path: str) -> onnx.ModelProto:
