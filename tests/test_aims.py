@@ -149,3 +149,19 @@ def test_a_norm_over_another_dimension_is_no_tail() -> None:
     assert over_positions.places["_2"] == Intercept("2.bias", 1, new=True)
     assert over_outputs.tails["_2"].norm is not None
     assert over_outputs.places["_2"] == Intercept("3.running_mean", -1)
+
+
+@pytest.mark.parametrize(("alpha", "place"), [(1, Intercept("vector", 1)), (0.5, None)])
+def test_a_vector_that_is_scaled_is_no_bias(alpha: float, place: Intercept | None) -> None:
+    class Product(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(3, 6)
+            self.matrix, self.vector = nn.Parameter(torch.randn(6, 4)), nn.Parameter(torch.randn(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.add(self.first(x).relu() @ self.matrix, self.vector, alpha=alpha)
+
+    network = analyse(Product().eval(), torch.randn(5, 3))
+    (product,) = network.channels.consumers
+    assert network.places.get(product) == place

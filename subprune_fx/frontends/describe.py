@@ -442,7 +442,7 @@ def _intercept(node: fx.Node, call: Call, walker: _Walker, channels: ChannelGrap
         mean = walker.roles[users[0].name].get("running_mean")
         if mean is not None and mean.name not in channels.shared:
             return Intercept(mean.name, -1)
-    if norm is not None and norm.name == "add":
+    if norm is not None and norm.name == "add" and not is_scaled(norm):
         vector = _own_vector(users[0], walker, consumer)
         if vector is not None:
             return Intercept(vector, 1)
