@@ -178,8 +178,7 @@ def _signature(target: Any) -> tuple[str, ...]:
 def dims(call: Call, rank: int) -> tuple[int, ...] | None:
     """Dimensions that a reduction or softmax works on; None = all.
 
-    A softmax without one works on dimension 1 of tensors of rank 2 or 4 and up, else 0 (torch's legacy rule); a
-    normalize without one on dimension 1.
+    A softmax without one works on dimension 1 of tensors of rank 2 or 4 and up, else 0 (torch's legacy rule).
     """
     dim = call.get("dim")
     if isinstance(dim, int) and not isinstance(dim, bool):  # x.var(False) is unbiased=False
@@ -189,7 +188,7 @@ def dims(call: Call, rank: int) -> tuple[int, ...] | None:
     if call.row is not None and call.row.default is not None:
         return call.row.default
     if call.row is not None and call.row.kind is Kind.ALONG:
-        return (1,) if rank not in (1, 3) or call.name == "normalize" else (0,)
+        return (1,) if rank not in (1, 3) else (0,)
     return None
 
 

@@ -72,14 +72,13 @@ class FxNetwork:
     places: dict[str, Intercept]
     sites: tuple[Site, ...]
     tails: dict[str, Tail]
+    precision: str = DEFAULT_PRECISION
 
     @functools.cached_property
     def intercepts(self) -> dict[str, Intercept]:
         """The places in use: a bias of its own is new to a layer, and worth it only where channels are lost."""
         consumers = set(self.channels.consumers)
         return {name: place for name, place in self.places.items() if name in consumers or not place.new}
-
-    precision: str = DEFAULT_PRECISION
 
 
 def describe(graph_module: fx.GraphModule, example: Inputs) -> FxNetwork:

@@ -62,7 +62,7 @@ class Consumer:
 
 
 class Propagation:
-    """Collects what the rules find; `units` closes it.
+    """Collects what the rules find; `channels.close` makes units and groups of it.
 
     Attributes:
         values: Labels of every node's output, by node name.
