@@ -41,13 +41,7 @@ BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
     "channel shuffle": lambda _, x: x.view(x.shape[0], 3, 4, 8, 8).transpose(1, 2).reshape(-1, 12, 8, 8),
     "baked reshape": lambda _, x: x.reshape(-1, 12, 64).permute(0, 2, 1).reshape(-1, 8, 8, 12).permute(0, 3, 1, 2),
     "reductions": lambda _, x: x - x.mean((2, 3), keepdim=True) + x.amax(2, keepdim=True) * x.std(3, keepdim=True),
-    "numpy's names of arguments": lambda _, x: torch.cat(
-        [
-            torch.narrow(x, axis=1, start=5, length=7) * torch.softmax(x, axis=-1).sum(keepdims=True, axis=3)[:, 5:],
-            x[:, :5] - x.mean(axis=(2, 3), keepdims=True)[:, :5],
-        ],
-        axis=1,
-    ),
+    "numpy's names of arguments": lambda _, x: _as_numpy_spells_it(x),
     "largest of positions": lambda _, x: (
         x
         - x.max(3, keepdim=True)[0]
@@ -133,6 +127,14 @@ BY_ONE = ("split into parts", "chunk", "grid sample", "detached", "written in pl
 
 torch.export cannot detach by attribute.
 """
+
+
+def _as_numpy_spells_it(x: Any) -> Any:
+    library: Any = torch  # its stubs do not know these names
+    weight = library.softmax(x, axis=-1).sum(keepdims=True, axis=3)
+    centred = x - x.mean(axis=(2, 3), keepdims=True)
+    parts = [library.narrow(x, axis=1, start=5, length=7) * weight[:, 5:], centred[:, :5]]
+    return library.cat(parts, axis=1)
 
 
 def _shifted(x: Tensor) -> Tensor:

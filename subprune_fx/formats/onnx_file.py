@@ -114,7 +114,7 @@ def _outside(model: onnx.ModelProto) -> int:
 
 def _bytes(tensor: onnx.TensorProto) -> int:
     try:
-        return math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        return int(math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
     except KeyError:  # no type at all: onnxruntime says so
         return 0
 
