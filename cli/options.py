@@ -15,6 +15,7 @@ from click.core import ParameterSource
 from subprune_fx.cli.input_options import input_options
 from subprune_fx.cli.sections import Sectioned
 from subprune_fx.precisions import DEFAULT_PRECISION, PRECISIONS
+from subprune_fx.seeds import SEEDS
 from subprune_fx.sizes import size_of
 
 PROGRAM = "subprune-compile"
@@ -340,7 +341,7 @@ _ALWAYS: tuple[Clash, ...] = ((lambda values: values["quiet"] and values["verbos
 )
 @click.option("--trust", is_flag=True, help="Load MODEL even if that runs code from it.")
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Of everything random."
+    "--seed", type=click.IntRange(0, SEEDS - 1), default=0, show_default=True, metavar="N", help="Of everything random."
 )
 @click.option("--json", type=click.Path(path_type=Path), metavar="REPORT.json", help="Write the report as JSON too.")
 @click.option("--report", type=click.Path(path_type=Path), metavar="OUT.html",

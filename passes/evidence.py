@@ -26,6 +26,7 @@ from subprune_fx.passes.scratch import Scratch
 from subprune_fx.passes.sensitivities import sensitivities
 from subprune_fx.passes.taylor import taylor
 from subprune_fx.passes.trials import Reweighter
+from subprune_fx.seeds import SEEDS
 from subprune_fx.selectors import Evidence, Need, Ranking, Readout, Sensitivity
 from subprune_fx.team import ALONE, Team
 
@@ -87,6 +88,12 @@ class Gatherer:
     @functools.cached_property
     def _sensitivities(self) -> dict[str, Tensor]:
         return sensitivities(self.network, self._batches, self._team)
+
+    def gather(self, needs: frozenset[Need]) -> None:
+        """Find what processes find together, of what is needed: some may have no group to rank, and must take part."""
+        for need, find in TOGETHER.items():  # in an order that is the same in all processes
+            if need in needs:
+                find(self)
 
     def of(self, group: Group, needs: frozenset[Need]) -> Evidence:
         """What is needed to rank one group."""
@@ -196,6 +203,13 @@ SOURCES: dict[Need, tuple[str, Callable[[Gatherer, Group], Any]]] = {
 """By need: the field of `Evidence` that it fills, and from where."""
 
 
+TOGETHER: dict[Need, Callable[[Gatherer], object]] = {
+    Need.MOMENTS: lambda gatherer: gatherer.reweighter,
+    Need.ACTIVATIONS: lambda gatherer: gatherer._sensitivities,  # noqa: SLF001 - of this file
+}
+"""By need: what is made of all processes' inputs."""
+
+
 def positions(group: Group, units: int) -> NDArray[np.int64]:
     """By unit of the network, its position in the group; -1 elsewhere."""
     local = np.full(units, -1, dtype=np.int64)
@@ -205,7 +219,7 @@ def positions(group: Group, units: int) -> NDArray[np.int64]:
 
 def generator_of(seed: int, group: int, *, live: bool = False) -> torch.Generator:
     """Randomness of one group: the same whatever was ranked before it."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + group) * 2 + live)
+    return torch.Generator().manual_seed(((seed * 1_000_003 + group) * 2 + live) % SEEDS)
 
 
 class Errors(Mapping[str, NDArray[np.float64]]):

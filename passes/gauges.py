@@ -46,13 +46,13 @@ class Gauge:
     Attributes:
         suffix: Of the file that it is measured on; None for that of the first output.
         compare: Measures.
-        alignments: Of widths, in the order in which they are tried.
+        alignments: Of widths, in the order in which they are tried; None: see `passes.steps.alignments`.
         fine: See `bracket`.
     """
 
     suffix: str | None
     compare: Compare
-    alignments: tuple[int, ...] = (1,)
+    alignments: tuple[int | None, ...] = (None,)
     fine: float = search.FINE
 
 
@@ -100,11 +100,11 @@ def reached(compiler: Compiler, original: nn.Module, example: Inputs, ratio: flo
             writer_of(before, original).write(Job(original, example), before)
 
         def measure(candidate: Compiler, proxy: float) -> float:
-            if team.rank > 0:  # one machine's measurement decides for all
-                return team.agreed(math.nan)
-            module = spread(candidate.shape(proxy))
-            writer_of(after, module).write(Job(module, example), after)
-            return team.agreed(gauge.compare(before, after, example, options.threads))
+            module, found = spread(candidate.shape(proxy)), math.nan
+            if team.rank == 0:  # one machine's measurement decides for all
+                writer_of(after, module).write(Job(module, example), after)
+                found = gauge.compare(before, after, example, options.threads)
+            return team.agreed(found)
 
         best: _Found | None = None
         largest = 1.0

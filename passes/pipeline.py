@@ -176,7 +176,10 @@ class Compiler:
             else:
                 self.outputs = run(self.network, self._batches, self._tick("calibrate"))
         groups = network.channels.groups
-        self._rankings = Rankings(groups, self._rank, team, lambda done, total: self._report("select", done, total))
+        self._rankings = Rankings(
+            *(groups, self._rank, team, lambda done, total: self._report("select", done, total)),
+            gather=lambda: self._evidence.gather(self._row.needs),
+        )
         self._orders = Orders(self._rankings)
         self._measured = Measures(
             network, options, self._evidence, self._rankings, self._orders, self._store, self._tick("budget"), team
@@ -187,11 +190,11 @@ class Compiler:
     def _align(self, align: int | None) -> None:
         self.align = align
         by_group = alignments(self.network.channels.groups, align)
-        self._steps = steps_of(self._widths, by_group, self.options.layers, strict=align is not None)
+        self._steps = steps_of(self._widths, by_group, self.options.layers, strict=self.options.align is not None)
         self._budget = stepped(self._measured, self._steps)
 
-    def aligned(self, align: int) -> Compiler:
-        """The same, calibrated as it is, with widths in multiples of `align`."""
+    def aligned(self, align: int | None) -> Compiler:
+        """The same, calibrated as it is, with widths in multiples of `align`; None: see `passes.steps.alignments`."""
         found = copy.copy(self)
         found._align(align)  # noqa: SLF001 - its own
         return found

@@ -24,7 +24,14 @@ class Rankings(Mapping[str, Ranking]):
     does not rank again, and of those only for the units that are kept.
     """
 
-    def __init__(self, groups: Sequence[Group], rank: Rank, team: Team, told: Told) -> None:
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        rank: Rank,
+        team: Team,
+        told: Told,
+        gather: Callable[[], None] = lambda: None,
+    ) -> None:
         """Rank none yet.
 
         Args:
@@ -32,9 +39,10 @@ class Rankings(Mapping[str, Ranking]):
             rank: Ranks one.
             team: Who shares the work. Its processes must ask for the same groups in the same order.
             told: How many of all are ranked, and all.
+            gather: Called before some are ranked, by all processes: what `rank` reads that all have to find together.
         """
         self._groups = {group.name: group for group in groups}
-        self._rank, self._team, self._told = rank, team, told
+        self._rank, self._team, self._told, self._gather = rank, team, told, gather
         self._known: dict[str, tuple[int | None, Ranking]] = {}
 
     def __getitem__(self, name: str) -> Ranking:
@@ -55,6 +63,8 @@ class Rankings(Mapping[str, Ranking]):
         Those that are missing are ranked now; each process ranks some of them.
         """
         missing = [name for name, count in counts.items() if not self._enough(name, count)]
+        if missing:
+            self._gather()
         own = {}
         for place, name in enumerate(missing, 1):
             if place % self._team.size == self._team.rank:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import Any, TypedDict
 
 import numpy as np
@@ -21,6 +22,7 @@ from subprune_fx.passes.size import MEASURED, TARGETS
 from subprune_fx.passes.sweep import VARIANTS
 from subprune_fx.plan import Layer
 from subprune_fx.precisions import PRECISIONS
+from subprune_fx.seeds import SEEDS
 from subprune_fx.selectors import LABELLED, SELECTORS, Need
 from subprune_fx.sizes import size_of
 from subprune_fx.team import Team
@@ -179,6 +181,7 @@ _CHECKS: dict[str, Check] = {
     "rows": (lambda value: isinstance(value, int) and value >= 0, "a whole number of at least 0"),
     "rounds": (lambda value: isinstance(value, int) and value >= 0, "a whole number of at least 0"),
     "distil": (lambda value: isinstance(value, int) and value >= 0, "a whole number of at least 0"),
+    "seed": (lambda value: isinstance(value, Integral) and 0 <= value < SEEDS, f"a whole number from 0 to {SEEDS - 1}"),
     "memory": (lambda value: not isinstance(value, int) or value > 0, "a number of bytes above 0"),
 }
 _TABLES: dict[str, tuple[str, Sequence[str]]] = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -37,12 +38,12 @@ def rank(evidence: Evidence, _stop: int | None) -> Ranking:
     return Ranking(
         order,
         chance,
-        factors=lambda k: _factors(chance[order], arrival[order], k, seed),
-        demand=lambda epsilon: _demand(chance, coefficient, epsilon),
+        factors=partial(_factors, chance[order], arrival[order], seed),  # other processes are sent it: no lambda
+        demand=partial(_demand, chance, coefficient),
     )
 
 
-def _factors(chance: Tensor, arrival: Tensor, kept: int, seed: int) -> Tensor:
+def _factors(chance: Tensor, arrival: Tensor, seed: int, kept: int) -> Tensor:
     """How often a unit was drawn over how often it was to be expected, when the last kept unit arrives."""
     first, end = arrival[:kept], arrival[kept - 1]
     if not bool(torch.isfinite(end)):  # units that are never drawn contribute nothing
