@@ -8,10 +8,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from subprune_fx.bundle import Inputs
+from subprune_fx.errors import SubpruneError
 from subprune_fx.passes.calibrate import Tick
+from subprune_fx.passes.outputs import flat
 from subprune_fx.plan import Plan
 
 BATCH = 64
@@ -78,9 +79,15 @@ def distil(
 
     Returns:
         After how many steps the weights that are kept were reached.
+
+    Raises:
+        SubpruneError: The outputs have no gradients.
     """
     generator = torch.Generator().manual_seed(seed)
     judged = [(part, _outputs(teacher, part)) for part in (held_out, _drawn(held_out, generator))]
+    if not judged[0][1].is_floating_point():
+        what = "the network gives integers, which have no gradients"
+        raise SubpruneError(what, where="distil", remedy="leave it out, or end the network before them")
     flags = {parameter: parameter.requires_grad for parameter in module.parameters()}
     weights = [parameter for parameter in flags if parameter.is_floating_point()]
     rates = [RATE * max(LEAST, float(parameter.detach().square().mean().sqrt())) for parameter in weights]
@@ -94,10 +101,10 @@ def distil(
             group["lr"] = factor * rate * _course((done - begun) / (steps - begun))
         batch = _drawn(shown, generator)
         with torch.no_grad():
-            target = _flat(teacher(batch))
+            target = flat(teacher(batch))
         spread = (target - target.mean(0)).square().mean().clamp(min=torch.finfo(torch.float32).tiny)
         with torch.enable_grad():
-            loss = (_flat(module(batch)) - target).square().mean() / spread
+            loss = (flat(module(batch)) - target).square().mean() / spread
             optimiser.zero_grad()
             torch.autograd.backward(loss)
         optimiser.step()
@@ -155,7 +162,7 @@ def _moved(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def _outputs(module: nn.Module, inputs: Inputs) -> Tensor:
     with torch.no_grad():
-        return torch.cat([_flat(module(inputs[i : i + BATCH])) for i in range(0, len(inputs), BATCH)])
+        return torch.cat([flat(module(inputs[i : i + BATCH])) for i in range(0, len(inputs), BATCH)])
 
 
 def _distance(module: nn.Module, judged: Sequence[tuple[Inputs, Tensor]]) -> float:
@@ -177,8 +184,3 @@ def _put(weights: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     with torch.no_grad():
         for weight, value in zip(weights, values, strict=True):
             weight.copy_(value)
-
-
-def _flat(output: object) -> Tensor:
-    tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
-    return torch.cat([tensor.flatten(1) for tensor in tensors], dim=1)

@@ -170,7 +170,7 @@ def _places(fits: Sequence[bool], team: Team) -> list[int]:
     return [place for place, count in enumerate(misfits) if not count]
 
 
-def _flat(output: Any) -> Tensor:
+def flat(output: Any) -> Tensor:
     """Its numbers, a row a sample; without classes and positions (of a detector, say) that come with them.
 
     Raises:
@@ -178,7 +178,11 @@ def _flat(output: Any) -> Tensor:
     """
     tensors = [tensor for tensor in _tensors(output) if tensor.ndim]
     tensors = [tensor for tensor in tensors if tensor.is_floating_point()] or tensors
-    return torch.cat([tensor.cpu().double().reshape(len(tensor), -1) for tensor in tensors], dim=1)
+    return torch.cat([tensor.reshape(len(tensor), -1) for tensor in tensors], dim=1)
+
+
+def _flat(output: Any) -> Tensor:
+    return flat(output).cpu().double()
 
 
 def loss(output: Any, labels: Tensor) -> Tensor:

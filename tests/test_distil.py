@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from rich.console import Console
 from torch import Tensor, fx, nn
 
 import subprune_fx
+from subprune_fx import SubpruneError
 from subprune_fx.cli.table import show
 from subprune_fx.formats.page import page
 from subprune_fx.passes import distil
@@ -144,6 +146,29 @@ def test_other_inputs_are_mixed() -> None:
     relative = images[0] - images[0, 0, 0]
     # float32 at 40,000 has steps of 0.004, and a mixture is rounded three times
     torch.testing.assert_close(mixed - mixed[:, :1, :1], relative.expand_as(mixed), rtol=0, atol=0.05)
+
+
+class Ends(nn.Module):
+    """The network with something else at its end."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.inner, self.kind = network(), kind
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.inner(x)
+        return {"numbers": y[:, 0], "classes": (y, 1000 * y.argmax(1)), "none": y.argmax(1)}[self.kind]
+
+
+@pytest.mark.parametrize("kind", ["numbers", "classes"])
+def test_a_number_a_sample_and_classes_beside(kind: str, inputs: Tensor) -> None:
+    """Classes do not count: with them a loss would see little else, and gain nothing."""
+    assert subprune_fx.prune(Ends(kind).eval(), inputs, ratio=3, distil=60).report.distilled
+
+
+def test_integers_alone_are_refused(inputs: Tensor) -> None:
+    with pytest.raises(SubpruneError, match="distil: the network gives integers, which have no gradients"):
+        subprune_fx.prune(Ends("none").eval(), inputs, ratio=3, distil=3)
 
 
 def test_one_input(inputs: Tensor) -> None:

@@ -16,6 +16,7 @@ from subprune_fx.formats.write import write_all
 from subprune_fx.passes import gauges
 from subprune_fx.passes.gauges import GAUGES, Gauge
 from subprune_fx.passes.timing import latencies_ms
+from subprune_fx.plan import Layer
 
 INPUTS = torch.randn(24, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
@@ -37,6 +38,29 @@ def test_the_file_is_as_small_as_asked(suffix: str, ratio: float, tmp_path: Path
     assert row.bytes_before < 1.15 * ratio * row.bytes  # 5 % of the ratio of parameters, and channels are whole
     assert pruned.report.ratio == ratio
     assert any(step.value == pytest.approx(row.bytes_before / row.bytes, rel=0.01) for step in pruned.report.searched)
+
+
+def test_widths_are_what_they_are_elsewhere_unless_the_user_says() -> None:
+    """Multiples of 8 where a depthwise convolution reads them, and nowhere else; fixed layers as they are."""
+    torch.manual_seed(0)
+    depthwise = nn.Conv2d(48, 48, 3, groups=48)
+    layers = (nn.Conv2d(3, 48, 1), nn.ReLU(), depthwise, nn.Conv2d(48, 20, 1), nn.ReLU(), nn.Conv2d(20, 5, 1))
+    options = {"ratio": 1.3, "target": "size", "file": ".pt", "layers": [Layer("3", channels=13)]}
+    pruned = subprune_fx.prune(nn.Sequential(*layers).eval(), INPUTS, **options)  # type: ignore[arg-type]
+    kept = {row.name: row.kept for row in pruned.report.groups}
+    assert kept["3"] == 13
+    assert kept["0"] < 48
+    assert kept["0"] % 8 == 0
+    assert dict(pruned.report.settings)["align"] == "None"
+
+
+def test_alignments_that_are_tried_do_not_forbid_fixed_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gauges, "GAUGES", {**GAUGES, "latency": Gauge(".pt", GAUGES["size"].compare, (8, 4))})
+    options = {"ratio": 1.2, "target": "latency", "layers": [Layer("0", channels=13)]}
+    pruned = subprune_fx.prune(network(), INPUTS, **options)  # type: ignore[arg-type]
+    assert {row.name: row.kept for row in pruned.report.groups}["0"] == 13
+    with pytest.raises(SubpruneError, match="13 channels are not aligned to 8"):
+        subprune_fx.prune(network(), INPUTS, align=8, **options)  # type: ignore[arg-type]
 
 
 def test_the_largest_reachable_size_ratio_is_named() -> None:

@@ -115,6 +115,14 @@ def test_every_selector_meets_the_ratio_with_every_budget(select: str, reweight:
     assert pruned.module(inputs(2)).shape == (2, 3)
 
 
+def test_the_largest_seed_is_one() -> None:
+    found = [kept_by_layer(net(), "layerrandom", seed=seed) for seed in (2**63 - 1, 2**63 - 2)]
+    assert found[0] != found[1]
+    for seed in (2**63, -1, 0.5):
+        with pytest.raises(SubpruneError, match=f"seed {seed} is not a whole number from 0 to 9223372036854775807"):
+            kept_by_layer(net(), "layerrandom", seed=seed)
+
+
 def test_the_command_line_knows_every_selector() -> None:
     assert tuple(SELECTORS) == options.SELECTORS
 
