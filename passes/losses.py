@@ -70,7 +70,7 @@ class GroupLosses:
             by_unit = torch.cat([kept * scale, torch.ones(1)])  # position -1: another group's column stays
             values = {}
             for reading, matrix in zip(self.readings, matrices, strict=True):
-                columns = by_unit[torch.from_numpy(reading.unit)].to(matrix.dtype)
+                columns = by_unit[torch.from_numpy(reading.unit)].to(matrix)
                 old = parameter(self.module, reading.weight)
                 values[reading.weight] = reading.reader.weight(matrix * columns[:, :, None], old)
             with torch.no_grad(), patched(self.module, values):

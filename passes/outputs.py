@@ -197,7 +197,7 @@ def loss(output: Any, labels: Tensor) -> Tensor:
     """
     scores = first_tensor(output)
     check_classes(labels, scores)
-    return functional.cross_entropy(scores, labels, reduction="sum")
+    return functional.cross_entropy(scores, labels.to(scores.device), reduction="sum")
 
 
 def check_scores(output: Tensor, *, where: str, remedy: str) -> None:

@@ -164,7 +164,7 @@ class Compiler:
             options.settings,
             batches=self._batches,
             labels=self._labels,
-            training=training,
+            training=None if training is None else (placed(training[0], device_of(module)), training[1]),
             seed=options.seed,
             epsilon=options.stochastic,
             team=team,

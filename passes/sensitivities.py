@@ -37,7 +37,7 @@ def sensitivities(network: FxNetwork, batches: Sequence[Inputs], team: Team = AL
     with torch.no_grad():
         for batch in batches:
             recorder.run(batch)
-    return {name: team.largest(found) for name, found in recorder.found.items()}
+    return {name: team.largest(found.cpu()) for name, found in recorder.found.items()}
 
 
 def shares(columns: Tensor, weight: Tensor) -> Tensor:
@@ -51,12 +51,12 @@ def shares(columns: Tensor, weight: Tensor) -> Tensor:
         (d,).
     """
     sums = weight.t() @ columns
-    inverse = torch.where(sums > TINY, 1 / sums, 0)
-    found = torch.zeros(len(columns))
+    inverse = (1 / sums).masked_fill(sums <= TINY, 0)
+    found = columns.new_zeros(len(columns))
     high = max(1, ELEMENTS_AT_ONCE // max(1, inverse.shape[0] * 128))
     for start in range(0, len(columns), high):
         part = slice(start, start + high)
-        best = torch.zeros(len(columns[part]), inverse.shape[0])
+        best = columns.new_zeros(len(columns[part]), inverse.shape[0])
         for left in range(0, columns.shape[1], 128):
             rows = slice(left, left + 128)
             torch.maximum(best, (columns[part, None, rows] * inverse[None, :, rows]).amax(2), out=best)
@@ -83,6 +83,6 @@ class _Recorder(Forward):
         for matrix, columns in zip(weight, reader.columns(x), strict=True):
             signs = [part for part in (columns.clamp(min=0), (-columns).clamp(min=0)) if bool(part.any())]
             both = [shares(part, w) for part in signs for w in (matrix.clamp(min=0), (-matrix).clamp(min=0))]
-            rows.append(torch.stack(both).amax(0) if both else torch.zeros(len(columns)))
+            rows.append(torch.stack(both).amax(0) if both else columns.new_zeros(len(columns)))
         found = torch.stack(rows)
         self.found[name] = torch.maximum(self.found[name], found) if name in self.found else found

@@ -44,7 +44,7 @@ def taylor(network: FxNetwork, batches: Sequence[Inputs], labels: Sequence[Tenso
         for (name, value), gradient in zip(tracer.inputs.items(), gradients, strict=True):
             consumer = network.channels.contractions[name]
             product = (value.detach() * gradient).movedim(consumer.data % value.ndim, -1)
-            channels = product.reshape(len(x), -1, product.shape[-1]).double().sum(1)
+            channels = product.reshape(len(x), -1, product.shape[-1]).double().sum(1).cpu()
             sums.index_add_(1, torch.from_numpy(network.channels.unit[consumer.labels].astype(np.int64)), channels)
         found.append(sums)
     return torch.cat(found)

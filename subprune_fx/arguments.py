@@ -283,7 +283,7 @@ def _tensor(value: Any, where: str) -> Tensor:
 
 
 def labels_of(value: Array, samples: int, where: str) -> Tensor:
-    """Labels as int64, (samples,).
+    """Labels as int64, (samples,), on the CPU, where classes are counted.
 
     Raises:
         SubpruneError: They are not that many integers.
@@ -292,7 +292,7 @@ def labels_of(value: Array, samples: int, where: str) -> Tensor:
     if tensor.is_floating_point() or tensor.shape != (samples,):
         what = f"has shape {tuple(tensor.shape)} and type {tensor.dtype}"
         raise SubpruneError(what, where=where, remedy=f"give {samples} integers")
-    return tensor.long()
+    return tensor.long().cpu()
 
 
 def labelled(pair: tuple[Given, Array] | None, where: str) -> tuple[Inputs, Tensor] | None:

@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 import subprune_fx
+from subprune_fx.selectors import SELECTORS
 
 FAR = torch.device("meta")
 
@@ -99,6 +100,16 @@ def test_a_network_elsewhere_is_pruned_as_one_here(variant: str) -> None:
     assert {value.device.type for value in there.plan.values.values()} == {"cpu"}
     for name, value in here.plan.values.items():
         torch.testing.assert_close(there.plan.values[name], value)
+
+
+@pytest.mark.parametrize("select", SELECTORS)
+def test_every_selector_works_elsewhere(select: str) -> None:
+    x, y = torch.randn(24, 3, 8, 8), torch.arange(24) % 4
+    options: dict[str, Any] = {"ratio": 2, "select": select, "budget": "accuracy", "labels": y, "training": (x, y)}
+    here = subprune_fx.prune(network(), x, **options)
+    with Driver():
+        there = subprune_fx.prune(moved(network()), x, **options | {"labels": Far(y), "evaluation": (x, Far(y))})
+    assert [d.kept for d in there.plan.decisions] == [d.kept for d in here.plan.decisions]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
