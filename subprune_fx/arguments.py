@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral
 from typing import Any, TypedDict
 
 import numpy as np
@@ -181,7 +180,10 @@ _CHECKS: dict[str, Check] = {
     "rows": (lambda value: isinstance(value, int) and value >= 0, "a whole number of at least 0"),
     "rounds": (lambda value: isinstance(value, int) and value >= 0, "a whole number of at least 0"),
     "distil": (lambda value: isinstance(value, int) and value >= 0, "a whole number of at least 0"),
-    "seed": (lambda value: isinstance(value, Integral) and 0 <= value < SEEDS, f"a whole number from 0 to {SEEDS - 1}"),
+    "seed": (
+        lambda value: isinstance(value, (int, np.integer)) and 0 <= int(value) < SEEDS,
+        f"a whole number from 0 to {SEEDS - 1}",
+    ),
     "memory": (lambda value: not isinstance(value, int) or value > 0, "a number of bytes above 0"),
 }
 _TABLES: dict[str, tuple[str, Sequence[str]]] = {
