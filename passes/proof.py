@@ -100,7 +100,7 @@ def difference(left: Any, right: Any) -> float:
             got, wanted = a.to(kind), b.to(kind)
             finite = wanted[wanted.isfinite()].abs()
             scale = max(float(finite.max()), 1e-12) if finite.numel() else 1e-12
-            apart = float(torch.where(got == wanted, 0, got - wanted).abs().max()) / scale
+            apart = float((got - wanted).masked_fill(got == wanted, 0).abs().max()) / scale
             worst = max(worst, math.inf if math.isnan(apart) else apart)
     return worst
 
