@@ -76,6 +76,22 @@ def test_no_op_writes_into_what_it_reads(activation: Callable[..., Tensor]) -> N
         Watch(graph).run(x)
 
 
+class Unrolled(nn.Module):
+    """Loops over its samples: torch.export takes as many as it is shown for all there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.inner(row) for row in x])
+
+
+def test_a_graph_of_as_many_samples_as_the_example_is_refused() -> None:
+    with pytest.raises(SubpruneError, match="torch.export: the traced graph is one of 2 samples, whatever it"):
+        subprune_fx.prune(Unrolled().eval(), torch.randn(40, 8), ratio=2)
+
+
 def test_a_network_that_gives_no_numbers() -> None:
     last = nn.Linear(4, 2)
     last.bias.data.fill_(torch.nan)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from subprune_fx.bundle import Bundle, Inputs, arguments, call, parts
+from subprune_fx.bundle import Bundle, Inputs, arguments, call, joined, parts
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.blame import culprit
 from subprune_fx.frontends.calls import bind
@@ -69,22 +69,26 @@ def traces(module: nn.Module, example: Inputs) -> Iterator[fx.GraphModule]:
     if any(isinstance(leaf, Tensor) and bool(leaf.isnan().any()) for leaf in pytree.tree_leaves(expected)):
         what, remedy = "its outputs are NaN", "check its weights, and that inputs are prepared as it expects"
         raise SubpruneError(what, where=type(module).__name__, remedy=remedy)
+    more = joined([example, example[:1]])
+    expected_of_more = _outputs(original, more)
     failures, shared = [], {id(parameter): parameter for parameter in original.parameters()}
     for name, tracer in _TRACERS.items():
         try:
             graph = functional(tracer(copy.deepcopy(original, dict(shared)), example), example)
             with torch.no_grad():
                 same = _equal(call(graph, example.clone()), expected)
+                general = expected_of_more is None or _equal(_outputs(graph, more), expected_of_more)
                 graph = pack(graph, example) if isinstance(example, Bundle) else graph
                 fx.Interpreter(graph).run(example.clone())  # as the passes run it
         except Exception as error:  # noqa: BLE001 - a tracer may fail in any way; the next one is tried
             place = culprit(error)
             failures.append(f"{name}: {_first_line(error)}" + (f" at {place}" if place else ""))
             continue
-        if same:
+        if same and general:
             yield graph
         else:
-            failures.append(f"{name}: the traced graph computes something else")
+            what = f"is one of {len(example)} samples, whatever it is given" if same else "computes something else"
+            failures.append(f"{name}: the traced graph {what}")
     if len(failures) == len(_TRACERS):
         _check_steady(original, example, expected)
         raise SubpruneError(
@@ -92,6 +96,15 @@ def traces(module: nn.Module, example: Inputs) -> Iterator[fx.GraphModule]:
             where=type(module).__name__,
             remedy="remove control flow that depends on data from its forward",
         )
+
+
+def _outputs(module: nn.Module, inputs: Inputs) -> Any:
+    """What it computes; None where it does not take so many samples."""
+    try:
+        with torch.no_grad():
+            return call(module, inputs.clone())
+    except Exception:  # noqa: BLE001 - a fixed batch size may show in any way
+        return None
 
 
 def _check_steady(module: nn.Module, example: Inputs, expected: Any) -> None:
@@ -289,6 +302,8 @@ def _equal(left: Any, right: Any) -> bool:
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape:
+        return False
     if not b.numel() or not (b.is_floating_point() or b.is_complex()):  # flags have no size that rounding goes by
         return torch.equal(a, b)
     return torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max().clamp(min=1)))
