@@ -154,6 +154,7 @@ def test_convolutions(case: Geometry) -> None:
 @given(geometries(transposed=True))
 @examples(max_examples=150)
 def test_transposed_convolutions(case: Geometry) -> None:
+    assume(case.groups < case.inputs or case.groups == 1)  # as above
     check(*build(TRANSPOSED, case))
 
 
