@@ -22,6 +22,7 @@ from typing import NamedTuple
 from torch import nn
 
 from subprune_fx.bundle import Inputs
+from subprune_fx.errors import SubpruneError
 from subprune_fx.formats.write import Job, writer_of
 from subprune_fx.frontends.fx_inputs import spread
 from subprune_fx.passes import search
@@ -97,12 +98,12 @@ def reached(compiler: Compiler, original: nn.Module, example: Inputs, ratio: flo
     with tempfile.TemporaryDirectory(prefix="subprune-") as folder:
         before, after = Path(folder) / f"before{suffix}", Path(folder) / f"after{suffix}"
         if team.rank == 0:
-            writer_of(before, original).write(Job(original, example), before)
+            _write(before, original, example, options.target)
 
         def measure(candidate: Compiler, proxy: float) -> float:
             module, found = spread(candidate.shape(proxy)), math.nan
             if team.rank == 0:  # one machine's measurement decides for all
-                writer_of(after, module).write(Job(module, example), after)
+                _write(after, module, example, options.target)
                 found = gauge.compare(before, after, example, options.threads)
             return team.agreed(found)
 
@@ -120,3 +121,16 @@ def reached(compiler: Compiler, original: nn.Module, example: Inputs, ratio: flo
     if best is None:
         raise unreachable(f"{options.target} ratio", ratio, largest)
     return dataclasses.replace(best.compiler.compile(best.proxy), ratio=ratio, searched=best.tried)
+
+
+def _write(path: Path, module: nn.Module, example: Inputs, target: str) -> None:
+    """Write a file that is only measured.
+
+    Raises:
+        SubpruneError: It cannot be written; said of the target, as nobody has asked for the file.
+    """
+    try:
+        writer_of(path, module).write(Job(module, example), path)
+    except SubpruneError as error:
+        what = error.what.replace(str(path), f"the {path.suffix} file that is measured")
+        raise type(error)(what, where=f"target {target}", remedy=error.remedy) from error

@@ -12,7 +12,7 @@ from torch import nn
 import subprune_fx
 from subprune_fx import SubpruneError
 from subprune_fx.bundle import Inputs
-from subprune_fx.formats.write import write_all
+from subprune_fx.formats.write import Job, write_all
 from subprune_fx.passes import gauges
 from subprune_fx.passes.gauges import GAUGES, Gauge
 from subprune_fx.passes.timing import latencies_ms
@@ -52,6 +52,17 @@ def test_widths_are_what_they_are_elsewhere_unless_the_user_says() -> None:
     assert kept["0"] < 48
     assert kept["0"] % 8 == 0
     assert dict(pruned.report.settings)["align"] == "None"
+
+
+def test_a_file_that_nobody_asked_for_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Writer:
+        @staticmethod
+        def write(_job: Job, path: Path) -> None:
+            raise SubpruneError(f"{path} has no room", where=str(path), remedy="make some")
+
+    monkeypatch.setattr(gauges, "writer_of", lambda _path, _module: Writer)
+    with pytest.raises(SubpruneError, match=r"^target latency: the \.onnx file that is measured has no room; make some$"):
+        subprune_fx.prune(network(), INPUTS, ratio=2, target="latency")
 
 
 def test_alignments_that_are_tried_do_not_forbid_fixed_layers(monkeypatch: pytest.MonkeyPatch) -> None:
