@@ -61,7 +61,7 @@ def test_a_file_that_nobody_asked_for_is_not_named(monkeypatch: pytest.MonkeyPat
             raise SubpruneError(f"{path} has no room", where=str(path), remedy="make some")
 
     monkeypatch.setattr(gauges, "writer_of", lambda _path, _module: Writer)
-    with pytest.raises(SubpruneError, match=r"^target latency: the \.onnx file that is measured has no room; make some$"):
+    with pytest.raises(SubpruneError, match=r"^target latency: the \.onnx file that is measured has no room;"):
         subprune_fx.prune(network(), INPUTS, ratio=2, target="latency")
 
 
