@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import operator
 from collections.abc import Callable
@@ -229,3 +230,66 @@ def test_functions_of_ones_own_send_it_to_torch_export(model: Callable[[], nn.Mo
     pruned = subprune_fx.prune(network, x, keep=0.5)
     assert [row.kept for row in pruned.report.groups] == [4]
     assert pruned.module(x).shape == network(x).shape
+
+
+@dataclasses.dataclass
+class Scores:
+    logits: Tensor
+    loss: Tensor | None = None
+
+
+class Own:
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+
+@pytest.mark.parametrize(("kind", "says"), [(Scores, r"register_dataclass\(Scores\)"), (Own, "in a tuple or dict")])
+def test_outputs_in_a_class_of_ones_own_are_refused(kind: Callable[[Tensor], object], says: str) -> None:
+    """No comparison of outputs would see what is in them."""
+
+    class Net(nn.Sequential):
+        def forward(self, x: Tensor) -> object:
+            return kind(super().forward(x))  # type: ignore[no-untyped-call]
+
+    with pytest.raises(SubpruneError, match=says):
+        subprune_fx.prune(Net(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(24, 3), keep=0.5)
+
+
+def test_a_registered_class_is_an_output() -> None:
+    torch.export.register_dataclass(Registered)
+
+    class Net(nn.Sequential):
+        def forward(self, x: Tensor) -> Registered:
+            return Registered(super().forward(x))  # type: ignore[no-untyped-call]
+
+    pruned = subprune_fx.prune(Net(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(24, 3), keep=0.5)
+    assert pruned.module(torch.randn(5, 3)).logits.shape == (5, 2)
+
+
+@dataclasses.dataclass
+class Registered:
+    logits: Tensor
+
+
+def test_a_trace_that_fails_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    """symbolic_trace takes the argument that is not given for a tensor, and fx would print the graph."""
+
+    class Net(nn.Sequential):
+        def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+            out: Tensor = super().forward(x if mask is None else x * mask)  # type: ignore[no-untyped-call]
+            return out
+
+    net = Net(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    assert len(list(traces(net, torch.randn(4, 3)))) == 1
+    assert capfd.readouterr() == ("", "")
+
+
+def test_gradients_asked_for_are_no_obstacle() -> None:
+    """Implicit networks ask for those of their inputs."""
+
+    class Net(nn.Sequential):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            x = x.clone().detach().requires_grad_(True)
+            return super().forward(x), x  # type: ignore[no-untyped-call]
+
+    assert len(list(traces(Net(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(4, 3)))) == 2

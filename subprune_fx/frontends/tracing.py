@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -36,6 +37,9 @@ _OUT_OF_PLACE: dict[Any, Any] = {
     operator.imul: operator.mul,
     operator.itruediv: operator.truediv,
 }
+_UNCHANGED = ("requires_grad_", "share_memory_")
+"""Methods that end like in-place ones and change no value."""
+_CONSTANTS = (bool, int, float, complex, str, bytes, type(None), torch.Size, torch.dtype, torch.device)
 _FIELDS = ("values", "indices")
 """What torch calls the two results of max, sort and the like."""
 
@@ -66,6 +70,7 @@ def traces(module: nn.Module, example: Inputs) -> Iterator[fx.GraphModule]:
                 where=type(module).__name__,
                 remedy="give inputs of the shape it was trained on",
             ) from error
+    _check_seen(module, expected)
     if any(isinstance(leaf, Tensor) and bool(leaf.isnan().any()) for leaf in pytree.tree_leaves(expected)):
         what, remedy = "its outputs are NaN", "check its weights, and that inputs are prepared as it expects"
         raise SubpruneError(what, where=type(module).__name__, remedy=remedy)
@@ -75,7 +80,7 @@ def traces(module: nn.Module, example: Inputs) -> Iterator[fx.GraphModule]:
     for name, tracer in _TRACERS.items():
         try:
             graph = functional(tracer(copy.deepcopy(original, dict(shared)), example), example)
-            with torch.no_grad():
+            with torch.no_grad(), silence():  # fx prints the graph around what fails
                 same = _equal(call(graph, example.clone()), expected)
                 general = expected_of_more is None or _equal(_outputs(graph, more), expected_of_more)
                 graph = pack(graph, example) if isinstance(example, Bundle) else graph
@@ -96,6 +101,21 @@ def traces(module: nn.Module, example: Inputs) -> Iterator[fx.GraphModule]:
             where=type(module).__name__,
             remedy="remove control flow that depends on data from its forward",
         )
+
+
+def _check_seen(module: nn.Module, outputs: Any) -> None:
+    """That the tensors of an output are known: what is hidden in an object of the user's own would not be compared.
+
+    Raises:
+        SubpruneError: They are not.
+    """
+    opaque = next((x for x in pytree.tree_leaves(outputs) if not isinstance(x, (Tensor, *_CONSTANTS))), None)
+    if opaque is None:
+        return
+    kind = type(opaque).__name__
+    how = f"call torch.export.register_dataclass({kind}), or " if dataclasses.is_dataclass(opaque) else ""
+    what = f"its output is of a class ({kind}) in which tensors cannot be found"
+    raise SubpruneError(what, where=type(module).__name__, remedy=f"{how}return its tensors in a tuple or dict")
 
 
 def _outputs(module: nn.Module, inputs: Inputs) -> Any:
@@ -199,8 +219,8 @@ def functional(graph: fx.GraphModule, example: Inputs | None = None) -> fx.Graph
                 node.kwargs = {**node.kwargs, "inplace": False}
             if isinstance(node.target, torch._ops.OpOverload):  # noqa: SLF001 - the public name of ATen overloads
                 node.target = _functional_overload(node.target)
-        elif node.op == "call_method" and node.target.endswith("_") and not node.target.endswith("__"):
-            node.target = node.target[:-1]
+        elif node.op == "call_method":
+            _out_of_place(node)
     if source_of(graph) is None:
         compute_weights(graph)
         expand_fills(graph.graph)
@@ -212,6 +232,14 @@ def functional(graph: fx.GraphModule, example: Inputs | None = None) -> fx.Graph
     _broadcast(graph)
     graph.recompile()
     return graph
+
+
+def _out_of_place(node: fx.Node) -> None:
+    """`x.relu_()` -> `x.relu()`."""
+    if node.target in _UNCHANGED:
+        node.target, node.args, node.kwargs = "contiguous", node.args[:1], {}
+    elif str(node.target).endswith("_") and not str(node.target).endswith("__"):
+        node.target = str(node.target)[:-1]
 
 
 def _twin(target: Any) -> Any:
