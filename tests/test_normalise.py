@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from support import against_masked
 from torch import Tensor, fx, nn
 
 from subprune_fx.frontends.describe import FxNetwork, describe
 from subprune_fx.frontends.tracing import functional
 from subprune_fx.graph.labels import vector
 from subprune_fx.passes.calibrate import parameter
+from subprune_fx.passes.proof import halved
 from subprune_fx.passes.rewrite import apply
 from subprune_fx.passes.scratch import Scratch
 
@@ -249,3 +251,25 @@ def test_labels_of_a_norm_follow() -> None:
     net = network(Residual(NORMS["layer"]), torch.randn(2, 4, 5).double())
     labels = vector(net.channels.values["first"], -1)
     np.testing.assert_array_equal(net.channels.unit[net.channels.elements["first.weight"]], net.channels.unit[labels])
+
+
+@pytest.mark.parametrize("export", [False, True])
+def test_a_table_that_is_normalised_has_channels(*, export: bool) -> None:
+    """Relative positions, as in DeBERTa: rows are positions, whatever is read at all of them."""
+
+    class Relative(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.norm = nn.Parameter(torch.randn(7, DIM)), nn.LayerNorm(DIM)
+            self.stem, self.mix, self.head = nn.Linear(5, DIM), nn.Linear(DIM, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.head(self.mix(self.stem(x)).relu() + self.mix(self.norm(self.table)))
+            return y
+
+    example = torch.randn(4, 7, 5, dtype=torch.float64)
+    net = network(Relative(), example, export=export)
+    assert {group.name: group.units.size for group in net.channels.groups} == {"stem": DIM, "mix": 8}
+    plan, small = halved(net)
+    assert small.get_parameter("table").shape == (7, DIM // 2)
+    assert against_masked(net, plan, small, example) < 1e-12  # float64 rounding

@@ -200,11 +200,11 @@ class _Walker(fx.Interpreter):
         return out
 
     def _site_inputs(self, call: Call, operands: Sequence[Tree | Param]) -> tuple[Labels, ...]:
-        """Labels that the sizes spelled by a node may depend on; parameters count where they are moved."""
+        """Labels that the sizes spelled by a node may depend on; parameters count where moved or normalised."""
         if call.row is None:
             return ()
-        moves = call.row.kind in MOVING
-        read = [self.state.of(operand) for operand in operands if moves or not isinstance(operand, Param)]
+        counts = call.row.kind in (*MOVING, Kind.NORM)
+        read = [self.state.of(operand) for operand in operands if counts or not isinstance(operand, Param)]
         return tuple(leaf for tree in read for leaf in leaves(tree))
 
     def _permuted(self, node: fx.Node, param: Param) -> Param:

@@ -103,6 +103,8 @@ def normalise(state: Propagation, step: Step) -> Tree:
     labels = state.of(step.operands[0])
     rank = labels.ndim
     over = set(range(rank - len(step.attrs["shape"]), rank)) if "shape" in step.attrs else over_dims(step, rank)
+    if over & set(varying(labels)) and state.loose(labels):  # a table: what is normalised over is its channels
+        labels = state.tie(labels, set(range(rank)) - over, f"{step.op} normalises all of it alike")
     channels = set(varying(labels))
     if over & channels and not channels <= over:
         labels = state.tie(labels, over, f"{step.op} mixes it with fixed channels")
