@@ -133,7 +133,7 @@ def deviation(outputs: Sequence[Any], found: Sequence[Any], team: Team = ALONE) 
 
 def first_tensor(output: Any) -> Tensor:
     """The first tensor of a network's output."""
-    return next(leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor))
+    return _tensors(output)[0]
 
 
 def is_score(output: Tensor) -> bool:
@@ -142,7 +142,9 @@ def is_score(output: Tensor) -> bool:
 
 
 def _tensors(output: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+    """Its tensors; complex numbers as their two parts."""
+    tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+    return [torch.view_as_real(each.resolve_conj()) if each.is_complex() else each for each in tensors]
 
 
 def _shared(outputs: Sequence[Any], found: Sequence[Any], team: Team) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
@@ -182,7 +184,9 @@ def flat(output: Any) -> Tensor:
 
 
 def _flat(output: Any) -> Tensor:
-    return flat(output).cpu().double()
+    """Infinities (scores of what may not be chosen) count as zero: their differences are no numbers."""
+    numbers = flat(output).cpu().double()
+    return numbers.masked_fill(numbers.isinf(), 0.0)
 
 
 def loss(output: Any, labels: Tensor) -> Tensor:

@@ -117,3 +117,20 @@ def test_a_network_that_became_slower_is_warned_of(
     request = SimpleNamespace(**{"align": None, "plan": None, "target": "params"} | words)
     found = slow([FileRow("a.onnx", 1, latency_ms=after, latency_before_ms=before)], request)  # type: ignore[arg-type]
     assert ("--align 8" in "".join(found)) is warned
+
+
+def test_complex_outputs_are_two_numbers_each() -> None:
+    wanted, parts = torch.randn(6, 3, 2), torch.randn(6, 3, 2)
+    left, right = [torch.view_as_complex(wanted)], [torch.view_as_complex(parts)]
+    assert compared(left, right) == compared([wanted], [parts])
+    assert output_change(left, 6)(right) == output_change([wanted], 6)([parts])
+
+
+def test_infinities_in_both_do_not_count() -> None:
+    """Policies and language models mask what may not be chosen."""
+    wanted, found = torch.randn(6, 3), torch.randn(6, 3)
+    masked = [each.clone().index_fill_(1, torch.tensor([1]), -torch.inf) for each in (wanted, found)]
+    rest = [each[:, [0, 2]] for each in (wanted, found)]
+    assert output_change(masked[:1], 6)(masked[1:]) == pytest.approx(output_change(rest[:1], 6)(rest[1:]))
+    assert deviation(masked[:1], masked[1:]) == pytest.approx(deviation(rest[:1], rest[1:]))
+    assert output_change([wanted], 6)([found * torch.nan]) != 0
