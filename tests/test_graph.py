@@ -507,6 +507,21 @@ def pooled_features() -> nn.Module:
 
 
 @golden("""
+    b: 5 of b -> c
+    frozen a: 8, nn.Conv2d acts on a dimension that carries channels
+    frozen c: 2, it is an output of the network
+    """)
+def text_cnn() -> nn.Module:
+    """Kernels as wide as the vector of a word: it stays, the kernels do not have to."""
+
+    def forward(net: Net, x: Tensor) -> Any:
+        words = net.a(x.mean(1))[:, None]
+        return net.c(F.max_pool1d(net.b(words).relu().squeeze(3), 7).squeeze(2))
+
+    return Net(forward, a=nn.Linear(8, 8), b=nn.Conv2d(1, 5, (2, 8)), c=nn.Linear(5, 2))
+
+
+@golden("""
     frozen a: 8, getitem cannot be written for fewer channels
     frozen b: 2, it is an output of the network
     """)

@@ -191,7 +191,11 @@ def contract(state: Propagation, step: Step) -> Tree:
         labels = state.tie(labels, others, f"{step.op} reads it at every position")
         channels = set(varying(labels))
     if channels and axes.data % labels.ndim not in channels and int(step.attrs.get("groups", 1)) == 1:
-        return _over_positions(state, step, weight, labels)
+        if not _mixes(weight, labels):
+            return _over_positions(state, step, weight, labels)
+        # They all stay, and what it makes of them is as prunable as what a first layer makes of an image.
+        state.freeze(labels, f"{step.op} acts on a dimension that carries channels")
+        labels = expand(np.zeros((1,) * labels.ndim, np.int64), labels.shape)
     if _channels(labels, axes.data) is None:
         return refuse(state, step, f"{step.op} reads channels on a dimension it does not sum over")
     inputs = vector(labels, axes.data)
@@ -208,15 +212,18 @@ def contract(state: Propagation, step: Step) -> Tree:
     return along(made, axes.data, shape)
 
 
+def _mixes(weight: Param, labels: Labels) -> bool:
+    """Whether a kernel spans several channels: those of a word's vector, say, which is one side of its picture."""
+    return len(weight.shape) > 2 and any(weight.shape[d] != 1 for d in varying(labels))
+
+
 def _over_positions(state: Propagation, step: Step, weight: Param, labels: Labels) -> Tree:
     """A layer that sums over positions of every channel alike (an MLP over tokens): the channels pass."""
     assert step.row is not None
     assert step.row.axes is not None
     shape, axis = _shape(step), step.row.axes.data % labels.ndim
-    mixes = len(weight.shape) > 2 and any(weight.shape[d] != 1 for d in varying(labels))  # its kernel spans channels
     if (
-        mixes
-        or labels.ndim != len(shape)
+        labels.ndim != len(shape)
         or shape[:axis] != labels.shape[:axis]
         or shape[axis + 1 :] != labels.shape[axis + 1 :]
     ):
