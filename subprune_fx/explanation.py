@@ -47,7 +47,8 @@ class Explanation:
     frozen: tuple[FrozenRow, ...]
 
     def __str__(self) -> str:
-        lines = [f"{self.network}: {len(self.groups)} groups of channels can be pruned"]
+        count = len(self.groups)
+        lines = [f"{self.network}: {count} group{'' if count == 1 else 's'} of channels can be pruned"]
         for group in self.groups:
             lines += ["", f"{group.name}: {group.channels} channels"]
             lines += [f"  {what:<12}{', '.join(names)}" for what, names in group.roles()]

@@ -106,7 +106,7 @@ def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_the_command_leaves_out_what_it_is_told_to(net: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*net, "--skip", "stem"]) == 0
     said = capsys.readouterr().out
-    assert "net.pt2: 1 groups of channels can be pruned" in said
+    assert "net.pt2: 1 group of channels can be pruned" in said
     assert "stem: 6, you asked to leave it alone" in said
     assert main([*net, "--only", "gone"]) == 2
     assert "no prunable layer is called 'gone'" in capsys.readouterr().err

@@ -671,7 +671,7 @@ def test_a_fixed_batch_without_calibration(batch: int, tmp_path: Path, capsys: p
     nodes = [helper.make_node("Reshape", ["h", "flat"], ["f"]), helper.make_node("MatMul", ["f", "v"], ["y"])]
     onnx.save(conv_net(nodes, weights, batch=BATCH if batch == 1 else batch), tmp_path / "a.onnx")
     assert main([str(tmp_path / "a.onnx"), "--explain"]) == 0
-    assert "a.onnx: 1 groups of channels can be pruned" in capsys.readouterr().out
+    assert "a.onnx: 1 group of channels can be pruned" in capsys.readouterr().out
     assert main([str(tmp_path / "a.onnx"), "--ratio", "1.9", "-o", str(tmp_path / "b.onnx"), "-q"]) == 0
     x = random(batch, 3, 4, 4)
     want = outputs(tmp_path / "a.onnx", x)
