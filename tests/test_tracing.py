@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import operator
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -253,6 +254,19 @@ def test_outputs_in_a_class_of_ones_own_are_refused(kind: Callable[[Tensor], obj
 
     with pytest.raises(SubpruneError, match=says):
         subprune_fx.prune(Net(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(24, 3), keep=0.5)
+
+
+def test_a_cache_in_the_output_is_refused_by_the_setting_that_makes_it() -> None:
+    """As language models of transformers are by default."""
+
+    class Net(nn.Sequential):
+        def forward(self, x: Tensor) -> tuple[Tensor, Own]:
+            return super().forward(x), Own(x)  # type: ignore[no-untyped-call]
+
+    net = Net(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    net.config = SimpleNamespace(use_cache=True)  # type: ignore[assignment]
+    with pytest.raises(SubpruneError, match=r"set its config\.use_cache to False, or"):
+        subprune_fx.prune(net, torch.randn(24, 3), keep=0.5)
 
 
 def test_a_registered_class_is_an_output() -> None:

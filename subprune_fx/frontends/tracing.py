@@ -114,6 +114,8 @@ def _check_seen(module: nn.Module, outputs: Any) -> None:
         return
     kind = type(opaque).__name__
     how = f"call torch.export.register_dataclass({kind}), or " if dataclasses.is_dataclass(opaque) else ""
+    if getattr(getattr(module, "config", None), "use_cache", False):  # as in transformers by default
+        how = "set its config.use_cache to False, or "
     what = f"its output is of a class ({kind}) in which tensors cannot be found"
     raise SubpruneError(what, where=type(module).__name__, remedy=f"{how}return its tensors in a tuple or dict")
 
