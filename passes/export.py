@@ -84,7 +84,8 @@ def to_onnx(
             result = _converted(settled(program), opset, outputs)
         result = result or _converted(program, opset, outputs)
     except Exception as error:
-        what = f"the network cannot be expressed in ONNX ({type(error).__name__}: {first_line(error)})"
+        cause = _innermost(error)
+        what = f"the network cannot be expressed in ONNX ({type(cause).__name__}: {first_line(cause)})"
         raise SubpruneError(what, where=str(path), remedy="write a .pt2 instead") from error
     if result is None:
         raise SubpruneError("the ONNX exporter gave no model", where=str(path), remedy="write a .pt2 instead")
@@ -150,6 +151,14 @@ def _converted(program: ExportedProgram, opset: int | None, outputs: list[str]) 
             # twice the latency on ResNet56.
             optimise(found.model)
         return found
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """What the exporter says of the op at fault: around it, it speaks of its own stages only."""
+    cause = error.__cause__
+    while cause is not None:
+        error, cause = (cause if type(cause).__module__.startswith("torch.onnx") else error), cause.__cause__
+    return error
 
 
 def _output_names(program: ExportedProgram) -> list[str]:

@@ -240,3 +240,16 @@ def test_killed_at_any_moment_it_leaves_the_old_file_or_the_new_one(tmp_path: Pa
             assert len(content) == 64 * 4096
             assert len(set(content)) == 1
     assert all(target.exists() for target in targets)  # at least one turn was over before a kill
+
+
+def test_an_op_that_onnx_has_not_is_named(tmp_path: Path) -> None:
+    class Rays(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = super().forward(x).cumprod(1)  # type: ignore[no-untyped-call]
+            return out
+
+    net = fx.symbolic_trace(Rays(nn.Linear(6, 3)).eval())
+    with pytest.raises(SubpruneError, match=r"No ONNX function found for .*prod") as caught:
+        write.write_all(net, None, inputs(1), inputs(), [tmp_path / "net.onnx"])
+    assert "\x1b" not in str(caught.value)
+    assert "\n" not in str(caught.value)
