@@ -103,9 +103,11 @@ def _share(a: Array, b: Array) -> float:
 
 
 def _difference(a: Array, b: Array) -> float:
-    difference = float(np.max(np.abs(a.astype(np.float64) - b.astype(np.float64)), initial=0.0))
+    left, right = a.astype(np.float64), b.astype(np.float64)
+    apart = left != right  # equal infinities (masked scores) differ by nothing
+    difference = float(np.max(np.abs(left[apart] - right[apart]), initial=0.0))
     return difference if np.isfinite(difference) else np.inf  # max() would pass over a NaN
 
 
 def _largest(array: Array) -> float:
-    return max(float(np.max(np.abs(array), initial=0.0)), float(np.finfo(np.float32).tiny))
+    return max(float(np.max(np.abs(array[np.isfinite(array)]), initial=0.0)), float(np.finfo(np.float32).tiny))

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from subprune_fx.bundle import Bundle
+from subprune_fx.bundle import Bundle, Inputs
 from subprune_fx.errors import SubpruneError, ValidationError
 from subprune_fx.passes import apart, export, validate
 from subprune_fx.passes.timing import latencies_ms
@@ -137,13 +137,28 @@ def test_nan_and_wrong_shapes_fail() -> None:
             validate.validate(run, network(), inputs(), where="net.onnx")
 
 
-def test_network_whose_output_is_not_finite_fails() -> None:
+def test_network_whose_output_is_nan_fails() -> None:
     class Log(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x.log()
 
-    with pytest.raises(ValidationError, match="not finite"):
+    with pytest.raises(ValidationError, match="is NaN"):
         validate.validate(validate.torch_runner(Log()), Log(), inputs(), where="net.onnx")
+
+
+def test_infinities_have_to_be_where_they_are_in_torch() -> None:
+    class Masked(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.masked_fill(x < 0, -torch.inf)
+
+    def moved(batch: Inputs) -> Any:
+        (found,) = validate.torch_runner(Masked())(batch)
+        found.flat[0] = 0.5 if np.isinf(found.flat[0]) else -np.inf
+        return [found]
+
+    assert validate.validate(validate.torch_runner(Masked()), Masked(), inputs(), where="net.onnx") == 0
+    with pytest.raises(ValidationError, match="differs from torch's by inf"):
+        validate.validate(moved, Masked(), inputs(), where="net.onnx")
 
 
 def test_specialised_batch_fails(tmp_path: Path) -> None:
