@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from subprune_fx.numerics.collect import Collector
 from subprune_fx.numerics.moments import Moments
 from subprune_fx.numerics.packed import Waiting
 from subprune_fx.numerics.readers import Reader
-from subprune_fx.passes.walk import Show, Walk
+from subprune_fx.passes.walk import Walk
 from subprune_fx.team import ALONE, Team
 
 Tick = Callable[[int, int], None]
@@ -37,20 +38,22 @@ def calibrate(
         and one output per own batch.
     """
     recorder = _Recorder(network, team.batches(batches))
-    outputs = _outputs(Walk(network, recorder.reading.keys()), batches, recorder.show, tick)
+    walk = Walk(network, recorder.reading.keys())
+    outputs = _outputs(partial(walk, show=recorder.show), batches, tick)
+    walk.close()
     return recorder.moments(team), outputs
 
 
 def run(network: FxNetwork, batches: Sequence[Inputs], tick: Tick | None = None) -> list[Any]:
     """The network's outputs, one per batch; arguments as for `calibrate`."""
-    return _outputs(Walk(network), batches, lambda _node, _value: None, tick)
+    return _outputs(Walk(network), batches, tick)
 
 
-def _outputs(walk: Walk, batches: Sequence[Inputs], show: Show, tick: Tick | None) -> list[Any]:
+def _outputs(walk: Callable[[Inputs], Any], batches: Sequence[Inputs], tick: Tick | None) -> list[Any]:
     outputs = []
     with torch.no_grad():
         for done, batch in enumerate(batches, 1):
-            outputs.append(walk(batch, show))
+            outputs.append(walk(batch))
             if tick is not None:
                 tick(done, len(batches))
     return outputs

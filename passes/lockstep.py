@@ -104,8 +104,9 @@ class Lockstep:
         if stretch[0].op == "output":
             self.outputs = [environment[self._twin[stretch[0]]] for environment in self._pruned]
         self._held = {}
+        ended = self._ended(stretch)
         for before, after in zip(self._originals, self._pruned, strict=True):
-            for used in self._ended(stretch):
+            for used in ended:
                 before.pop(used, None)
                 after.pop(self._twin[used], None)
         self._release(stretch)

@@ -62,7 +62,7 @@ def output_change(outputs: Sequence[Any], samples: int, team: Team = ALONE) -> C
     if not places:
         raise SubpruneError(VARYING, remedy=REMEDY)
     try:
-        reference = head((_flat([tensors[k] for k in places]) for tensors in by_batch), samples)
+        reference = head((_numbers([tensors[k] for k in places]) for tensors in by_batch), samples)
     except RuntimeError as error:
         raise SubpruneError("the network's outputs are not as many for each sample", remedy=REMEDY) from error
     (count,) = team.numbers(sum(len(one) for one in reference))
@@ -73,7 +73,7 @@ def output_change(outputs: Sequence[Any], samples: int, team: Team = ALONE) -> C
         change = 0.0
         for output, wanted in zip(found, reference, strict=True):
             tensors = _tensors(output)
-            got = _flat([tensors[k] for k in places])
+            got = _numbers([tensors[k] for k in places])
             if got.shape != wanted.shape:
                 raise SubpruneError(VARYING, remedy=REMEDY)
             change += float((got - wanted).square().sum())
@@ -116,7 +116,7 @@ def deviation(outputs: Sequence[Any], found: Sequence[Any], team: Team = ALONE) 
     total: Tensor | None = None
     for wanted, got in zip(outputs, found, strict=False):
         try:
-            left, right = _flat(wanted), _flat(got)
+            left, right = _numbers(wanted), _numbers(got)
             change += float((right - left).square().sum())
             total = left.sum(0) if total is None else total + left.sum(0)
         except RuntimeError:
@@ -183,8 +183,8 @@ def flat(output: Any) -> Tensor:
     return torch.cat([tensor.reshape(len(tensor), -1) for tensor in tensors], dim=1)
 
 
-def _flat(output: Any) -> Tensor:
-    """Infinities (scores of what may not be chosen) count as zero: their differences are no numbers."""
+def _numbers(output: Any) -> Tensor:
+    """The same to calculate with: infinities (scores of what may not be chosen) count as zero."""
     numbers = flat(output).cpu().double()
     return numbers.masked_fill(numbers.isinf(), 0.0)
 

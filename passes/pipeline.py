@@ -177,8 +177,11 @@ class Compiler:
                 self.outputs = run(self.network, self._batches, self._tick("calibrate"))
         groups = network.channels.groups
         self._rankings = Rankings(
-            *(groups, self._rank, team, lambda done, total: self._report("select", done, total)),
-            gather=lambda: self._evidence.gather(self._row.needs),
+            groups,
+            self._rank,
+            team,
+            lambda done, total: self._report("select", done, total),
+            lambda: self._evidence.gather(self._row.needs),
         )
         self._orders = Orders(self._rankings)
         self._measured = Measures(

@@ -15,8 +15,10 @@ from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.frontends.onnx_fused import fusable
 from subprune_fx.graph.step import leaves
+from subprune_fx.heap import trim
 from subprune_fx.passes.forward import Forward
 from subprune_fx.passes.segment import Segment, chains, evaluated
+from subprune_fx.sessions import give_back
 
 ROOM = 1 << 26
 """Elements of a batch that are shown at a time (256 MB)."""
@@ -42,7 +44,7 @@ class Walk:
             network: The analysed network.
             shown: Nodes whose values are shown.
         """
-        self._network, self._shown = network, frozenset(shown)
+        self._network, self._forward, self._shown = network, Forward(network), frozenset(shown)
         self._nodes = list(network.graph_module.graph.nodes)
         self._in_sessions = any(fusable(node) for node in self._nodes)
         self._known = chains(network.graph_module.graph)
@@ -62,7 +64,7 @@ class Walk:
             return _Shown(self._network, self._shown, show).run(batch)
         self._legs = self._legs or self._divided(len(batch))
         for node in self._shown & self._known.keys():
-            show(node, evaluated(self._known[node], Forward(self._network)))
+            show(node, evaluated(self._known[node], self._forward))
         environment = dict.fromkeys((node for node in self._nodes if node.op == "placeholder"), batch)
         for leg in self._legs:
             environment = leg.segment(environment)
@@ -72,9 +74,16 @@ class Walk:
                 environment.pop(node, None)
         return environment[self._nodes[-1]]
 
+    def close(self) -> None:
+        """Give the memory of the sessions back: least squares want it in larger pieces."""
+        self._legs = []
+        if self._in_sessions:
+            give_back()
+            trim()
+
     def _divided(self, samples: int) -> list[_Leg]:
         """Legs that show about `ROOM` of a batch each."""
-        forward, values = Forward(self._network), self._network.channels.values
+        values = self._network.channels.values
         varying = (node for node in self._nodes if node not in self._known)
         example = next(labels.shape[0] for node in varying for labels in leaves(values[node.name]) if labels.ndim)
         legs: list[_Leg] = []
@@ -87,7 +96,7 @@ class Walk:
                 continue
             inside = set(self._nodes[:position])
             ended = [one for one in shown if inside.issuperset(one.users)]
-            segment = Segment(forward, self._nodes[start:position], self._known, kept=shown)
+            segment = Segment(self._forward, self._nodes[start:position], self._known, kept=shown)
             legs.append(_Leg(segment, shown, ended))
             start, total, shown = position, 0, []
         return legs

@@ -167,9 +167,12 @@ PAIRS: tuple[Literal["evaluation", "verification", "training"], ...] = ("evaluat
 
 def _check_reach(compiler: Compiler, ratios: Sequence[float]) -> None:
     """Of several ratios the last may be out of reach; where it is counted, that is known before the first is met."""
-    for ratio in ratios if compiler.options.target not in GAUGES else ():
-        if ratio > compiler.most:
-            raise unreachable("ratio", ratio, compiler.most)
+    if not ratios or compiler.options.target in GAUGES:
+        return
+    most = compiler.most
+    for ratio in ratios:
+        if ratio > most:
+            raise unreachable("ratio", ratio, most)
 
 
 def _pairs(
