@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import Tensor
@@ -26,13 +29,13 @@ def test_all_rows_come_once_in_order_in_numbers_that_are_worth_it(
 ) -> None:
     monkeypatch.setattr(batched, "enough", lambda columns: enough)
     monkeypatch.setattr(batched, "most", lambda columns: most)
-    seen: list[tuple[Tensor, Tensor]] = []
-    waiting = Batched(lambda *rows: seen.append(rows))
+    seen: list[tuple[Tensor, ...]] = []
+    waiting = Batched()
     x, y = draw(1, 3, 50), draw(1, 2, 50, seed=1)
     for part in (slice(0, 4), slice(4, 8), slice(8, 43), slice(43, 50)):
-        waiting.add(x[:, :, part], y[:, :, part])
-    waiting.flush()
-    waiting.flush()
+        seen += waiting.add(x[:, :, part], y[:, :, part])
+    seen += waiting.flush()
+    assert waiting.flush() == []
     assert torch.equal(torch.cat([rows for rows, _ in seen], 2), x)
     assert torch.equal(torch.cat([rows for _, rows in seen], 2), y)
     assert all(rows.shape[2] <= most for rows, _ in seen)
@@ -70,3 +73,20 @@ def test_wide_layers_wait_for_more_rows() -> None:
     assert batched.most(64) == ROWS_AT_ONCE
     assert batched.most(2048) == ELEMENTS_AT_ONCE // 2048
     assert batched.enough(11_008) == batched.most(11_008) == 2752
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_products_go_with_the_last_that_knows_them(exact: bool) -> None:
+    """Without the garbage collector, which comes rarely: Gram matrices are what most of the memory goes into."""
+    samples = 4 if exact else 40
+    gc.disable()
+    try:
+        collector = Collector(LinearReader())
+        collector.add(draw(samples, 6))
+        targets = Targets(collector.moments().untargeted(3), LinearReader())
+        targets.add(draw(samples, 6), draw(samples, 3))
+        left: list[weakref.ref[object]] = [weakref.ref(targets.moments()), weakref.ref(collector), weakref.ref(targets)]
+        del collector, targets
+        assert [known() for known in left] == [None] * 3
+    finally:
+        gc.enable()

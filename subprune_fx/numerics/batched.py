@@ -1,8 +1,6 @@
-"""Rows that come a few at a time, handed on once there are enough of them."""
+"""Rows that come a few at a time, given on once there are enough of them."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -19,29 +17,31 @@ takes. Of 16,384 samples of 11,008 columns that came 64 at a time, the sums took
 
 
 class Batched:
-    """Joins batches for a sum of products."""
+    """Joins batches for a sum of products.
 
-    def __init__(self, add: Callable[..., None]) -> None:
-        """Args: add: Takes what `add` of this takes."""
-        self._add = add
+    It gives back what is to be added, and does not add it: one that knew its owner would keep it, and the Gram matrix
+    with it, until the garbage collector comes round.
+    """
+
+    def __init__(self) -> None:
+        """None yet."""
         self._waiting: list[tuple[Tensor, ...]] = []
         self._count = 0
 
-    def add(self, *rows: Tensor) -> None:
-        """Add tensors (groups, columns, rows) with as many rows each."""
+    def add(self, *rows: Tensor) -> list[tuple[Tensor, ...]]:
+        """Take tensors (groups, columns, rows) with as many rows each; gives what is worth a sum now, in pieces."""
         self._waiting.append(rows)
         self._count += rows[0].shape[2]
-        if self._count >= enough(rows[0].shape[1]):
-            self.flush()
+        return self.flush() if self._count >= enough(rows[0].shape[1]) else []
 
-    def flush(self) -> None:
-        """Hand on what waits."""
+    def flush(self) -> list[tuple[Tensor, ...]]:
+        """All that waits, in pieces."""
         if not self._waiting:
-            return
+            return []
         whole = [torch.cat(pieces, 2) if len(pieces) > 1 else pieces[0] for pieces in zip(*self._waiting, strict=True)]
         self._waiting, self._count = [], 0
-        for part in slices(whole[0].shape[2], most(whole[0].shape[1])):
-            self._add(*(rows[:, :, part] for rows in whole))
+        pieces = slices(whole[0].shape[2], most(whole[0].shape[1]))
+        return [tuple(rows[:, :, piece] for rows in whole) for piece in pieces]
 
 
 def enough(columns: int) -> int:

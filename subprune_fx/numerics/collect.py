@@ -12,7 +12,7 @@ directions: such rows are few, and are multiplied in float64.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class Collector:
         self._batches = batches
         self._sums: dict[tuple[int, ...], _Sums] = {}
         self._plain: Moments | None = None
-        self._waiting = Batched(self._add_now)
+        self._waiting = Batched()
         self._started = self._exact = False
         self._share: float | None = None
         self._rows: list[Tensor] | None = None
@@ -57,11 +57,11 @@ class Collector:
             self._keep_rows(x, self._share)
             return
         if self._exact:
-            self._waiting.add(self._reader.columns(x.double()))
+            self._sum(self._waiting.add(self._reader.columns(x.double())))
             return
         plain, convolution = self._reader.plain(x)
         if convolution is None:
-            self._waiting.add(self._reader.columns(x))
+            self._sum(self._waiting.add(self._reader.columns(x)))
             return
         size = tuple(plain.shape[1:])
         if size not in self._sums:
@@ -81,16 +81,17 @@ class Collector:
             self._rows.append(columns[:, :, picked(self._seen, columns.shape[2], part)].contiguous().cpu())
             self._seen += columns.shape[2]
 
-    def _add_now(self, columns: Tensor) -> None:
-        if self._plain is None:
-            self._plain = Moments.zeros(columns.shape[0], columns.shape[1], 0)
-        self._plain.add(columns)
+    def _sum(self, pieces: Sequence[tuple[Tensor, ...]]) -> None:
+        for (columns,) in pieces:
+            if self._plain is None:
+                self._plain = Moments.zeros(columns.shape[0], columns.shape[1], 0)
+            self._plain.add(columns)
 
     def moments(self) -> Collected:
         """The input's moments; targets are yet to be added."""
         if self._rows is not None and self._share is not None:
             return RowMoments(torch.cat(self._rows, 2), self._share)
-        self._waiting.flush()
+        self._sum(self._waiting.flush())
         found = [known.moments() for known in self._sums.values()]
         if self._plain is not None:
             return self._plain

@@ -8,6 +8,7 @@ and all but the first term follows from sums over samples, once, at the end.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ class Targets:
         """
         self._moments = moments
         self._reader = reader
-        self._waiting = Batched(self._add_now)
+        self._waiting = Batched()
         self._products: dict[tuple[int, ...], _Products] = {}
 
     def add(self, x: Tensor, y: Tensor) -> None:
@@ -42,24 +43,28 @@ class Targets:
         exact = self._moments.rows <= self._moments.columns.shape[1]
         for part in parts(self._reader, x):
             if exact:
-                self._waiting.add(self._reader.columns(x[part].double()), self._reader.targets(y[part].double()))
+                self._sum(self._waiting.add(*self._rows(x[part].double(), y[part].double())))
                 continue
             plain, convolution = self._reader.plain(x[part])
             if convolution is None:
-                self._waiting.add(self._reader.columns(x[part]), self._reader.targets(y[part]))
+                self._sum(self._waiting.add(*self._rows(x[part], y[part])))
                 continue
             size = tuple(plain.shape[1:])
             if size not in self._products:
                 self._products[size] = _Products.of(convolution, plain, y[part])
             self._products[size].add(plain, y[part])
 
-    def _add_now(self, columns: Tensor, targets: Tensor) -> None:
-        assert isinstance(self._moments, Moments)
-        self._moments.add_targets(columns, targets)
+    def _rows(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return self._reader.columns(x), self._reader.targets(y)
+
+    def _sum(self, pieces: Sequence[tuple[Tensor, ...]]) -> None:
+        for columns, targets in pieces:
+            assert isinstance(self._moments, Moments)
+            self._moments.add_targets(columns, targets)
 
     def moments(self) -> Collected:
         """With the targets of all that was added."""
-        self._waiting.flush()
+        self._sum(self._waiting.flush())
         for known in self._products.values():
             assert isinstance(self._moments, Moments)
             known.into(self._moments)
