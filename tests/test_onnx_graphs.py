@@ -634,6 +634,26 @@ def test_elementwise_operators(compiled: Compile) -> None:
     assert dims == {"w": [8, 3, 3, 3], "b": [8], "four": [], "v": [8, 5]}
 
 
+def test_places_that_the_network_finds(compiled: Compile) -> None:
+    """Positions of every channel that are looked up, sorted and written again."""
+    nodes = [
+        helper.make_node("TopK", ["h", "all"], ["largest", "places"], axis=3),
+        helper.make_node("GatherElements", ["h", "places"], ["sorted"], axis=3),
+        helper.make_node("ScatterElements", ["h", "places", "largest"], ["back"], axis=3),
+        helper.make_node("ArgMin", ["h"], ["least"], axis=3),
+        helper.make_node("ArgMax", ["h"], ["most"], axis=3),
+        helper.make_node("Add", ["least", "most"], ["both"]),
+        helper.make_node("Cast", ["both"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["sorted", "back"], ["product"]),
+        helper.make_node("Sub", ["product", "numbers"], ["z"]),
+        helper.make_node("ReduceMean", ["z"], ["m"], axes=[2, 3], keepdims=0),
+        helper.make_node("MatMul", ["m", "v"], ["y"]),
+    ]
+    found = compiled(conv_net(nodes, {"all": ints(4), "v": dead(random(16, 5))}, opset=17))
+    dims = {tensor.name: list(tensor.dims) for tensor in found.graph.initializer}
+    assert dims == {"w": [8, 3, 3, 3], "b": [8], "all": [1], "v": [8, 5]}
+
+
 def test_symbolic_sizes(tmp_path: Path) -> None:
     """Height and width stay free: the smaller file runs on images of another size."""
     weights: Weights = {"w": random(16, 3, 3, 3), "b": random(16), "v": dead(random(16, 5))}

@@ -68,6 +68,14 @@ BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
     "gathered positions": lambda _, x: (
         x.flatten(2).gather(2, torch.arange(63, -1, -1).expand(x.shape[0], 12, 64)).view_as(x)
     ),
+    "added up by places": lambda m, x: m.batch(_added_up(m, x)),
+    "written to places": lambda m, x: x.index_copy(2, m.places[:4], x[:, :, 4:].relu()).index_fill(
+        3, m.places[:2], 0.5
+    ),
+    "tensordot": lambda m, x: (
+        torch.tensordot(x, m.linear.weight, dims=([1], [1])).permute(0, 3, 1, 2)
+        + torch.tensordot(m.across.weight, x.transpose(0, 2), dims=1).transpose(0, 2)
+    ),
     "fixed order": lambda m, x: x[:, m.order] + torch.index_select(x, 1, m.order) * x.flip(1).index_select(1, m.order),
     "unfold and fold": lambda _, x: F.fold(F.unfold(x, 3, padding=1), (8, 8), 3, padding=1),
     "windows": lambda _, x: x.unfold(2, 2, 2).mean(-1).repeat_interleave(2, 2),
@@ -122,7 +130,10 @@ BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
 }
 
 
-BY_ONE = ("split into parts", "chunk", "grid sample", "detached", "written in place", "gathered positions", "modes")
+BY_ONE = (
+    *("split into parts", "chunk", "grid sample", "detached", "written in place", "gathered positions", "modes"),
+    "added up by places",
+)
 """symbolic_trace cannot switch modes, count parts, write into a tensor, or repeat a buffer for each sample.
 
 torch.export cannot detach by attribute.
@@ -144,6 +155,14 @@ def _shifted(x: Tensor) -> Tensor:
     out[:, 4:] = x[:, 4:]
     out[:, :, 3] = x[:, :, 2]
     return out
+
+
+def _added_up(m: Any, x: Tensor) -> Tensor:
+    """Values of neighbours, as networks on graphs sum them up."""
+    nodes = x.flatten(2).transpose(1, 2)
+    near = torch.zeros_like(nodes).index_add(1, m.places, nodes[:, :8] * 2)
+    far = nodes.scatter_add(1, torch.arange(63, -1, -1)[:, None].expand(nodes.shape[0], 64, 12), nodes)
+    return (near + far).transpose(1, 2).reshape(-1, 12, 8, 8)
 
 
 def _with_modes(m: Any, x: Tensor) -> Tensor:
@@ -188,6 +207,7 @@ class Net(nn.Module):
         self.each = nn.Parameter(torch.rand(3, 4))
         self.register_buffer("near", torch.rand(64, 64, 4))
         self.register_buffer("order", torch.randperm(12))
+        self.register_buffer("places", torch.randperm(8))
         self.register_buffer("grid", torch.rand(1, 8, 8, 2) - 0.5)
         self.register_buffer("mask", torch.rand(8, 8) > 0.7)
         for part in self.modules():
@@ -224,6 +244,7 @@ STAYS: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
         "acts on a dimension that carries channels",
     ),
     "sum over channels": (lambda _, x: x - x.sum(1, keepdim=True), "reduces over channels"),
+    "written among channels": (lambda m, x: x.index_copy(1, m.order, x * 2), "writes among channels"),
 }
 
 

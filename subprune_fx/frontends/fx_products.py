@@ -22,7 +22,7 @@ def factors(call: Call) -> tuple[Any, Any, Any]:
     if call.name in ("addmm", "baddbmm"):
         first, second = ("mat1", "mat2") if call.name == "addmm" else ("batch1", "batch2")
         return call.get(first), call.get(second), call.get("input")
-    left, right = call.get("input"), call.get("other", call.get("mat2"))
+    left, right = call.get("input"), call.get("other", call.get("mat2", call.get("b")))
     return (right, left, None) if call.name == "rmatmul" else (left, right, None)
 
 
@@ -63,7 +63,23 @@ def _einsum(call: Call, ranks: tuple[int, int]) -> Letters | None:
     return (left, right, out) if unique else None
 
 
-_RULES: dict[str, Callable[[Call, tuple[int, int]], Letters | None]] = {"einsum": _einsum}
+def _tensordot(call: Call, ranks: tuple[int, int]) -> Letters | None:
+    """Over the last dimensions of one factor and the first of the other, or over those that are told."""
+    over = call.get("dims", 2)
+    if "dims_self" in call.arguments:  # ATen's
+        over = call.get("dims_self"), call.get("dims_other")
+    if isinstance(over, int):
+        over = (range(ranks[0] - over, ranks[0]), range(over))
+    if not isinstance(over, (tuple, list)) or len(over) != 2:
+        return None
+    left, right = (list(string.ascii_letters[start : start + rank]) for start, rank in zip((0, 26), ranks, strict=True))
+    for a, b in zip(*over, strict=True):
+        right[b] = left[a]
+    out = [letter for letter in (*left, *right) if not (letter in left and letter in right)]
+    return "".join(left), "".join(right), "".join(out)
+
+
+_RULES: dict[str, Callable[[Call, tuple[int, int]], Letters | None]] = {"einsum": _einsum, "tensordot": _tensordot}
 
 
 def is_scaled(call: Call) -> bool:

@@ -149,6 +149,12 @@ def _softmax(node: fx.Node, _root: Any, arguments: Arguments, row: Row | None) -
     return row
 
 
+def _first_axis(node: fx.Node, _root: Any, arguments: Arguments, row: Row | None) -> Row | None:
+    """Along the first dimension unless stated."""
+    arguments["dim"] = int(_attribute(node, "axis", 0))
+    return row
+
+
 def _axes_input(node: fx.Node, _root: Any, arguments: Arguments, row: Row | None) -> Row | None:
     """Newer opsets pass axes as an operand."""
     if len(node.args) > 1 and node.args[1] is not None:
@@ -234,6 +240,7 @@ _SPECIAL: Mapping[str, Rule] = {
     "BatchNormalization": _norm,
     "Clip": _clip,
     "PRelu": _elementwise,
+    **dict.fromkeys(("ArgMax", "ArgMin", "GatherElements", "ScatterElements"), _first_axis),
     **dict.fromkeys(
         (
             *(

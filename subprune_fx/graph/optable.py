@@ -40,6 +40,7 @@ class Kind(enum.Enum):
     LOOKUP = "reads rows of a table: new channels from the table's columns"
     GATHER = "reads elements along one dimension, at indices of its own for each position"
     SCATTER = "writes into a range of one dimension"
+    WRITE = "writes or adds to places along one dimension"
     SHAPE = "reads sizes and types, not elements"
 
 
@@ -486,7 +487,10 @@ TABLE: tuple[Row, ...] = (
     Row(
         Kind.REDUCE,
         ("sum", "prod", "logsumexp", "nansum", "any", "all", "count_nonzero", "argmax", "argmin"),
-        ("ReduceSum", "ReduceProd", "ReduceSumSquare", "ReduceL1", "ReduceLogSum", "ReduceLogSumExp"),
+        (
+            *("ReduceSum", "ReduceProd", "ReduceSumSquare", "ReduceL1", "ReduceLogSum", "ReduceLogSumExp"),
+            *("ArgMax", "ArgMin"),
+        ),
     ),
     Row(
         Kind.STATISTIC,
@@ -526,7 +530,12 @@ TABLE: tuple[Row, ...] = (
         ),
         ("Softmax", "LogSoftmax", "CumSum"),
     ),
-    Row(Kind.ALONG, ("sort", "argsort", "topk", "fft_fft", "fft_ifft", "fft_rfft", "fft_irfft"), default=(-1,)),
+    Row(
+        Kind.ALONG,
+        ("sort", "argsort", "topk", "fft_fft", "fft_ifft", "fft_rfft", "fft_irfft"),
+        ("TopK",),
+        default=(-1,),
+    ),
     Row(Kind.ALONG, ("fft_fft2", "fft_ifft2", "fft_rfft2", "fft_irfft2"), default=(-2, -1)),
     Row(Kind.ACROSS, ("across",), resize=Resize.KEPT, roles=_WEIGHT),
     # normalisations over dimensions
@@ -539,7 +548,11 @@ TABLE: tuple[Row, ...] = (
     ),
     Row(Kind.GROUP_NORM, ("groupnorm", "group_norm"), ("GroupNormalization",), resize=Resize.GROUPS, roles=_WEIGHT),
     # products of two tensors
-    Row(Kind.PRODUCT, ("matmul", "rmatmul", "mm", "bmm", "addmm", "baddbmm", "einsum"), ("MatMul", "Einsum")),
+    Row(
+        Kind.PRODUCT,
+        ("matmul", "rmatmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "tensordot"),
+        ("MatMul", "Einsum"),
+    ),
     Row(Kind.ATTENTION, ("scaled_dot_product_attention",), ("Attention",)),
     # data movement
     Row(
@@ -604,7 +617,12 @@ TABLE: tuple[Row, ...] = (
         ("Pad",),
         resize=Resize.PAD,
     ),
-    Row(Kind.GATHER, ("gather",)),
+    Row(Kind.GATHER, ("gather",), ("GatherElements",)),
+    Row(
+        Kind.WRITE,
+        ("index_add", "index_copy", "index_fill", "index_reduce", "scatter", "scatter_add", "scatter_reduce"),
+        ("ScatterElements",),
+    ),
     Row(Kind.SCATTER, ("slice_scatter", "select_scatter"), resize=Resize.SLICE),
     # sizes
     Row(

@@ -465,6 +465,22 @@ def scatter(state: Propagation, step: Step) -> Tree:
     return labels
 
 
+def write(state: Propagation, step: Step) -> Tree:
+    """Channels on other dimensions pass; what is written has the same, and the places if they are told for each."""
+    into, *others = (state.of(operand) for operand in step.operands)
+    axis, taken = int(step.attrs["dims"][0]) % into.ndim, []
+    for labels in (into, *others):
+        if labels.ndim != into.ndim:
+            state.freeze(labels, f"{step.op} writes to these places")
+            continue
+        tied = state.tie(labels, [axis], f"{step.op} writes fixed channels into it") if state.loose(labels) else labels
+        sized = all(a == b for d, (a, b) in enumerate(zip(labels.shape, into.shape, strict=True)) if d != axis)
+        if axis in varying(tied) or not sized:
+            return refuse(state, step, f"{step.op} writes among channels")
+        taken.append(tied.take([0], axis))
+    return combine(state, step.op, taken, into.shape)
+
+
 def across(state: Propagation, step: Step) -> Tree:
     """One filter along the last dimension: the channels there pass, since those that are gone count as zero."""
     labels = state.of(step.operands[0])
@@ -508,5 +524,6 @@ RULES: dict[Kind, Callable[[Propagation, Step], Tree]] = {
     Kind.LOOKUP: lookup,
     Kind.GATHER: gather,
     Kind.SCATTER: scatter,
+    Kind.WRITE: write,
     Kind.SHAPE: sizes,
 }
