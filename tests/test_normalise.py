@@ -74,11 +74,26 @@ class Residual(nn.Module):
         self.stem, self.first, self.second = nn.Linear(5, DIM), make(), make()
         self.up, self.down, self.head = nn.Linear(DIM, 8), nn.Linear(8, DIM), nn.Linear(DIM, 3)
 
+    def embedded(self, x: Tensor) -> Tensor:
+        y: Tensor = self.stem(x)
+        return y
+
     def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
+        x = self.embedded(x)
         x = x + self.down(self.up(self.first(x)).relu())
         y: Tensor = self.head(self.second(x))
         return y
+
+
+class Tokens(Residual):
+    """The stream is of tokens that layers of their own have made, as of the columns of a table."""
+
+    def __init__(self, make: Callable[[], nn.Module]) -> None:
+        super().__init__(make)
+        self.stem = nn.ModuleList(nn.Linear(5, DIM) for _ in range(4))
+
+    def embedded(self, x: Tensor) -> Tensor:
+        return torch.stack([stem(x[:, k]) for k, stem in enumerate(self.stem)], 1)
 
 
 NORMS: dict[str, Callable[[], nn.Module]] = {
@@ -124,7 +139,9 @@ class Reference(nn.Module):
         super().__init__()
         self.full, self.norm = net.graph_module, norm
         unit = net.channels.unit
-        self.stream = torch.from_numpy(np.flatnonzero(alive[unit[net.channels.axes["stem.weight"][0]]]))
+        weights = [name for name in net.channels.axes if name.startswith("stem") and name.endswith(".weight")]
+        self.stems = [name.removesuffix(".weight") for name in weights]
+        self.stream = torch.from_numpy(np.flatnonzero(alive[unit[net.channels.axes[f"{self.stems[0]}.weight"][0]]]))
         self.hidden = torch.from_numpy(np.flatnonzero(alive[unit[net.channels.axes["up.weight"][0]]]))
 
     def linear(self, name: str, x: Tensor, inputs: Tensor | slice, outputs: Tensor | slice) -> Tensor:
@@ -133,7 +150,8 @@ class Reference(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         whole, s, h = slice(None), self.stream, self.hidden
-        x = self.linear("stem", x, whole, s)
+        made = [self.linear(name, x, whole, s) for name in self.stems]
+        x = made[0] if len(made) == 1 else torch.stack([token[:, k] for k, token in enumerate(made)], 1)
         x = x + self.linear("down", self.linear("up", self.norm(x, "first", s), s, h).relu(), h, s)
         return self.linear("head", self.norm(x, "second", s), s, whole)
 
@@ -155,8 +173,9 @@ def by_hand(kind: str, net: FxNetwork) -> Callable[[Tensor, Any, Tensor], Tensor
 
 @pytest.mark.parametrize("export", [False, True], ids=["symbolic", "exported"])
 @pytest.mark.parametrize("kind", NORMS)
-def test_statistics_over_what_is_left(kind: str, *, export: bool) -> None:
-    net = network(Residual(NORMS[kind]), torch.randn(2, 4, 5).double(), export=export)
+@pytest.mark.parametrize("stream", [Residual, Tokens])
+def test_statistics_over_what_is_left(stream: type[Residual], kind: str, *, export: bool) -> None:
+    net = network(stream(NORMS[kind]), torch.randn(2, 4, 5).double(), export=export)
     assert sorted(group.units.size for group in net.channels.groups) == [8, DIM]
     assert [group.normalised for group in net.channels.groups if group.units.size == DIM] == [True]
     assert [item.reason for item in net.channels.frozen] == ["it is an output of the network"]

@@ -108,6 +108,7 @@ def _with_statistics(
             return expand(statistics[0].reshape(shape), shape)
         return _misused(state, op, sources, shape)
     met = _combine(state, op, plain, shape)
+    met = state.known(met) if len(varying(met)) > 1 else met
     axes = set(varying(met))
     spread = all(
         not _spanned(labels.reshape((1,) * (len(shape) - labels.ndim) + labels.shape), axes) for labels in statistics

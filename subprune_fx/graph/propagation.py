@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subprune_fx.graph.components import components
-from subprune_fx.graph.labels import Labels, compact, constant, expand
+from subprune_fx.graph.labels import Labels, compact, constant, expand, varying
 from subprune_fx.graph.step import Param, Tree
 
 
@@ -190,6 +190,14 @@ class Propagation:
             return known[axis]
         known[axis] = labels
         return labels
+
+    def known(self, labels: Labels) -> Labels:
+        """The same labels with stride 0 along dimensions where they are equal as far as is known."""
+        unit = expand(self.components()[compact(labels)], labels.shape)
+        varies = varying(unit)
+        return expand(
+            labels[tuple(slice(None) if d in varies else slice(0, 1) for d in range(labels.ndim))], labels.shape
+        )
 
     def components(self) -> NDArray[np.int64]:
         """By label, the number of its set of equal labels, shape (count,)."""

@@ -10,6 +10,7 @@ else would change what no layer can be refitted for, and freezes the channels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -62,6 +63,7 @@ def statistic(state: Propagation, step: Step) -> Tree:
     if len(step.operands) > 1:
         return combine(state, step.op, [state.of(operand) for operand in step.operands], step.blank.shape)
     labels = state.of(step.operands[0])
+    labels = _tokens(state, step, labels, over_dims(step, labels.ndim))
     channels = set(varying(labels))
     if channels and channels <= over_dims(step, labels.ndim):
         label = state.statistic(labels, step.name)
@@ -105,6 +107,7 @@ def normalise(state: Propagation, step: Step) -> Tree:
     over = set(range(rank - len(step.attrs["shape"]), rank)) if "shape" in step.attrs else over_dims(step, rank)
     if over & set(varying(labels)) and state.loose(labels):  # a table: what is normalised over is its channels
         labels = state.tie(labels, set(range(rank)) - over, f"{step.op} normalises all of it alike")
+    labels = _tokens(state, step, labels, over)
     channels = set(varying(labels))
     if over & channels and not channels <= over:
         labels = state.tie(labels, over, f"{step.op} mixes it with fixed channels")
@@ -116,6 +119,25 @@ def normalise(state: Propagation, step: Step) -> Tree:
             state.unify(inner, weight, f"{step.op} has fixed parameters for it")
     first = expand(labels, labels.shape)
     return first if step.shape is not None else (first, *leaves(step.blank)[1:])
+
+
+def _tokens(state: Propagation, step: Step, labels: Labels, over: set[int]) -> Labels:
+    """Tokens that were stacked have the same channels: the labels with all other dimensions cut to stride 0.
+
+    Tokens are vectors along `over` that are equal as far as is known, or each all that a layer of its own has made;
+    heads are parts of what one layer has made, and stay as they are.
+    """
+    others = set(range(labels.ndim)) - over
+    if others & set(varying(labels)) and over & set(varying(labels)):
+        labels = state.known(labels)
+    if not (others & set(varying(labels)) and over & set(varying(labels)) and compact(labels).all()):
+        return labels
+    small = compact(labels).transpose([*sorted(others), *sorted(over)])
+    vectors = small.reshape(-1, math.prod(small.shape[len(others) :]))
+    maker = np.searchsorted([origin.start for origin in state.origins], vectors, side="right")
+    if (maker != maker[:, :1]).any() or len(np.unique(vectors, axis=0)) != len(np.unique(maker[:, 0])):
+        return labels
+    return state.tie(labels, others, f"{step.op} normalises all of it alike")
 
 
 def normalise_groups(state: Propagation, step: Step) -> Tree:
