@@ -90,10 +90,10 @@ class Tokens(Residual):
 
     def __init__(self, make: Callable[[], nn.Module]) -> None:
         super().__init__(make)
-        self.stem = nn.ModuleList(nn.Linear(5, DIM) for _ in range(4))
+        self.stems = nn.ModuleList(nn.Linear(5, DIM) for _ in range(4))
 
     def embedded(self, x: Tensor) -> Tensor:
-        return torch.stack([stem(x[:, k]) for k, stem in enumerate(self.stem)], 1)
+        return torch.stack([stem(x[:, k]) for k, stem in enumerate(self.stems)], 1)
 
 
 NORMS: dict[str, Callable[[], nn.Module]] = {
@@ -139,7 +139,8 @@ class Reference(nn.Module):
         super().__init__()
         self.full, self.norm = net.graph_module, norm
         unit = net.channels.unit
-        weights = [name for name in net.channels.axes if name.startswith("stem") and name.endswith(".weight")]
+        first = "stems." if "stems.0.weight" in net.channels.axes else "stem."
+        weights = [name for name in net.channels.axes if name.startswith(first) and name.endswith(".weight")]
         self.stems = [name.removesuffix(".weight") for name in weights]
         self.stream = torch.from_numpy(np.flatnonzero(alive[unit[net.channels.axes[f"{self.stems[0]}.weight"][0]]]))
         self.hidden = torch.from_numpy(np.flatnonzero(alive[unit[net.channels.axes["up.weight"][0]]]))

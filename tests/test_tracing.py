@@ -47,6 +47,32 @@ def test_control_flow_on_data_is_refused_with_its_line(capfd: pytest.CaptureFixt
     assert capfd.readouterr() == ("", "")  # torch.export prints the graph that it had so far
 
 
+class Counting(nn.Module):
+    """Asks how many samples there are as Python does, of a list too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [self.first(x).relu(), x.new_ones(len(x), 8)]
+        y: Tensor = self.last((parts[0] * parts[1]).view(len(x) * len(parts), -1)).reshape(len(x), -1)
+        return y
+
+
+def test_the_length_of_a_tensor_is_free() -> None:
+    x = torch.randn(2, 6)
+    graphs = list(traces(Counting(), x))
+    assert len(graphs) == 2
+    assert "len" not in Counting.forward.__globals__
+    for graph in graphs:
+        network = describe(graph, x)
+        plan, small = halved(network)
+        assert [group.units.size for group in network.channels.groups] == [4]
+        assert against_masked(network, plan, small, torch.randn(2, 6)) < 1e-6
+        assert len(small(torch.randn(5, 6))) == 5
+
+
 @pytest.mark.parametrize(
     "activation",
     [

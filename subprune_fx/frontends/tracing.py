@@ -26,6 +26,7 @@ from subprune_fx.frontends.fx_inline import inline
 from subprune_fx.frontends.fx_inputs import free_samples, pack
 from subprune_fx.frontends.fx_modes import ExportedModule
 from subprune_fx.frontends.fx_order import shallow_first
+from subprune_fx.frontends.lengths import traceable
 from subprune_fx.frontends.onnx_graph import source_of
 from subprune_fx.frontends.onnx_static import specialise
 from subprune_fx.graph.optable import Kind
@@ -79,7 +80,9 @@ def traces(module: nn.Module, example: Inputs) -> Iterator[fx.GraphModule]:
     failures, shared = [], {id(parameter): parameter for parameter in original.parameters()}
     for name, tracer in _TRACERS.items():
         try:
-            graph = functional(tracer(copy.deepcopy(original, dict(shared)), example), example)
+            with traceable(original):
+                graph = tracer(copy.deepcopy(original, dict(shared)), example)
+            graph = functional(graph, example)
             with torch.no_grad(), silence():  # fx prints the graph around what fails
                 general = expected_of_more is None or _equal(_outputs(graph, more), expected_of_more)
                 graph = pack(graph, example) if isinstance(example, Bundle) else graph
@@ -330,8 +333,8 @@ def _equal(left: Any, right: Any) -> bool:
     return all(_alike(a, b) if isinstance(b, Tensor) else a == b for a, b in zip(flat, other, strict=True))
 
 
-def _alike(a: Tensor, b: Tensor) -> bool:
-    if a.shape != b.shape:
+def _alike(a: Any, b: Tensor) -> bool:
+    if not isinstance(a, Tensor) or a.shape != b.shape:
         return False
     if not b.numel() or not (b.is_floating_point() or b.is_complex()):  # flags have no size that rounding goes by
         return torch.equal(a, b)
