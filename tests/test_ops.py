@@ -93,6 +93,7 @@ BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
     "type of another": lambda _, x: x.type_as(x.mean((2, 3))),
     "zeros to begin with": lambda m, x: m.inner(m.inner(x.new_zeros(x.shape[0], 12, 1, 1) + x) + torch.zeros(12, 8, 8)),
     "zeros beside": lambda _, x: torch.cat([x[:, :6], x.new_zeros(x.shape[0], 6, 8, 8)], 1) + x,
+    "numbers out of nothing": lambda _, x: x + torch.arange(12.0).div(3).sin()[:, None, None] * torch.linspace(0, 1, 8),
     "stretched parameter": lambda m, x: x + F.interpolate(m.gamma[None].expand(1, 12, 2, 2), size=(8, 8)),
     "frequencies": lambda _, x: (
         torch.fft.irfft2(torch.fft.rfft2(x) * 0.5, s=(8, 8)) + torch.fft.fft(x, dim=2).real + torch.fft.ifft(x).imag

@@ -19,6 +19,7 @@ from subprune_fx.frontends.calls import bind
 from subprune_fx.frontends.computed import compute_parameters
 from subprune_fx.frontends.fx_across import mark
 from subprune_fx.frontends.fx_computed import compute_weights
+from subprune_fx.frontends.fx_constants import hold_constants
 from subprune_fx.frontends.fx_einsum import pair_einsums
 from subprune_fx.frontends.fx_fills import expand_fills
 from subprune_fx.frontends.fx_index import spell_indices
@@ -227,6 +228,7 @@ def functional(graph: fx.GraphModule, example: Inputs | None = None) -> fx.Graph
             _out_of_place(node)
     if source_of(graph) is None:
         compute_weights(graph)
+        hold_constants(graph)
         expand_fills(graph.graph)
         pair_einsums(graph.graph)
         spell_indices(graph)
