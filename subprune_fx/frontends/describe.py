@@ -143,7 +143,7 @@ class _Walker(fx.Interpreter):
         return value
 
     def _label(self, node: fx.Node, value: Any) -> Tree | Param:
-        if node.op == "get_attr" and is_tensor(value):
+        if node.op == "get_attr" and is_tensor(value) and not _is_count(value):
             return self._param(str(node.target), value)
         if node.op == "output":
             for labels in self._operands(node.args):
@@ -405,6 +405,11 @@ def _invoke(node: fx.Node, root: fx.GraphModule, args: Any, kwargs: Any, constan
         return args[0].reshape(*args[1:])
     assert callable(target)
     return target(*args, **kwargs)
+
+
+def _is_count(value: Tensor) -> bool:
+    """Integers say where something is, and no channel has one of them."""
+    return not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
 
 
 def _without_values(tensor: Tensor) -> Tensor:
