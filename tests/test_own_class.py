@@ -95,3 +95,26 @@ def test_a_size_that_no_layer_holds_is_a_reason() -> None:
     pruned = prune(model, torch.randn(32, 3), keep=0.5)
     with pytest.raises(SubpruneError, match=r"changes 1 sizes written in the code of its forward \(layer_norm\)"):
         apply(pruned.plan, model)
+
+
+class Waves(nn.Module):
+    """Computes in its forward what its channels are multiplied with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, DIM), nn.Linear(DIM, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] > LENGTH:
+            x = x[:, :LENGTH]
+        hidden = self.first(x).relu() * torch.arange(DIM).div(DIM).cos()
+        return self.last(hidden)  # type: ignore[no-any-return]
+
+
+def test_numbers_that_a_forward_computes_are_not_the_class_s_own() -> None:
+    torch.manual_seed(0)
+    model = Waves().eval()
+    pruned = prune(model, torch.randn(64, LENGTH, 3), keep=0.5)
+    assert pruned.module.get_parameter("first.weight").shape[0] == DIM // 2
+    with pytest.raises(SubpruneError, match="its forward computes it from others: apply the plan to the traced graph"):
+        apply(pruned.plan, model)

@@ -12,6 +12,8 @@ import itertools
 import torch
 from torch import Tensor, fx
 
+from subprune_fx.frontends.calls import COMPUTED
+
 LARGEST = 1 << 16
 """Elements of a number that is held: masks of long sequences stay computed."""
 
@@ -23,7 +25,8 @@ def hold_constants(graph: fx.GraphModule) -> None:
         outside = [user for user in node.users if user not in values]
         if not (outside and _is_worth(value)):
             continue
-        name = next(f"{node.name}_{k}" for k in itertools.count() if not hasattr(graph, f"{node.name}_{k}"))
+        names = (f"{COMPUTED}{node.name}{f'_{k}' if k else ''}" for k in itertools.count())
+        name = next(name for name in names if not hasattr(graph, name))
         graph.register_buffer(name, value.clone())
         with graph.graph.inserting_before(node):
             held = graph.graph.get_attr(name)
