@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -38,15 +39,15 @@ def calibrate(
         and one output per own batch.
     """
     recorder = _Recorder(network, team.batches(batches))
-    walk = Walk(network, recorder.reading.keys())
-    outputs = _outputs(partial(walk, show=recorder.show), batches, tick)
-    walk.close()
+    with closing(Walk(network, recorder.reading.keys())) as walk:
+        outputs = _outputs(partial(walk, show=recorder.show), batches, tick)
     return recorder.moments(team), outputs
 
 
 def run(network: FxNetwork, batches: Sequence[Inputs], tick: Tick | None = None) -> list[Any]:
     """The network's outputs, one per batch; arguments as for `calibrate`."""
-    return _outputs(Walk(network), batches, tick)
+    with closing(Walk(network)) as walk:
+        return _outputs(walk, batches, tick)
 
 
 def _outputs(walk: Callable[[Inputs], Any], batches: Sequence[Inputs], tick: Tick | None) -> list[Any]:

@@ -139,8 +139,7 @@ class Reference(nn.Module):
         super().__init__()
         self.full, self.norm = net.graph_module, norm
         unit = net.channels.unit
-        first = "stems." if "stems.0.weight" in net.channels.axes else "stem."
-        weights = [name for name in net.channels.axes if name.startswith(first) and name.endswith(".weight")]
+        weights = [name for name in net.channels.axes if name.startswith("stem") and name.endswith(".weight")]
         self.stems = [name.removesuffix(".weight") for name in weights]
         self.stream = torch.from_numpy(np.flatnonzero(alive[unit[net.channels.axes[f"{self.stems[0]}.weight"][0]]]))
         self.hidden = torch.from_numpy(np.flatnonzero(alive[unit[net.channels.axes["up.weight"][0]]]))

@@ -8,6 +8,7 @@ What a buffer holds can be cut with the channels that it meets, what is computed
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -37,7 +38,7 @@ def hold_constants(graph: fx.GraphModule) -> None:
             graph.graph.erase_node(node)
 
 
-def _computed(graph: fx.GraphModule) -> dict[fx.Node, Tensor]:
+def _computed(graph: fx.GraphModule) -> dict[fx.Node, Any]:
     """Nodes that read no input, parameter or buffer, and always give the same, with what they give."""
     interpreter = fx.Interpreter(graph)
     interpreter.env = {}
@@ -50,8 +51,8 @@ def _computed(graph: fx.GraphModule) -> dict[fx.Node, Tensor]:
 
 
 def _is_arbitrary(node: fx.Node) -> bool:
-    drawn = node.is_impure() or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-    return drawn or "empty" in getattr(node.target, "__name__", "")
+    """Random numbers, what has side effects, and memory as it was found."""
+    return node.is_impure() or "empty" in getattr(node.target, "__name__", "")
 
 
 def _is_worth(value: object) -> bool:

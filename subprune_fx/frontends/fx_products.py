@@ -65,9 +65,8 @@ def _einsum(call: Call, ranks: tuple[int, int]) -> Letters | None:
 
 def _tensordot(call: Call, ranks: tuple[int, int]) -> Letters | None:
     """Over the last dimensions of one factor and the first of the other, or over those that are told."""
-    over = call.get("dims", 2)
-    if "dims_self" in call.arguments:  # ATen's
-        over = call.get("dims_self"), call.get("dims_other")
+    aten = "dims_self" in call.arguments
+    over = (call.get("dims_self"), call.get("dims_other")) if aten else call.get("dims", 2)
     if isinstance(over, int):
         over = (range(ranks[0] - over, ranks[0]), range(over))
     if not isinstance(over, (tuple, list)) or len(over) != 2:

@@ -162,12 +162,7 @@ def _make_rectangular(state: Propagation) -> None:
                 continue
             free = max(axes, key=lambda axis: (_choices(small, axis, made), small.shape[axis]))
             others = tuple(axis for axis in axes if axis != free)
-            first = compact(labels)[tuple(slice(0, 1) if axis in others else slice(None) for axis in range(small.ndim))]
-            state.unify(
-                np.broadcast_to(first, small.shape),
-                compact(labels),
-                "a reshape couples it with channels that cannot be pruned",
-            )
+            state.tie(compact(labels), others, "a reshape couples it with channels that cannot be pruned")
             changed = True
 
 

@@ -107,8 +107,7 @@ def _with_statistics(
         if same and all(labels.size == int(np.prod(shape)) for labels in statistics[:1]):
             return expand(statistics[0].reshape(shape), shape)
         return _misused(state, op, sources, shape)
-    met = _combine(state, op, plain, shape)
-    met = state.known(met) if len(varying(met)) > 1 else met
+    met = state.known(_combine(state, op, plain, shape))
     axes = set(varying(met))
     spread = all(
         not _spanned(labels.reshape((1,) * (len(shape) - labels.ndim) + labels.shape), axes) for labels in statistics

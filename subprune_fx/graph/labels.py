@@ -6,7 +6,7 @@ labels cost as much as its channel vector.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -42,8 +42,7 @@ def expand(labels: Labels, shape: Sequence[int]) -> Labels:
 
 def compact(labels: Labels) -> Labels:
     """The same labels with every stride-0 dimension cut to size 1 (rank unchanged)."""
-    cut = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in labels.strides)
-    return labels[cut]
+    return labels[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in labels.strides)]
 
 
 def varying(labels: Labels) -> tuple[int, ...]:
@@ -72,6 +71,12 @@ def tighten(labels: Labels) -> Labels:
         if small.shape[axis] > 1 and (small.strides[axis] == 0 or bool((small == first).all())):
             small = first
     return expand(np.array(small, order="C"), labels.shape)
+
+
+def cut(labels: Labels, axes: Collection[int]) -> Labels:
+    """The same labels with stride 0 along some dimensions, where those at the first index stand for all."""
+    first = labels[tuple(slice(0, 1) if axis in axes else slice(None) for axis in range(labels.ndim))]
+    return expand(first, labels.shape)
 
 
 def vector(labels: Labels, axis: int) -> Labels:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subprune_fx.graph.components import components
-from subprune_fx.graph.labels import Labels, compact, constant, expand, varying
+from subprune_fx.graph.labels import Labels, compact, constant, cut, expand, varying
 from subprune_fx.graph.step import Param, Tree
 
 
@@ -118,9 +118,9 @@ class Propagation:
 
     def tie(self, labels: Labels, axes: Iterable[int], reason: str) -> Labels:
         """The channels along `axes` live or die together; the labels with those dimensions cut to stride 0."""
-        first = labels[tuple(slice(0, 1) if axis in set(axes) else slice(None) for axis in range(labels.ndim))]
-        self.unify(expand(first, labels.shape), labels, reason)
-        return expand(first, labels.shape)
+        tied = cut(labels, set(axes))
+        self.unify(tied, labels, reason)
+        return tied
 
     def statistic(self, channels: Labels, name: str) -> int:
         """The label of something computed from all of `channels`, to be used on those channels only."""
@@ -193,11 +193,10 @@ class Propagation:
 
     def known(self, labels: Labels) -> Labels:
         """The same labels with stride 0 along dimensions where they are equal as far as is known."""
+        if len(varying(labels)) < 2:
+            return labels
         unit = expand(self.components()[compact(labels)], labels.shape)
-        varies = varying(unit)
-        return expand(
-            labels[tuple(slice(None) if d in varies else slice(0, 1) for d in range(labels.ndim))], labels.shape
-        )
+        return cut(labels, set(range(labels.ndim)).difference(varying(unit)))
 
     def components(self) -> NDArray[np.int64]:
         """By label, the number of its set of equal labels, shape (count,)."""

@@ -63,9 +63,10 @@ def statistic(state: Propagation, step: Step) -> Tree:
     if len(step.operands) > 1:
         return combine(state, step.op, [state.of(operand) for operand in step.operands], step.blank.shape)
     labels = state.of(step.operands[0])
-    labels = _tokens(state, step, labels, over_dims(step, labels.ndim))
+    over = over_dims(step, labels.ndim)
+    labels = _tokens(state, step, labels, over)
     channels = set(varying(labels))
-    if channels and channels <= over_dims(step, labels.ndim):
+    if channels and channels <= over:
         label = state.statistic(labels, step.name)
         return per_tensor(lambda shape: expand(np.full((1,) * len(shape), label), shape), step)
     return _reduced(state, step, labels)
@@ -128,9 +129,9 @@ def _tokens(state: Propagation, step: Step, labels: Labels, over: set[int]) -> L
     heads are parts of what one layer has made, and stay as they are.
     """
     others = set(range(labels.ndim)) - over
-    if others & set(varying(labels)) and over & set(varying(labels)):
+    if _on_both(labels, over, others):
         labels = state.known(labels)
-    if not (others & set(varying(labels)) and over & set(varying(labels)) and compact(labels).all()):
+    if not (_on_both(labels, over, others) and compact(labels).all()):
         return labels
     small = compact(labels).transpose([*sorted(others), *sorted(over)])
     vectors = small.reshape(-1, math.prod(small.shape[len(others) :]))
@@ -138,6 +139,11 @@ def _tokens(state: Propagation, step: Step, labels: Labels, over: set[int]) -> L
     if (maker != maker[:, :1]).any() or len(np.unique(vectors, axis=0)) != len(np.unique(maker[:, 0])):
         return labels
     return state.tie(labels, others, f"{step.op} normalises all of it alike")
+
+
+def _on_both(labels: Labels, some: set[int], others: set[int]) -> bool:
+    channels = set(varying(labels))
+    return bool(some & channels and others & channels)
 
 
 def normalise_groups(state: Propagation, step: Step) -> Tree:
