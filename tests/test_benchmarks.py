@@ -271,8 +271,11 @@ def test_speed_lists_every_task(load: Load) -> None:
     assert {"command resnet56_cifar10 c=4", "forward vgg11_cifar10", "torch-pruning lenet_mnist c=4"} <= names.keys()
 
 
-def test_greedy_alone_is_timed(load: Load) -> None:
-    assert load("speed_tasks").greedy_alone(16, 4, 8)["seconds"] > 0
+def test_single_layers_are_timed(load: Load) -> None:
+    layers = load("speed_layers")
+    assert layers.greedy_alone(16, 4, 8)["seconds"] > 0
+    block = layers.gated(8, 12, samples=4, tokens=4)
+    assert min(block["seconds"], block["forward"], block["MB"]) > 0
 
 
 def test_the_picture_is_drawn_from_the_readme(load: Load, repository: Path) -> None:

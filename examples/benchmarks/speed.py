@@ -19,7 +19,8 @@ from pathlib import Path
 import click
 import numpy as np
 from data import data_option
-from speed_tasks import CURVES, TARGETS, Values, tasks
+from speed_layers import CURVES, Values
+from speed_tasks import TARGETS, tasks
 
 HEADS = (
     *("network", "c", "s", "processor s", "MB", "forward passes", "floors", "Torch-Pruning s"),

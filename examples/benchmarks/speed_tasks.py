@@ -18,17 +18,13 @@ import numpy as np
 import torch
 from command_time import apart, calibration, measure, program
 from models import BENCHMARKS, files, load_network
+from speed_layers import CURVES, Values, gated, greedy_alone, product_speed
 from torch import nn
 
-import subprune_fx
-from subprune_fx.numerics.blocks import Block
-from subprune_fx.numerics.greedy import greedy
 from subprune_fx.passes.dependencies import analyse
 
 BATCH = 64
 """Samples of a forward pass, as in the command."""
-
-Values = dict[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,65 +126,6 @@ def floor(name: str, data: Path | None) -> Values:
     return {"seconds": forward, "floor": 2 * forward + gram, "Gram": gram}
 
 
-@functools.cache
-def product_speed(dtype: torch.dtype, size: int = 2048) -> float:
-    """Multiply-adds a second of a matrix product; the best of 3."""
-    one = torch.randn(size, size, dtype=dtype)
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        one @ one
-        times.append(time.perf_counter() - start)
-    return size**3 / min(times)
-
-
-def greedy_alone(units: int, r: int, m: int, samples: int = 512) -> Values:
-    """All k of one layer, from its normal equations; `paper` is its Prop. B.7's count at a product's measured speed."""
-    generator = torch.Generator().manual_seed(0)
-    d = units * r
-    x = torch.randn(2 * d, d, generator=generator)
-    weight = torch.randn(d, m, dtype=torch.float64, generator=generator)
-    gram = (x.mT @ x).double()
-    gram.diagonal().add_(1e-3 * gram.diagonal().mean())
-    cross = gram @ weight
-    block = Block(gram, cross, torch.arange(d) // r, float((weight * cross).sum()))
-    start = time.perf_counter()
-    greedy([block], units)
-    seconds = time.perf_counter() - start
-    counted = sum(d * (m + samples + k * r) * r for k in range(units))
-    return {"seconds": seconds, "paper": counted / product_speed(torch.float64)}
-
-
-def pruning(network: nn.Module, samples: int, shape: tuple[int, ...]) -> Values:
-    """`subprune_fx.prune`, half of every layer, without budget."""
-    _warm()
-    x = torch.randn(samples, *shape, generator=torch.Generator().manual_seed(0))
-    start = time.perf_counter()
-    subprune_fx.prune(network.eval(), x, keep=0.5)
-    return {"seconds": time.perf_counter() - start}
-
-
-@functools.cache
-def _warm() -> None:
-    """Import what pruning imports on first use."""
-    subprune_fx.prune(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval(), torch.randn(8, 4), keep=0.5)
-
-
-def dense(n: int, m: int = 64, samples: int = 4096) -> Values:
-    """A hidden layer of n neurons that m outputs read."""
-    torch.manual_seed(0)
-    return pruning(nn.Sequential(nn.Linear(64, n), nn.ReLU(), nn.Linear(n, m), nn.ReLU()), samples, (64,))
-
-
-def convolutions(depth: int = 1, kernel: int = 3, samples: int = 128) -> Values:
-    """A chain of convolutions of 64 channels on 12 x 12 positions, each with as many columns as 64 kernel ** 2."""
-    torch.manual_seed(0)
-    layers: list[nn.Module] = [nn.Conv2d(3, 64, 3, padding=1), nn.ReLU()]
-    for _ in range(depth):
-        layers += [nn.Conv2d(64, 64, kernel, padding=kernel // 2), nn.ReLU()]
-    return pruning(nn.Sequential(*layers), samples, (3, 12, 12))
-
-
 def rival(name: str, ratio: int, data: Path | None) -> Values:
     """Torch-Pruning's time to the same ratio, its search for the fraction included."""
     from rivals import torch_pruning  # noqa: PLC0415 - optional
@@ -220,16 +157,6 @@ def importing() -> Values:
     return {"seconds": float(done.stdout)}
 
 
-CURVES: dict[str, tuple[Callable[[int], Values], tuple[int, ...]]] = {
-    "units": (dense, (128, 256, 512, 1024, 2048)),
-    "columns": (lambda d: convolutions(kernel=math.isqrt(d // 64)), (64, 576, 1600, 3136)),
-    "outputs": (lambda m: dense(512, m), (64, 256, 1024, 4096)),
-    "samples": (lambda samples: dense(256, samples=samples), (1024, 4096, 16384, 65536)),
-    "depth": (convolutions, (2, 4, 8, 16, 32)),
-}
-"""What cost is measured against, with its values."""
-
-
 def tasks(data: Path | None) -> dict[str, Callable[[], Values]]:
     """All that can be measured, by name."""
     found: dict[str, Callable[[], Values]] = {
@@ -237,6 +164,8 @@ def tasks(data: Path | None) -> dict[str, Callable[[], Values]]:
         "import": importing,
         "greedy d=4608 r=9 m=512": lambda: greedy_alone(512, 9, 512),
         "greedy d=4096 r=1 m=4096": lambda: greedy_alone(4096, 1, 4096),
+        "greedy d=11008 r=1 m=4096": lambda: greedy_alone(11008, 1, 4096),
+        "gated block 4096 x 11008": lambda: apart(gated, 4096, 11008),
     }
     for curve, (run, values) in CURVES.items():
         found |= {f"curve {curve}={value}": functools.partial(run, value) for value in values}
