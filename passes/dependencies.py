@@ -81,6 +81,8 @@ def narrowed(network: FxNetwork, reasons: Mapping[str, str]) -> FxNetwork:
 def clearest(module: nn.Module, example: Inputs) -> FxNetwork:
     """The first graph in which every op is known, else the one with the fewest unknown ops.
 
+    torch.export knows weights that fx sees computed from the sizes of activations (`k.repeat(x.shape[1], 1, 1, 1)`).
+
     Args:
         module: See `analyse`.
         example: See `analyse`.

@@ -14,6 +14,7 @@ import subprune_fx
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.describe import describe
 from subprune_fx.frontends.tracing import traces
+from subprune_fx.passes.dependencies import analyse
 from subprune_fx.passes.proof import halved
 
 
@@ -87,6 +88,28 @@ def test_layers_keep_their_names_and_the_model_its_weights() -> None:
     # Set back into the class they would be standardised once more.
     with pytest.raises(SubpruneError, match=r"0\.computed_weight is missing.*subprune_fx\.repeat"):
         subprune_fx.apply(pruned.plan, model)
+
+
+class Blurred(nn.Module):
+    """One kernel for as many channels as there are, as in networks without aliasing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 3)
+        self.register_buffer("kernel", torch.rand(1, 1, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        kernel = self.kernel.repeat(x.shape[1], 1, 1, 1)
+        return self.b(functional.conv2d(x, kernel, stride=2, groups=x.shape[1]))  # type: ignore[no-any-return]
+
+
+def test_a_weight_spelled_out_over_the_channels_there_are_is_known_to_the_second_tracer() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 3, 12, 12)
+    network = analyse(Blurred().eval(), x)
+    assert [(group.name, len(group.units)) for group in network.channels.groups] == [("a", 8)]
+    assert against_masked(network, *halved(network), x) < 1e-5  # float32 rounding; a wrong channel gives 0.1 and more
 
 
 class Read(nn.Module):

@@ -69,7 +69,7 @@ class ChannelGraph:
         axes: Labels of weights, by parameter name and dimension.
         elements: Labels of parameters met elementwise, shaped like them.
         values: Labels of every node's value.
-        unknown: Steps that channels reach and that are not in the op table.
+        unknown: Steps that channels reach and that are not in the op table, or have weights not known to the graph.
     """
 
     groups: tuple[Group, ...]

@@ -74,7 +74,7 @@ class Propagation:
         normalised: Channels over which some statistic is taken.
         depthwise: Channels that a depthwise convolution reads.
         reads: By parameter, the steps that read it.
-        unknown: Steps that channels reach and that are not in the op table.
+        unknown: Steps that channels reach and that are not in the op table, or have weights not known to the graph.
         follows: Channels that a layer's parameters follow one by one, and the layer, in graph order.
     """
 

@@ -185,6 +185,7 @@ def contract(state: Propagation, step: Step) -> Tree:
     axes, shape, weight = step.row.axes, _shape(step), step.roles.get("weight")
     labels = state.of(step.operands[0])
     if weight is None:
+        state.unknown.append(step.name)
         return refuse(state, step, f"{step.op} has a computed weight")
     channels, others = set(varying(labels)), set(range(labels.ndim)) - {axes.data % labels.ndim}
     if state.loose(labels) or (others & channels and axes.data % labels.ndim in channels):
