@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from subprune_fx.plan import Layer, Plan
     from subprune_fx.repeating import repeat
     from subprune_fx.report import Report
+    from subprune_fx.saving import save
 
 __all__ = [
     "Diagnosis",
@@ -32,6 +33,7 @@ __all__ = [
     "prune",
     "prune_each",
     "repeat",
+    "save",
     "synthetic_inputs",
 ]
 
@@ -50,6 +52,7 @@ _HOME = {
     "prune": "subprune_fx.api",
     "prune_each": "subprune_fx.api",
     "repeat": "subprune_fx.repeating",
+    "save": "subprune_fx.saving",
     "synthetic_inputs": "subprune_fx.passes.data_free",
 }
 

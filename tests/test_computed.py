@@ -93,6 +93,8 @@ def test_layers_keep_their_names_and_the_model_its_weights() -> None:
 class Blurred(nn.Module):
     """One kernel for as many channels as there are, as in networks without aliasing."""
 
+    kernel: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 3)
