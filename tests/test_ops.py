@@ -101,6 +101,12 @@ BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
     "modes": lambda m, x: m.inner(x) - _with_modes(m, x),
     "written in place": lambda m, x: m.batch(_shifted(x)),
     "softmax over positions": lambda _, x: x * x.flatten(2).softmax(-1).view_as(x),
+    "tokens summed up": lambda m, x: (
+        m.pair(torch.stack([x.mean((2, 3)), m.linear(x.amax((2, 3)))], 1)).mT[..., None]
+        + m.pair(torch.stack([x.mean((2, 3)), x.amax((2, 3))], 1)).mT[..., None]
+        + x
+    ),
+    "sizes asserted": lambda m, x: _checked(m.inner(x)),
     "where": lambda _, x: torch.where(x > 0, x, x.exp() - 1),
     "scale by a size": lambda _, x: x * (x.shape[1] // 4) ** -0.5,
     "size as an operand": lambda _, x: torch.add(x, x.shape[1], alpha=x.size(1)) / x.shape[1],
@@ -149,6 +155,11 @@ def _as_numpy_spells_it(x: Any) -> Any:
     return library.cat(parts, axis=1)
 
 
+def _checked(x: Tensor) -> Tensor:
+    torch._assert(x.shape[1] == 12, "as many channels as in training")
+    return x * 2
+
+
 def _shifted(x: Tensor) -> Tensor:
     """Some channels of the next row, as temporal shift networks write them."""
     out = torch.zeros_like(x)
@@ -193,6 +204,7 @@ class Net(nn.Module):
         self.linear = nn.Linear(12, 12)
         self.across = nn.Linear(8, 8)
         self.along = nn.Conv1d(1, 1, 5, padding=4, dilation=2)
+        self.pair = nn.Conv1d(2, 1, 1)
         self.down = nn.Linear(12, 4)
         self.up = nn.Linear(4, 12)
         self.weight_normed = parametrizations.weight_norm(nn.Conv2d(12, 12, 3, padding=1))
@@ -289,14 +301,35 @@ def test_a_product_that_reorders_or_sums_what_is_left_is_no_layer(equation: str,
         assert against_masked(network, *halved(network), x) < 1e-5
 
 
-def test_of_an_outer_product_the_wider_factor_goes() -> None:
-    body = lambda m, x: x + (x.mean((2, 3))[:, :, None] * m.down(x.amax((2, 3)))[:, None]).sum(2)[..., None, None]  # noqa: E731
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda m, x: x + (x.mean((2, 3))[:, :, None] * m.down(x.amax((2, 3)))[:, None]).sum(2)[..., None, None],
+        lambda m, x: x + (x.mean(3) @ m.down(x.amax(2).mT)).sum(2)[..., None, None],
+        lambda m, x: x + (m.down(x.amax(2).mT).mT @ x.mean(3).mT).sum(1)[..., None, None],
+    ],
+)
+def test_of_an_outer_product_the_wider_factor_goes(body: Callable[[Any, Tensor], Any]) -> None:
     model, x = Net(body), torch.randn(3, 3, 8, 8)
     network = analyse(model, x)
     assert [len(group.units) for group in network.channels.groups] == [12]
     assert {item.name for item in network.channels.frozen} == {"down", "tail"}
     plan, small = halved(network)
     assert against_masked(network, plan, small, x) < 1e-5
+
+
+def test_of_an_outer_product_of_equals_the_second_goes_and_of_one_with_itself_none() -> None:
+    def body(m: Any, x: Tensor) -> Any:
+        rows = x.flatten(2).mT
+        itself = (m.odd(rows).mT @ m.odd(rows)).mean((1, 2))
+        return x + m.up((m.down(rows).mT @ m.small(rows)).mean(1))[..., None, None] * itself[:, None, None, None]
+
+    model, x = Net(body), torch.randn(3, 3, 8, 8)
+    model.small, model.odd = nn.Linear(12, 4), nn.Linear(12, 4)
+    network = analyse(model, x)
+    assert "small" in {group.name for group in network.channels.groups}
+    assert {item.name for item in network.channels.frozen} == {"down", "odd", "tail"}
+    assert against_masked(network, *halved(network), x) < 1e-5
 
 
 def test_a_bias_of_scores_is_no_channel() -> None:

@@ -210,6 +210,7 @@ def functional(graph: fx.GraphModule, example: Inputs | None = None) -> fx.Graph
         example: What it is called with; None: with all that have no default.
     """
     _fix_defaults(graph.graph, example)
+    _without_checks(graph.graph)
     for module in graph.modules():
         module.training = False  # fx and torch.export make containers in training mode
         if getattr(module, "inplace", False) is True:
@@ -239,6 +240,13 @@ def functional(graph: fx.GraphModule, example: Inputs | None = None) -> fx.Graph
     _broadcast(graph)
     graph.recompile()
     return graph
+
+
+def _without_checks(graph: fx.Graph) -> None:
+    """What a forward asserts of its sizes holds for the network before, as torch.export has it too."""
+    for node in [node for node in graph.nodes if node.target is torch._assert]:  # noqa: SLF001 - as fx spells `assert`
+        graph.erase_node(node)
+    graph.eliminate_dead_code()
 
 
 def _out_of_place(node: fx.Node) -> None:

@@ -10,7 +10,7 @@ weight could make up for them; the others pass.
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -157,7 +157,8 @@ def _headless(
 ) -> Labels:
     """Channels that are summed over stay; those of one factor on a dimension of the result pass.
 
-    Where that dimension has heads, what is summed over inside a head stays together.
+    Where that dimension has heads, what is summed over inside a head stays together. Of an outer product the factor
+    that has more channels passes, and of two that have as many the second, which is where values stand.
     """
     passing: list[Factor] = []
     for (labels, letters), other in zip(factors, reversed(factors), strict=True):
@@ -171,12 +172,21 @@ def _headless(
         else:
             state.freeze(labels, f"{op} sums over it, or all of the result depends on it")
     shape = tuple(sizes[letter] for letter in out)
-    if len(passing) == 1:
-        labels, letters = passing[0]
+    wide = [factor for factor in passing if not _shares(factor, passing)]
+    chosen = max(reversed(wide), key=lambda factor: np.unique(compact(factor[0])).size, default=None)
+    for factor in passing:
+        if factor is not chosen:
+            state.freeze(factor[0], f"{op} multiplies all of it with all of another")
+    if chosen is not None:
+        labels, letters = chosen
         index = tuple(slice(None) if letter in out else 0 for letter in letters)
         there = [letter for letter in letters if letter in out]
         kept = labels[index].transpose([there.index(letter) for letter in out if letter in there])
         return expand(kept.reshape([sizes[letter] if letter in there else 1 for letter in out]), shape)
-    for labels, _ in passing:
-        state.freeze(labels, f"{op} multiplies all of it with all of another")
     return constant(shape)
+
+
+def _shares(factor: Factor, factors: Sequence[Factor]) -> bool:
+    """Whether channels of a factor are another's too."""
+    mine = compact(factor[0])
+    return any(other is not factor and bool(np.isin(mine[mine > 0], compact(other[0])).any()) for other in factors)

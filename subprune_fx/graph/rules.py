@@ -23,6 +23,7 @@ from subprune_fx.graph.statistics import (
     reduce,
     refuse,
     statistic,
+    tokens,
 )
 from subprune_fx.graph.step import Param, Step, Tree, leaves
 
@@ -187,7 +188,9 @@ def contract(state: Propagation, step: Step) -> Tree:
     if weight is None:
         state.unknown.append(step.name)
         return refuse(state, step, f"{step.op} has a computed weight")
-    channels, others = set(varying(labels)), set(range(labels.ndim)) - {axes.data % labels.ndim}
+    others = set(range(labels.ndim)) - {axes.data % labels.ndim}
+    labels = tokens(state, labels, others, f"{step.op} sums tokens up")
+    channels = set(varying(labels))
     if state.loose(labels) or (others & channels and axes.data % labels.ndim in channels):
         labels = state.tie(labels, others, f"{step.op} reads it at every position")
         channels = set(varying(labels))

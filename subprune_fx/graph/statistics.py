@@ -64,7 +64,7 @@ def statistic(state: Propagation, step: Step) -> Tree:
         return combine(state, step.op, [state.of(operand) for operand in step.operands], step.blank.shape)
     labels = state.of(step.operands[0])
     over = over_dims(step, labels.ndim)
-    labels = _tokens(state, step, labels, over)
+    labels = tokens(state, labels, over, f"{step.op} normalises all of it alike")
     channels = set(varying(labels))
     if channels and channels <= over:
         label = state.statistic(labels, step.name)
@@ -108,7 +108,7 @@ def normalise(state: Propagation, step: Step) -> Tree:
     over = set(range(rank - len(step.attrs["shape"]), rank)) if "shape" in step.attrs else over_dims(step, rank)
     if over & set(varying(labels)) and state.loose(labels):  # a table: what is normalised over is its channels
         labels = state.tie(labels, set(range(rank)) - over, f"{step.op} normalises all of it alike")
-    labels = _tokens(state, step, labels, over)
+    labels = tokens(state, labels, over, f"{step.op} normalises all of it alike")
     channels = set(varying(labels))
     if over & channels and not channels <= over:
         labels = state.tie(labels, over, f"{step.op} mixes it with fixed channels")
@@ -122,7 +122,7 @@ def normalise(state: Propagation, step: Step) -> Tree:
     return first if step.shape is not None else (first, *leaves(step.blank)[1:])
 
 
-def _tokens(state: Propagation, step: Step, labels: Labels, over: set[int]) -> Labels:
+def tokens(state: Propagation, labels: Labels, over: set[int], reason: str) -> Labels:
     """Tokens that were stacked have the same channels: the labels with all other dimensions cut to stride 0.
 
     Tokens are vectors along `over` that are equal as far as is known, or each all that a layer of its own has made;
@@ -138,7 +138,7 @@ def _tokens(state: Propagation, step: Step, labels: Labels, over: set[int]) -> L
     maker = np.searchsorted([origin.start for origin in state.origins], vectors, side="right")
     if (maker != maker[:, :1]).any() or len(np.unique(vectors, axis=0)) != len(np.unique(maker[:, 0])):
         return labels
-    return state.tie(labels, others, f"{step.op} normalises all of it alike")
+    return state.tie(labels, others, reason)
 
 
 def _on_both(labels: Labels, some: set[int], others: set[int]) -> bool:
