@@ -115,7 +115,8 @@ class Problem:
 
 def column_units(consumer: Consumer, taps: int, unit: NDArray[np.int64]) -> NDArray[np.int64]:
     """Unit of each column of a consumer's design matrix, shape (groups, inputs / groups * taps)."""
-    return np.repeat(unit[consumer.labels].reshape(consumer.groups, -1), taps, axis=1)
+    units = np.repeat(unit[consumer.labels].reshape(consumer.groups, -1), taps, axis=1)
+    return np.tile(units, (consumer.blocks, 1))
 
 
 def live_units(units: NDArray[np.int64], alive: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -143,9 +143,13 @@ class Sweep:
 
     def _misses(self, node: fx.Node, consumer: Consumer, walk: Lockstep) -> bool:
         """Whether the consumer has something to make up for: lost channels or, for asym, any change of its input."""
-        if self.variant == "asym":
+        if self._variant(consumer) == "asym":
             return walk.reads_other(node, consumer.source)
         return not bool(self.scratch.alive[self.network.channels.unit[consumer.labels]].all())
+
+    def _variant(self, consumer: Consumer) -> str:
+        """Where the pruned network's rows are not the original's, one by one, only the original says what to aim at."""
+        return "layer" if consumer.shuffled else self.variant
 
     def _pose(self, node: fx.Node, consumer: Consumer, walk: Lockstep) -> tuple[Aim | None, Collected, Problem]:
         """The consumer's least-squares problem: what it reads, and the target that the variant aims at.
@@ -155,10 +159,11 @@ class Sweep:
         asym and seq read the pruned network's activations B and have the aims of `passes.aims`; layer reads the
         original's A and aims at A W.
         """
+        variant = self._variant(consumer)
         reader, alive = self.network.readers[node.name], self.scratch.alive
         units = column_units(consumer, reader.taps, self.network.channels.unit)
-        aimed = aim(self.network, self.scratch, walk, node, consumer, self.variant, feedback=self.settings.feedback)
-        if self.variant == "layer":
+        aimed = aim(self.network, self.scratch, walk, node, consumer, variant, feedback=self.settings.feedback)
+        if variant == "layer":
             outputs = alive[self.network.channels.unit[consumer.outputs]].reshape(consumer.groups, -1)[0]
             whole = reader.matrix(parameter(self.network.graph_module, consumer.weight))
             matrix = whole[:, :, torch.from_numpy(outputs)]
@@ -166,7 +171,7 @@ class Sweep:
             units = live_units(units, alive)
             matrix = reader.matrix(self.scratch.get(consumer.weight))
         matrix = matrix.cpu()
-        read = walk.original_inputs if self.variant == "layer" else walk.inputs
+        read = walk.original_inputs if variant == "layer" else walk.inputs
         reader, inputs = picked(reader, functools.partial(read, node, consumer.source))
         moments = self._collected(node, consumer, walk.share, (reader, inputs)).untargeted(matrix.shape[2])
         if aimed is None:

@@ -42,7 +42,7 @@ _POSITIONAL: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("mm", "bmm"), ("input", "mat2")),
     "addmm": ("input", "mat1", "mat2"),
     "baddbmm": ("input", "batch1", "batch2"),
-    "einsum": _EINSUM,
+    **dict.fromkeys(("einsum", "routed"), _EINSUM),
     "scaled_dot_product_attention": _ATTENTION,
 }
 # Those that torch.nn.functional spells in another order.
@@ -128,6 +128,8 @@ def _function(node: fx.Node) -> Call:
 def _owner(node: fx.Node, arguments: Mapping[str, Any]) -> str:
     """The layer that a function's weight belongs to, by which users know it; else the node's own name."""
     weight = arguments.get("weight")
+    if weight is None and "operands" in arguments:  # an einsum with a parameter, perhaps transposed
+        weight = next((one for one in arguments["operands"] if isinstance(one, fx.Node) and one.op == "get_attr"), None)
     where = str(weight.target) if isinstance(weight, fx.Node) and weight.op == "get_attr" else ""
     owner, _, role = where.rpartition(".")
     return node.name if not owner else owner if role.removeprefix(COMPUTED) == "weight" else where

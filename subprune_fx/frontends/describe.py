@@ -18,7 +18,7 @@ from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.calls import Call, bind, dims, is_tensor, pads
 from subprune_fx.frontends.fx_batch import batch_sizes
 from subprune_fx.frontends.fx_edit import edited, retargeted
-from subprune_fx.frontends.fx_products import attention_operands, factors, is_scaled, is_weight, letters
+from subprune_fx.frontends.fx_products import attention_operands, factors, is_scaled, is_stack, is_weight, letters
 from subprune_fx.frontends.fx_readers import product_reader, reader
 from subprune_fx.frontends.fx_resize import Site, survives, survivor_shapes
 from subprune_fx.frontends.fx_tails import Tail, normalisable, tail
@@ -233,10 +233,12 @@ class _Walker(fx.Interpreter):
             param, bias = self.trees[weight], self.trees[rest[0]] if rest else None
             if not isinstance(param, Param) or isinstance(self.trees[other], Param) or is_scaled(call):
                 continue
-            if not is_weight(found[a], found[b], found[2]) or not (bias is None or _is_vector(bias)):
+            if not any(fits(found[a], found[b], found[2]) for fits in (is_weight, is_stack)):
+                continue
+            if not (bias is None or _is_vector(bias)):
                 continue
             roles = {"weight": param} if bias is None else {"weight": param, "bias": bias}
-            return roles, [other], {"letters": (found[b], found[a], found[2])}
+            return roles, [other], {"letters": (found[b], found[a], found[2]), "shuffled": bool(call.get("shuffled"))}
         return roles, [left, right, *rest], {"letters": found}
 
     def _shape(self, node: fx.Node) -> tuple[int, ...]:
@@ -435,7 +437,7 @@ def _first_names(graph_module: fx.GraphModule) -> dict[int, str]:
 
 def _intercept(node: fx.Node, call: Call, walker: _Walker, channels: ChannelGraph) -> Intercept | None:
     consumer = channels.contractions[node.name]
-    if consumer.offset is not None:
+    if consumer.offset is not None or consumer.blocks > 1:  # each matrix of a stack would want one of its own
         return None
     if consumer.bias is not None:
         return None if consumer.bias in channels.shared else Intercept(consumer.bias, 1)

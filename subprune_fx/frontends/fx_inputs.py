@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from subprune_fx.bundle import Bundle, Inputs, parts
 from subprune_fx.frontends.fx_across import unmark
+from subprune_fx.frontends.fx_routed import unmark as unmark_routed
 
 PACKED = "inputs"
 META = "subprune_fx.inputs"
@@ -57,6 +58,7 @@ def pack(module: fx.GraphModule, bundle: Bundle) -> fx.GraphModule:
 def spread(module: fx.GraphModule) -> fx.GraphModule:
     """Undo `pack`, and what else the passes need of a graph (`fx_across`), in place; returns the module."""
     unmark(module)
+    unmark_routed(module)
     if META not in module.meta:
         return module
     names, wanted, info = module.meta.pop(META)

@@ -16,7 +16,7 @@ Letters = tuple[str, str, str]
 
 def factors(call: Call) -> tuple[Any, Any, Any]:
     """The two factors of a product and what is added to it, or None."""
-    if call.name == "einsum":
+    if call.name in ("einsum", "routed"):
         found = call.arguments.get("operands", ())
         return (found[0], found[1], None) if len(found) == 2 else (None, None, None)
     if call.name in ("addmm", "baddbmm"):
@@ -78,7 +78,11 @@ def _tensordot(call: Call, ranks: tuple[int, int]) -> Letters | None:
     return "".join(left), "".join(right), "".join(out)
 
 
-_RULES: dict[str, Callable[[Call, tuple[int, int]], Letters | None]] = {"einsum": _einsum, "tensordot": _tensordot}
+_RULES: dict[str, Callable[[Call, tuple[int, int]], Letters | None]] = {
+    "einsum": _einsum,
+    "routed": _einsum,
+    "tensordot": _tensordot,
+}
 
 
 def is_scaled(call: Call) -> bool:
@@ -95,6 +99,14 @@ def is_weight(matrix: str, other: str, out: str) -> bool:
     made = [letter for letter in matrix if letter in out and letter not in other]
     rows, left = ([letter for letter in part if letter not in matrix] for part in (other, out))
     return len(matrix) == 2 and len(summed) == 1 and len(made) == 1 and rows == left
+
+
+def is_stack(matrix: str, other: str, out: str) -> bool:
+    """Whether they are those of a stack of weights: one dimension more, that all three have, says which of them."""
+    which = [letter for letter in matrix if letter in other and letter in out]
+    if len(matrix) != 3 or len(which) != 1 or len(other) < 3:
+        return False
+    return is_weight(*(part.replace(which[0], "") for part in (matrix, other, out)))
 
 
 def attention_operands(call: Call) -> list[fx.Node]:

@@ -8,6 +8,7 @@ from subprune_fx.frontends.calls import Call
 from subprune_fx.frontends.fx_products import Letters
 from subprune_fx.graph.step import Param
 from subprune_fx.numerics.readers import ConvReader, LinearReader, Reader, TransposedConvReader, same_padding
+from subprune_fx.numerics.stacked_reader import StackedReader
 
 
 def reader(call: Call, weight: Param) -> Reader:
@@ -33,10 +34,25 @@ def reader(call: Call, weight: Param) -> Reader:
 def product_reader(letters: Letters, weight: Param) -> Reader:
     """How a product of an activation and a matrix, with dimensions `letters`, reads the activation."""
     read, matrix, out = letters
-    summed = next(letter for letter in matrix if letter in read)
+    summed = next(letter for letter in matrix if letter in read and letter not in out)
     free = next(letter for letter in matrix if letter not in read)
+    if len(matrix) == 3:
+        return _stacked(letters, weight, summed, free)
     transposed = weight.own(matrix.index(summed)) == 0
     return LinearReader(transposed, axis=read.index(summed) - len(read), made=out.index(free) - len(out))
+
+
+def _stacked(letters: Letters, weight: Param, summed: str, free: str) -> Reader:
+    """The same of a stack of matrices."""
+    read, matrix, out = letters
+    (which,) = set(matrix) - {summed, free}
+    first, second, third = (weight.own(matrix.index(letter)) for letter in (which, summed, free))
+    return StackedReader(
+        order=(first, second, third),
+        groups=weight.shape[matrix.index(which)],
+        blocks=(read.index(which) - len(read), out.index(which) - len(out)),
+        axis=(read.index(summed) - len(read), out.index(free) - len(out)),
+    )
 
 
 def _padding(padding: Any, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[tuple[int, int], ...]:

@@ -27,6 +27,7 @@ from subprune_fx.frontends.fx_inline import inline
 from subprune_fx.frontends.fx_inputs import free_samples, pack
 from subprune_fx.frontends.fx_modes import ExportedModule
 from subprune_fx.frontends.fx_order import shallow_first
+from subprune_fx.frontends.fx_routed import mark as mark_routed
 from subprune_fx.frontends.lengths import traceable
 from subprune_fx.frontends.onnx_graph import source_of
 from subprune_fx.frontends.onnx_static import specialise
@@ -235,6 +236,7 @@ def functional(graph: fx.GraphModule, example: Inputs | None = None) -> fx.Graph
         pair_einsums(graph.graph)
         spell_indices(graph)
         mark(graph)
+        mark_routed(graph, example)
     _without_empty(graph.graph)
     shallow_first(graph.graph)
     _broadcast(graph)

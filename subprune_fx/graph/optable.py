@@ -550,7 +550,7 @@ TABLE: tuple[Row, ...] = (
     # products of two tensors
     Row(
         Kind.PRODUCT,
-        ("matmul", "rmatmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "tensordot"),
+        ("matmul", "rmatmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "tensordot", "routed"),
         ("MatMul", "Einsum"),
     ),
     Row(Kind.ATTENTION, ("scaled_dot_product_attention",), ("Attention",)),

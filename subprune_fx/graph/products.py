@@ -42,9 +42,16 @@ def _weighted(state: Propagation, step: Step, read: str, weight_letters: str, ou
     """One factor is a matrix of weights: a contraction whose input channels can be folded into others."""
     assert step.shape is not None
     weight, labels = step.roles["weight"], state.of(step.operands[0])
-    summed = next(letter for letter in weight_letters if letter in read)
+    summed = next(letter for letter in weight_letters if letter in read and letter not in out)
     free = next(letter for letter in weight_letters if letter not in read)
     data, axis = read.index(summed), out.index(free)
+    stack = "".join(letter for letter in weight_letters if letter in read and letter in out)
+    if stack:
+        own = weight_letters.index(stack)
+        if read.index(stack) in varying(labels) and data not in varying(labels):
+            return _own_weights(state, step, read.index(stack), own, out.index(stack))
+        labels = _level(state, step, labels, read.index(stack))
+        state.weight_axis(weight, own, np.zeros(weight.shape[own], np.int64))
     if set(varying(labels)) - {data}:
         return _per_head(state, step, data, axis)
     inputs = vector(labels, data)
@@ -66,9 +73,31 @@ def _weighted(state: Propagation, step: Step, read: str, weight_letters: str, ou
             data=data,
             groups=1,
             source=step.source,
+            blocks=weight.shape[weight_letters.index(stack)] if stack else 1,
+            shuffled=bool(step.attrs.get("shuffled")),
         )
     )
     return expand(made.reshape([-1 if d == axis else 1 for d in range(len(step.shape))]), step.shape)
+
+
+def _level(state: Propagation, step: Step, labels: Labels, which: int) -> Labels:
+    """All matrices of a stack keep the same slots, or it would not be rectangular."""
+    if which not in varying(labels):
+        return labels
+    first = np.expand_dims(labels.take(0, which), which)
+    state.unify(expand(first, labels.shape), labels, f"{step.op} shares it with a fixed slot of another matrix")
+    return expand(first, labels.shape)
+
+
+def _own_weights(state: Propagation, step: Step, which: int, own: int, out: int) -> Tree:
+    """Heads, each with a matrix of its own: the matrices go with the heads, and are whole."""
+    assert step.shape is not None
+    weight, labels = step.roles["weight"], state.of(step.operands[0])
+    if set(varying(labels)) != {which}:
+        return refuse(state, step, f"{step.op} reads channels on a dimension it does not sum over")
+    for number, size in enumerate(weight.shape):
+        state.weight_axis(weight, number, vector(labels, which) if number == own else np.zeros(size, np.int64))
+    return expand(vector(labels, which).reshape([-1 if d == out else 1 for d in range(len(step.shape))]), step.shape)
 
 
 def _per_head(state: Propagation, step: Step, data: int, axis: int) -> Tree:

@@ -44,6 +44,8 @@ class Consumer:
         axis: Channel dimension of the output.
         data: Channel dimension of the input.
         groups: Of a grouped convolution.
+        blocks: How many matrices of a stack read the same channels, each in rows of its own.
+        shuffled: Whether its rows are in an order that the data decides: another network's are others.
         source: Name of the node whose value it reads.
         offset: Name of the node that computes its bias, or None.
     """
@@ -59,6 +61,8 @@ class Consumer:
     groups: int
     source: str
     offset: str | None = None
+    blocks: int = 1
+    shuffled: bool = False
 
 
 class Propagation:
