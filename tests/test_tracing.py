@@ -47,6 +47,17 @@ def test_control_flow_on_data_is_refused_with_its_line(capfd: pytest.CaptureFixt
     assert capfd.readouterr() == ("", "")  # torch.export prints the graph that it had so far
 
 
+class Eager(Branching):
+    """As a mixture of experts of transformers that goes through them in a loop."""
+
+    config = SimpleNamespace(_experts_implementation="eager")
+
+
+def test_a_loop_over_experts_is_refused_with_its_setting() -> None:
+    with pytest.raises(SubpruneError, match=r'call its set_experts_implementation\("batched_mm"\)'):
+        next(traces(Eager(), torch.randn(2, 3, 8, 8)))
+
+
 class Counting(nn.Module):
     """Asks how many samples there are as Python does, of a list too."""
 

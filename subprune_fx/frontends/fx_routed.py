@@ -89,9 +89,12 @@ def _undone(node: fx.Node, graph: fx.GraphModule) -> fx.Node:
 
 
 def _takes(grouped: Any, stack: Tensor | None) -> bool:
-    """Whether grouped_mm takes a stack of this size: torch's own wants rows that start at multiples of 16 bytes."""
-    if stack is None or "fallback" in str(grouped):
-        return stack is not None
+    """Whether it is torch's own grouped_mm, which wants rows that start at multiples of 16 bytes.
+
+    That of another package (transformers) would not be known to those who read a file.
+    """
+    if stack is None or getattr(grouped, "namespace", "aten") != "aten":
+        return False
     steps = (stack.shape[1], *(step for step in stack.stride() if step != 1))
     return all(step * stack.element_size() % 16 == 0 for step in steps)
 

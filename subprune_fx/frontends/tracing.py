@@ -104,8 +104,15 @@ def traces(module: nn.Module, example: Inputs) -> Iterator[fx.GraphModule]:
         raise SubpruneError(
             "cannot be traced (" + " | ".join(failures) + ")",
             where=type(module).__name__,
-            remedy="remove control flow that depends on data from its forward",
+            remedy=_remedy(module),
         )
+
+
+def _remedy(module: nn.Module) -> str:
+    """What makes it traceable; transformers has mixtures of experts without control flow too."""
+    if getattr(getattr(module, "config", None), "_experts_implementation", None) == "eager":
+        return 'call its set_experts_implementation("batched_mm")'
+    return "remove control flow that depends on data from its forward"
 
 
 def _check_seen(module: nn.Module, outputs: Any) -> None:
