@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import fx
 
-_EINSUM = (torch.einsum, torch.ops.aten.einsum.default)
+EINSUM = (torch.einsum, torch.ops.aten.einsum.default)
 
 
 def pair_einsums(graph: fx.Graph) -> None:
     """Do so in `graph`, where the letters of the result are spelled out and there is no ellipsis."""
-    for node in [node for node in graph.nodes if node.op == "call_function" and node.target in _EINSUM]:
-        equation, factors = _equation(node)
+    for node in [node for node in graph.nodes if node.op == "call_function" and node.target in EINSUM]:
+        equation, factors = equation_of(node)
         given, arrow, out = equation.partition("->")
         parts = given.split(",")
         if len(parts) < 3 or not arrow or "." in equation or len(parts) != len(factors):
@@ -31,7 +31,7 @@ def pair_einsums(graph: fx.Graph) -> None:
         graph.erase_node(node)
 
 
-def _equation(node: fx.Node) -> tuple[str, list[Any]]:
+def equation_of(node: fx.Node) -> tuple[str, list[Any]]:
     """Equation, without spaces, and factors; an empty equation where it is not spelled as one."""
     equation, *rest = node.args
     factors = list(rest[0]) if len(rest) == 1 and isinstance(rest[0], (tuple, list)) else rest

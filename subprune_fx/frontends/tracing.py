@@ -22,6 +22,7 @@ from subprune_fx.frontends.fx_computed import compute_weights
 from subprune_fx.frontends.fx_constants import hold_constants
 from subprune_fx.frontends.fx_einsum import pair_einsums
 from subprune_fx.frontends.fx_fills import expand_fills
+from subprune_fx.frontends.fx_flat import flatten_weights
 from subprune_fx.frontends.fx_index import spell_indices
 from subprune_fx.frontends.fx_inline import inline
 from subprune_fx.frontends.fx_inputs import free_samples, pack
@@ -237,10 +238,11 @@ def functional(graph: fx.GraphModule, example: Inputs | None = None) -> fx.Graph
         elif node.op == "call_method":
             _out_of_place(node)
     if source_of(graph) is None:
+        pair_einsums(graph.graph)
+        flatten_weights(graph)
         compute_weights(graph)
         hold_constants(graph)
         expand_fills(graph.graph)
-        pair_einsums(graph.graph)
         spell_indices(graph)
         mark(graph)
         mark_routed(graph, example)
