@@ -19,6 +19,7 @@ import subprune_fx
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.describe import FxNetwork, describe
 from subprune_fx.frontends.tracing import traces
+from subprune_fx.passes.dependencies import clearest
 from subprune_fx.passes.proof import halved
 
 
@@ -344,3 +345,59 @@ def test_gradients_asked_for_are_no_obstacle() -> None:
             return super().forward(x), x  # type: ignore[no-untyped-call]
 
     assert len(list(traces(Net(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(4, 3)))) == 2
+
+
+def _apart(x: Tensor) -> Tensor:
+    """It asks for the rank, which fx cannot know."""
+    return x.unsqueeze(1).squeeze(1) if x.dim() == 2 else x
+
+
+fx.wrap("_apart")
+
+
+def _through(y: Tensor) -> Tensor:
+    return _apart(y)
+
+
+class Between(nn.Module):
+    """Two layers with what the test does between them."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.last, self.between = nn.Linear(6, 8), nn.Linear(8, 2), between
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(self.between(self.first(x)))
+        return out
+
+
+def test_graph_that_is_not_looked_into_comes_last() -> None:
+    net = Between(_through).eval()
+    calls = ["_apart" in str(graph.graph) for graph in traces(net, torch.randn(2, 6))]
+    assert calls == [False, True]
+    assert clearest(net, torch.randn(2, 6)).channels.unknown == ()
+
+
+def _doubled_in_part(y: Tensor) -> Tensor:
+    y = y + 1
+    y[:, 1:] += y[:, 1:]
+    return y
+
+
+def test_program_is_captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To decompose it would be to capture it again."""
+    monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", None)
+    assert len(list(traces(Between(_doubled_in_part).eval(), torch.randn(2, 6)))) == 1
+
+
+def test_samples_that_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a graph that is right: some and one more to compare outputs and sizes, some to follow channels."""
+    run, samples = fx.Interpreter.run, []
+
+    def noted(interpreter: fx.Interpreter, *inputs: Any) -> Any:
+        samples.append(len(inputs[0]))
+        return run(interpreter, *inputs)
+
+    monkeypatch.setattr(fx.Interpreter, "run", noted)
+    clearest(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 3))
+    assert samples == [3, 2]

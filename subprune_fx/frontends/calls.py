@@ -122,7 +122,7 @@ def _function(node: fx.Node) -> Call:
     names = _POSITIONAL.get(name) or _signature(target)
     arguments = _named(node, names)
     found = _call(name, name, None, _owner(node, arguments), arguments)
-    return found if _is_op(target) else dataclasses.replace(found, row=None)
+    return found if is_op(target) else dataclasses.replace(found, row=None)
 
 
 def _owner(node: fx.Node, arguments: Mapping[str, Any]) -> str:
@@ -156,7 +156,7 @@ _SPELLED = ("torchvision", "timm")
 """Packages whose functions are what they are called; of the others only those that are spelled without underscore."""
 
 
-def _is_op(target: Any) -> bool:
+def is_op(target: Any) -> bool:
     """A function of one's own that happens to be called like an op is not it."""
     package = (getattr(target, "__module__", None) or "builtins").split(".")[0]
     return package in _OPS or (package in _SPELLED and not target.__name__.startswith("_"))

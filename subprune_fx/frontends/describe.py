@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.calls import Call, bind, dims, is_tensor, pads
-from subprune_fx.frontends.fx_batch import batch_sizes
+from subprune_fx.frontends.fx_batch import numbers_of_more
 from subprune_fx.frontends.fx_edit import edited, retargeted
 from subprune_fx.frontends.fx_products import attention_operands, factors, is_scaled, is_stack, is_weight, letters
 from subprune_fx.frontends.fx_readers import product_reader, reader
@@ -82,8 +82,8 @@ class FxNetwork:
 
 
 def describe(graph_module: fx.GraphModule, example: Inputs) -> FxNetwork:
-    """Analyse `graph_module` by running it once on `example` (first dimension = sample)."""
-    walker = _Walker(graph_module, batch_sizes(graph_module, example))
+    """Analyse `graph_module` by running it on `example` (first dimension = sample)."""
+    walker = _Walker(graph_module, numbers_of_more(graph_module, example))
     with torch.no_grad():
         walker.run(example)
     channels = _verified(walker)
@@ -121,9 +121,10 @@ def _verified(walker: _Walker) -> ChannelGraph:
 class _Walker(fx.Interpreter):
     """Runs each node on real values, then the op table's rule on its labels."""
 
-    def __init__(self, graph_module: fx.GraphModule, varying: frozenset[fx.Node]) -> None:
+    def __init__(self, graph_module: fx.GraphModule, numbers_of_more: Mapping[str, Any]) -> None:
         super().__init__(graph_module)
-        self.varying = varying
+        self.numbers_of_more = numbers_of_more
+        self.varying: set[fx.Node] = set()
         self.constants: dict[fx.Node, Any] = {}
         self.root = graph_module
         self.state = Propagation()
@@ -136,6 +137,8 @@ class _Walker(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
+        if isinstance(value, (int, torch.Size)) and self.numbers_of_more.get(n.name, value) != value:
+            self.varying.add(n)
         tree = self._label(n, value)
         self.trees[n] = tree
         if not isinstance(tree, Param):

@@ -1,7 +1,8 @@
-"""Which sizes in an fx graph depend on the number of samples."""
+"""Which sizes in an fx graph depend on the number of samples: those that are other ones for one sample more."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,37 +10,43 @@ from torch import fx
 
 from subprune_fx.bundle import Inputs, joined
 
-
-def batch_sizes(graph_module: fx.GraphModule, example: Inputs) -> frozenset[fx.Node]:
-    """Nodes whose value is a number that is another one for another number of samples.
-
-    Args:
-        graph_module: The network.
-        example: An input, first dimension = sample.
-
-    Returns:
-        The nodes; none where the network accepts one number of samples only.
-    """
-    recorders = [_Numbers(graph_module) for _ in range(2)]
-    try:
-        with torch.no_grad():
-            for recorder, batch in zip(recorders, (example, joined([example, example[:1]])), strict=True):
-                recorder.run(batch)
-    except Exception:  # noqa: BLE001 - a fixed batch size may show in any way
-        return frozenset()
-    first, second = (recorder.numbers for recorder in recorders)
-    return frozenset(node for node, number in first.items() if second[node] != number)
+NUMBERS = "subprune_fx.numbers"
+"""Where a graph module keeps what `Numbers` have found until it is described, with how many samples that was for."""
 
 
-class _Numbers(fx.Interpreter):
-    """Notes the value of every node that is a number."""
+class Numbers(fx.Interpreter):
+    """Notes the value of every node that is a number, by the node's name."""
 
     def __init__(self, graph_module: fx.GraphModule) -> None:
         super().__init__(graph_module)
-        self.numbers: dict[fx.Node, Any] = {}
+        self.found: dict[str, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
+        """Run it, and look at its value."""
         value = super().run_node(n)
         if isinstance(value, (int, torch.Size)):
-            self.numbers[n] = value
+            self.found[n.name] = value
         return value
+
+
+def one_more(example: Inputs) -> Inputs:
+    """An example and its first sample once more."""
+    return joined([example, example[:1]])
+
+
+def numbers_of_more(graph_module: fx.GraphModule, example: Inputs) -> Mapping[str, Any]:
+    """Numbers that a graph computes for `one_more`, by node; none where it accepts one number of samples only.
+
+    What the tracer has noted there is used up: it may not be true of what becomes of the graph.
+    """
+    samples, known = graph_module.meta.pop(NUMBERS, (0, {}))
+    if samples == len(example) + 1:
+        found: Mapping[str, Any] = known
+        return found
+    recorder = Numbers(graph_module)
+    try:
+        with torch.no_grad():
+            recorder.run(one_more(example))
+    except Exception:  # noqa: BLE001 - a fixed batch size may show in any way
+        return {}
+    return recorder.found

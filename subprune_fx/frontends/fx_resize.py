@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ class Site:
     rest: tuple[Any, ...]
     run: Callable[..., Tree]
     numbers: frozenset[fx.Node]
-    varying: frozenset[fx.Node]
+    varying: AbstractSet[fx.Node]
     number: Callable[[fx.Node, Keep], Any]
 
     @property

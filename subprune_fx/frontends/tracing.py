@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
+from torch import fx, nn
 
-from subprune_fx.bundle import Bundle, Inputs, arguments, call, joined, parts
+from subprune_fx.bundle import Bundle, Inputs, arguments
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.blame import culprit
 from subprune_fx.frontends.calls import bind
@@ -29,9 +27,12 @@ from subprune_fx.frontends.fx_inputs import free_samples, pack
 from subprune_fx.frontends.fx_modes import ExportedModule
 from subprune_fx.frontends.fx_order import shallow_first
 from subprune_fx.frontends.fx_routed import mark as mark_routed
+from subprune_fx.frontends.fx_whole import reads_apart
+from subprune_fx.frontends.fx_writes import valued, writes
 from subprune_fx.frontends.lengths import traceable
 from subprune_fx.frontends.onnx_graph import source_of
 from subprune_fx.frontends.onnx_static import specialise
+from subprune_fx.frontends.original import Original
 from subprune_fx.graph.optable import Kind
 from subprune_fx.silence import silence
 
@@ -43,7 +44,6 @@ _OUT_OF_PLACE: dict[Any, Any] = {
 }
 _UNCHANGED = ("requires_grad_", "share_memory_")
 """Methods that end like in-place ones and change no value."""
-_CONSTANTS = (bool, int, float, complex, str, bytes, type(None), torch.Size, torch.dtype, torch.device)
 _FIELDS = ("values", "indices")
 """What torch calls the two results of max, sort and the like."""
 
@@ -59,49 +59,26 @@ def traces(module: nn.Module, example: Inputs) -> Iterator[fx.GraphModule]:
         Graph modules without in-place ops (they would overwrite activations that later consumers read), whose
         parameters have the names they have in `module` (but those that its forward computes from others, see
         `fx_computed`): what symbolic tracing gives, where modules of torch's own are single nodes; then what
-        torch.export gives, where nothing is.
+        torch.export gives, where nothing is. A graph with functions that its tracer does not look into comes last.
 
     Raises:
         SubpruneError: If the module does not run on `example`, or neither tracer can follow it.
     """
-    original = _plain(module).eval()
-    with torch.no_grad():
+    plain = _plain(module).eval()
+    original, failures = Original(plain, example), list[str]()
+    for name, graph in _candidates(plain, example, failures):
         try:
-            expected = call(original, example.clone())
-        except Exception as error:
-            raise SubpruneError(
-                f"the network does not run on {_shapes(example)}: {error}",
-                where=type(module).__name__,
-                remedy="give inputs of the shape it was trained on",
-            ) from error
-    _check_seen(module, expected)
-    if any(isinstance(leaf, Tensor) and bool(leaf.isnan().any()) for leaf in pytree.tree_leaves(expected)):
-        what, remedy = "its outputs are NaN", "check its weights, and that inputs are prepared as it expects"
-        raise SubpruneError(what, where=type(module).__name__, remedy=remedy)
-    more = joined([example, example[:1]])
-    expected_of_more = _outputs(original, more)
-    failures, shared = [], {id(parameter): parameter for parameter in original.parameters()}
-    for name, tracer in _TRACERS.items():
-        try:
-            with traceable(original):
-                graph = tracer(copy.deepcopy(original, dict(shared)), example)
-            graph = functional(graph, example)
-            with torch.no_grad(), silence():  # fx prints the graph around what fails
-                same = _equal(call(graph, example.clone()), expected)
-                general = expected_of_more is None or _equal(_outputs(graph, more), expected_of_more)
-                graph = pack(graph, example) if isinstance(example, Bundle) else graph
-                fx.Interpreter(graph).run(example.clone())  # as the passes run it
-        except Exception as error:  # noqa: BLE001 - a tracer may fail in any way; the next one is tried
-            place = culprit(error)
-            failures.append(f"{name}: {_first_line(error)}" + (f" at {place}" if place else ""))
+            with silence():  # fx prints the graph around what fails
+                fault = original.fault(graph)
+        except Exception as error:  # noqa: BLE001 - the next one is tried
+            failures.append(_failure(name, error))
             continue
-        if same and general:
-            yield graph
+        if fault:
+            failures.append(f"{name}: the traced graph {fault}")
         else:
-            what = f"is one of {len(example)} samples, whatever it is given" if same else "computes something else"
-            failures.append(f"{name}: the traced graph {what}")
+            yield graph
     if len(failures) == len(_TRACERS):
-        _check_steady(original, example, expected)
+        original.check_steady()
         raise SubpruneError(
             "cannot be traced (" + " | ".join(failures) + ")",
             where=type(module).__name__,
@@ -116,46 +93,28 @@ def _remedy(module: nn.Module) -> str:
     return "remove control flow that depends on data from its forward"
 
 
-def _check_seen(module: nn.Module, outputs: Any) -> None:
-    """That the tensors of an output are known: what is hidden in an object of the user's own would not be compared.
-
-    Raises:
-        SubpruneError: They are not.
-    """
-    opaque = next((x for x in pytree.tree_leaves(outputs) if not isinstance(x, (Tensor, *_CONSTANTS))), None)
-    if opaque is None:
-        return
-    kind = type(opaque).__name__
-    how = f"call torch.export.register_dataclass({kind}), or " if dataclasses.is_dataclass(opaque) else ""
-    if getattr(getattr(module, "config", None), "use_cache", False):  # as in transformers by default
-        how = "set its config.use_cache to False, or "
-    what = f"its output is of a class ({kind}) in which tensors cannot be found"
-    raise SubpruneError(what, where=type(module).__name__, remedy=f"{how}return its tensors in a tuple or dict")
-
-
-def _outputs(module: nn.Module, inputs: Inputs) -> Any:
-    """What it computes; None where it does not take so many samples."""
-    try:
-        with torch.no_grad():
-            return call(module, inputs.clone())
-    except Exception:  # noqa: BLE001 - a fixed batch size may show in any way
-        return None
+def _candidates(module: nn.Module, example: Inputs, failures: list[str]) -> Iterator[tuple[str, fx.GraphModule]]:
+    """What the tracers make of a module, and their names; graphs that are likely to be left for another come last."""
+    late, shared = [], {id(parameter): parameter for parameter in module.parameters()}
+    for name, tracer in _TRACERS.items():
+        try:
+            with traceable(module):
+                graph = tracer(copy.deepcopy(module, dict(shared)), example)
+            graph = functional(graph, example)
+            graph = pack(graph, example) if isinstance(example, Bundle) else graph
+        except Exception as error:  # noqa: BLE001 - a tracer may fail in any way; the next one is tried
+            failures.append(_failure(name, error))
+            continue
+        if reads_apart(graph):
+            late.append((name, graph))
+        else:
+            yield name, graph
+    yield from late
 
 
-def _check_steady(module: nn.Module, example: Inputs, expected: Any) -> None:
-    """That a network that no tracer can follow gives `expected` again for the same input.
-
-    Raises:
-        SubpruneError: It does not.
-    """
-    with torch.no_grad():
-        again = call(module, example.clone())
-    if not _equal(again, expected):
-        raise SubpruneError(
-            "gives other outputs for the same input each time",
-            where=type(module).__name__,
-            remedy="switch off what is random in its forward, or draw it outside and pass it in",
-        )
+def _failure(name: str, error: Exception) -> str:
+    place = culprit(error)
+    return f"{name}: {_first_line(error)}" + (f" at {place}" if place else "")
 
 
 def _plain(module: nn.Module) -> nn.Module:
@@ -187,7 +146,8 @@ def _exported(module: nn.Module, example: Inputs) -> fx.GraphModule:
     positional, named = arguments(example)
     with silence():
         program = torch.export.export(module, positional, named, dynamic_shapes=free_samples(example))
-    if any(_writes_part(node) for node in program.graph.nodes):
+    left = [node for node in list(program.graph.nodes) if writes(node.target) and not valued(node)]
+    if any(_writes_part(node) for node in left):
         program = program.run_decompositions({})
     traced = program.module(check_guards=False)
     assert isinstance(traced, fx.GraphModule)
@@ -196,9 +156,8 @@ def _exported(module: nn.Module, example: Inputs) -> fx.GraphModule:
 
 
 def _writes_part(node: fx.Node) -> bool:
-    """Whether a node writes into a part of another tensor: such writes have to become values of their own."""
-    mutable = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable  # noqa: SLF001
-    return mutable and any(used.op == "call_function" and _is_view(used.target) for used in node.all_input_nodes[:1])
+    """Whether what writes does so into a part of another tensor: such writes have to become values of their own."""
+    return any(used.op == "call_function" and _is_view(used.target) for used in node.all_input_nodes[:1])
 
 
 def _is_view(target: Any) -> bool:
@@ -340,27 +299,6 @@ def _functional_overload(overload: Any) -> Any:
     if overload.namespace != "aten" or not name.endswith("_") or packet is None:
         return overload
     return getattr(packet, overload._overloadname, overload)  # noqa: SLF001
-
-
-def _shapes(example: Inputs) -> str:
-    shapes = " and ".join(str(tuple(part.shape)) for part in parts(example))
-    return f"inputs of shapes {shapes}" if isinstance(example, Bundle) else f"an input of shape {shapes}"
-
-
-def _equal(left: Any, right: Any) -> bool:
-    flat, spec = pytree.tree_flatten(left)
-    other, other_spec = pytree.tree_flatten(right)
-    if spec != other_spec:
-        return False
-    return all(_alike(a, b) if isinstance(b, Tensor) else a == b for a, b in zip(flat, other, strict=True))
-
-
-def _alike(a: Any, b: Tensor) -> bool:
-    if not isinstance(a, Tensor) or a.shape != b.shape:
-        return False
-    if not b.numel() or not (b.is_floating_point() or b.is_complex()):  # flags have no size that rounding goes by
-        return torch.equal(a, b)
-    return torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max().clamp(min=1)))
 
 
 def _first_line(error: Exception) -> str:
