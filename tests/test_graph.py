@@ -12,6 +12,7 @@ import torch.nn.functional as F  # noqa: N812 - everyone calls it F
 from torch import Tensor, fx, nn
 
 from subprune_fx.frontends.describe import describe
+from subprune_fx.frontends.fx_modes import ExportedModule
 from subprune_fx.frontends.tracing import traces
 
 GOLDEN: dict[str, tuple[Callable[[], nn.Module], str]] = {}
@@ -28,10 +29,17 @@ def golden(text: str) -> Callable[[Callable[[], nn.Module]], Callable[[], nn.Mod
     return register
 
 
+def nearest(module: nn.Module, example: Tensor) -> fx.GraphModule:
+    """Its graph with the names of its code: torch.export's only where it is the only one."""
+    graphs = traces(module, example)
+    first = next(graphs)
+    return next(graphs, first) if isinstance(first, ExportedModule) else first
+
+
 def written(module: nn.Module) -> str:
     """A dependency graph as text."""
     example = torch.randn(IMAGE)
-    channels = describe(next(traces(module, example)), example).channels
+    channels = describe(nearest(module, example), example).channels
     lines = []
     for group in channels.groups:
         follow = f" with {', '.join(group.followers)}" if group.followers else ""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.utils import _pytree as pytree
 
 from subprune_fx.bundle import Bundle, Inputs, call, parts
@@ -59,7 +60,7 @@ class Original:
             return ""
         with torch.no_grad():
             found = fx.Interpreter(graph).run(self._example.clone())
-        if not _equal(found, self._expected):
+        if not _equal(_as_written(found), self._expected):
             return "computes something else"
         return "" if self._general is None else f"is one of {len(self._example)} samples, whatever it is given"
 
@@ -124,9 +125,18 @@ def _attempt(numbers: Numbers, inputs: Inputs) -> Any:
     """What a graph computes; None where it does not take so many samples."""
     try:
         with torch.no_grad():
-            return numbers.run(inputs.clone())
+            return _as_written(numbers.run(inputs.clone()))
     except Exception:  # noqa: BLE001 - a fixed batch size may show in any way
         return None
+
+
+def _as_written(outputs: Any) -> Any:
+    """An interpreter's outputs in the kinds of containers that the graph's code would give: fx holds frozen ones."""
+    if isinstance(outputs, immutable_dict):
+        return {name: _as_written(item) for name, item in outputs.items()}
+    if isinstance(outputs, immutable_list):
+        return [_as_written(item) for item in outputs]
+    return tuple(_as_written(item) for item in outputs) if type(outputs) is tuple else outputs
 
 
 def _shapes(example: Inputs) -> str:
