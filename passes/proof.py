@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from subprune_fx.bundle import Inputs, doubled
+from subprune_fx.bundle import Inputs, doubled, one_more
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.frontends.onnx_graph import source_of
@@ -135,4 +135,29 @@ def _fault(network: FxNetwork, groups: Sequence[Group], *, example: Inputs) -> s
 @torch.no_grad()
 def _apart(network: FxNetwork, example: Inputs) -> float:
     plan, small = halved(network)
-    return difference(small(example), masked(network, plan).run(example))
+    apart = difference(small(example), masked(network, plan).run(example))
+    return max(apart, _unsteady(network.graph_module, small, example))
+
+
+def _unsteady(whole: fx.GraphModule, small: fx.GraphModule, example: Inputs) -> float:
+    """How far outputs move when one more sample comes behind them, where those of the whole network do not.
+
+    The masks are those of one number of samples; a size that was taken from them (samples x heads, say) shows here.
+    """
+    try:
+        steady = _moved(whole, example) < SINGLE
+    except Exception:  # noqa: BLE001 - a network that takes no other number of samples says so in any way
+        return 0.0
+    return _moved(small, example) if steady else 0.0
+
+
+def _moved(module: fx.GraphModule, example: Inputs) -> float:
+    some, more = (pytree.tree_leaves(module(inputs)) for inputs in (example, one_more(example)))
+    return difference([_first(a, b) for a, b in zip(more, some, strict=True)], some)
+
+
+def _first(value: Any, like: Any) -> Any:
+    """As much of an output as another one has."""
+    if not (isinstance(value, Tensor) and isinstance(like, Tensor) and value.ndim == like.ndim):
+        return value
+    return value[tuple(slice(size) for size in like.shape)]

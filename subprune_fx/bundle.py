@@ -86,3 +86,8 @@ def joined(pieces: Sequence[Inputs]) -> Inputs:
         columns = zip(*(parts(piece) for piece in pieces), strict=True)
         return dataclasses.replace(first, parts=tuple(torch.cat(column) for column in columns))
     return torch.cat([parts(piece)[0] for piece in pieces])
+
+
+def one_more(inputs: Inputs) -> Inputs:
+    """The first sample once more behind them: another number of samples, which shows where one is built in."""
+    return joined([inputs, inputs[:1]])

@@ -28,7 +28,9 @@ def random(*shape: int, seed: int = 0) -> NDArray[np.float32]:
     return np.random.default_rng([seed, *shape]).standard_normal(shape, dtype=np.float32)
 
 
-def network(kind: int = TensorProto.INT64, batch: int | str = "n") -> onnx.ModelProto:
+def network(
+    kind: int = TensorProto.INT64, batch: int | str = "n", tokens: str = TOKENS, vector: str = VECTOR
+) -> onnx.ModelProto:
     """Words, looked up and averaged, beside a vector; 32 neurons, half of which nobody reads; two outputs.
 
     The Reshape spells the batch by Shape - Gather - Concat, as exporters do.
@@ -37,12 +39,12 @@ def network(kind: int = TensorProto.INT64, batch: int | str = "n") -> onnx.Model
     weights |= {"c": random(3), "zero": np.array([0]), "rest": np.array([32])}
     weights["v"][::2] = 0
     nodes = [
-        helper.make_node("Gather", ["table", TOKENS], ["words"], axis=0),
+        helper.make_node("Gather", ["table", tokens], ["words"], axis=0),
         helper.make_node("ReduceMean", ["words"], ["mean"], axes=[1], keepdims=0),
-        helper.make_node("Concat", ["mean", VECTOR], ["both"], axis=1),
+        helper.make_node("Concat", ["mean", vector], ["both"], axis=1),
         helper.make_node("Gemm", ["both", "w", "b"], ["h0"], name="first"),
         helper.make_node("Relu", ["h0"], ["h1"]),
-        helper.make_node("Shape", [VECTOR], ["shape"]),
+        helper.make_node("Shape", [vector], ["shape"]),
         helper.make_node("Gather", ["shape", "zero"], ["count"]),
         helper.make_node("Concat", ["count", "rest"], ["sizes"], axis=0),
         helper.make_node("Reshape", ["h1", "sizes"], ["h2"], name="reshape"),
@@ -53,8 +55,8 @@ def network(kind: int = TensorProto.INT64, batch: int | str = "n") -> onnx.Model
         nodes,
         "net",
         [
-            helper.make_tensor_value_info(TOKENS, kind, [batch, 5]),
-            helper.make_tensor_value_info(VECTOR, TensorProto.FLOAT, [batch, 4]),
+            helper.make_tensor_value_info(tokens, kind, [batch, 5]),
+            helper.make_tensor_value_info(vector, TensorProto.FLOAT, [batch, 4]),
         ],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, 3]) for name in ("y", "z")],
         [numpy_helper.from_array(value, name) for name, value in weights.items()],
@@ -86,6 +88,17 @@ def test_the_command_line(kind: int, batch: int | str, tmp_path: Path) -> None:
     given = inputs(1 if batch == 1 else 7)
     for small, large in zip(run(after, given), run(before, given), strict=True):
         np.testing.assert_allclose(small, large, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("tokens", "vector"), [("input_1", "input"), ("input", "input_1"), ("len", "self")])
+def test_names_that_python_has_of_its_own(tokens: str, vector: str, tmp_path: Path) -> None:
+    before, after = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    onnx.save(network(tokens=tokens, vector=vector), before)
+    given = {name: inputs()[old] for name, old in ((tokens, TOKENS), (vector, VECTOR))}
+    small, *_ = subprune_fx.prune(load_model(before).module, given, ratio=1.5)
+    subprune_fx.save(small, after, inputs=given)
+    for found, wanted in zip(run(after, given), run(before, given), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_the_library_takes_them_by_the_files_names(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from subprune_fx.bundle import Inputs, joined
+from subprune_fx.bundle import Inputs, one_more
 
 NUMBERS = "subprune_fx.numbers"
 """Where a graph module keeps what `Numbers` have found until it is described, with how many samples that was for."""
@@ -27,11 +27,6 @@ class Numbers(fx.Interpreter):
         if isinstance(value, (int, torch.Size)):
             self.found[n.name] = value
         return value
-
-
-def one_more(example: Inputs) -> Inputs:
-    """An example and its first sample once more."""
-    return joined([example, example[:1]])
 
 
 def numbers_of_more(graph_module: fx.GraphModule, example: Inputs) -> Mapping[str, Any]:

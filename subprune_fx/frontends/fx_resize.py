@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -113,28 +113,52 @@ def _none(_site: Site, _keep: Keep) -> tuple[Constant, ...]:
     return ()
 
 
-def _held(site: Site, keep: Keep) -> tuple[Constant, ...]:
-    """Numbers that enter the arithmetic, such as a scale of `x.shape[1] ** -0.5`, stay what they were.
+def _scaled(site: Site, keep: Keep) -> tuple[Constant, ...]:
+    """Ops that move nothing: their numbers, such as a scale of `x.shape[1] ** -0.5`."""
+    return () if site.call.row is None or site.call.row.kind in MOVING else _held(site, keep)
+
+
+def _held(site: Site, keep: Keep, changed: Sequence[Constant] = ()) -> tuple[Constant, ...]:
+    """Numbers that enter the arithmetic, or say where to cut what stays whole, stay what they were.
 
     They were computed from a size that shrinks, but the weights were trained with the original number. One that
     also depends on the number of samples has no fixed value and is left to the graph.
+
+    Args:
+        site: The node.
+        keep: By label, whether it survives.
+        changed: What is known of it; the rest is looked at.
     """
-    numbers = site.numbers - site.varying
-    if site.call.row is None or site.call.row.kind in MOVING or not numbers:
-        return ()
-    everything = np.ones_like(keep)
-    places: list[tuple[tuple[str | int, ...], Any]] = [
-        *((("args", position), argument) for position, argument in enumerate(site.node.args)),
-        *((("kwargs", name), argument) for name, argument in site.node.kwargs.items()),
-    ]
+    numbers, everything = site.numbers - site.varying, np.ones_like(keep)
     found = []
-    for path, argument in places:
-        if not isinstance(argument, fx.Node) or argument not in numbers:
+    for path, argument in _spelled(site.node) if numbers else ():
+        known = any(path[: len(constant.path)] == constant.path for constant in changed)
+        used: list[fx.Node] = []
+        fx.node.map_arg(argument, used.append)
+        if known or not used or not numbers.issuperset(used):
             continue
-        old = site.number(argument, everything)
-        if isinstance(old, int | float) and site.number(argument, keep) != old:
-            found.append(Constant("node", site.node.name, path, old))
+        old, new = (_evaluated(site, argument, labels) for labels in (everything, keep))
+        if isinstance(old, int | float | slice) and old != new:
+            value = {"start": old.start, "stop": old.stop, "step": old.step} if isinstance(old, slice) else old
+            found.append(Constant("node", site.node.name, path, value))
     return tuple(found)
+
+
+def _evaluated(site: Site, argument: Any, keep: Keep) -> Any:
+    return fx.node.map_arg(argument, lambda node: site.number(node, keep))
+
+
+def _spelled(node: fx.Node) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    """Arguments and entries of lists, with where they are."""
+    pending: list[tuple[tuple[str | int, ...], Any]] = [
+        *((("args", position), argument) for position, argument in enumerate(node.args)),
+        *((("kwargs", name), argument) for name, argument in node.kwargs.items()),
+    ]
+    for path, argument in pending:
+        if isinstance(argument, (tuple, list)):
+            pending += [((*path, position), entry) for position, entry in enumerate(argument)]
+        else:
+            yield path, argument
 
 
 def _groups(site: Site, keep: Keep) -> tuple[Constant, ...]:
@@ -224,11 +248,11 @@ def _slice(site: Site, keep: Keep) -> tuple[Constant, ...]:
                 path = ("args", 1, position) if isinstance(index, tuple) else ("args", 1)
                 found.append(Constant("node", site.node.name, path, new))
             axis += item is not None
-        return tuple(found)
+        return (*found, *_held(site, keep, found))
     axis = int(site.call.get("dim", 0)) % before.ndim
     kept = alive[axis]
     if kept is None:
-        return ()
+        return _held(site, keep)
     start = int(site.call.get("start", 0) or 0)
     if site.call.name == "narrow":
         new = _range(kept, slice(start, start + int(site.call.get("length"))))
@@ -278,7 +302,9 @@ def _split(site: Site, keep: Keep) -> tuple[Constant, ...]:
     parts = leaves(site.after)
     axis = int(site.call.get("dim", 0)) % parts[0].ndim
     sizes = [_sizes(part, keep)[axis] for part in parts]
-    if sizes == [part.shape[axis] for part in parts] or (site.call.name == "chunk" and len(set(sizes)) == 1):
+    if sizes == [part.shape[axis] for part in parts]:
+        return _held(site, keep)
+    if site.call.name == "chunk" and len(set(sizes)) == 1:
         return ()
     if site.call.name == "tensor_split":
         sizes = np.cumsum(sizes[:-1]).tolist()
@@ -308,7 +334,7 @@ def _pad(site: Site, keep: Keep) -> tuple[Constant, ...]:
         )
         path = _path(site, "pad")
         found += [Constant("node", site.node.name, (*path, position + i), int(count)) for i, count in enumerate(counts)]
-    return tuple(found)
+    return (*found, *_held(site, keep, found))
 
 
 def _norm(site: Site, keep: Keep) -> tuple[Constant, ...]:
@@ -377,7 +403,7 @@ def survivor_shapes(tree: Tree, keep: Keep) -> list[list[int]]:
 
 
 _RULES: dict[Resize, Callable[[Site, Keep], tuple[Constant, ...]]] = {
-    Resize.NONE: _held,
+    Resize.NONE: _scaled,
     Resize.SHAPE: _shape,
     Resize.SLICE: _slice,
     Resize.SPLIT: _split,

@@ -117,7 +117,7 @@ class _Importer:
     def graph_module(self) -> fx.GraphModule:
         for tensor in self.source.inputs:
             if isinstance(tensor, gs.Variable):
-                self.values[tensor.name] = self.graph.placeholder(_identifier(tensor.name))
+                self.values[tensor.name] = self._placeholder(tensor.name)
         for position, (node, proto) in enumerate(zip(self.source.nodes, self.spelled.graph.node, strict=True)):
             known = node.outputs[0].name in self.constants or node.outputs[0].name in self.alias
             read = () if known else self._read(node)
@@ -133,6 +133,12 @@ class _Importer:
         biases = frozenset(self.biases)
         module.meta[META] = Source(self.model, self.tensors, self.nodes, values, biases=biases, places=self.places)
         return module
+
+    def _placeholder(self, name: str) -> fx.Node:
+        """Of one name as node and as argument: fx gives a node that is called like a builtin (`input`) another one."""
+        holder = self.graph.placeholder(_identifier(name))
+        holder.target = holder.name
+        return holder
 
     def _node(self, position: int, node: gs.Node, proto: onnx.NodeProto, read: tuple[bool, ...]) -> None:
         bodies = [a for a in proto.attribute if any(inner(a))]

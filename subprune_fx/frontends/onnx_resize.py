@@ -53,33 +53,38 @@ def _spelled(node: fx.Node, position: int, name: str) -> tuple[Path, Any]:
 
 
 def _reshape(site: Any, keep: Keep) -> Changes:
-    """Sizes other than -1; a 0 copies the operand's size, and stays where that is right."""
+    """Sizes that come out wrong; a 0 copies the operand's size, and stays where that is right.
+
+    One that depends on the number of samples (samples x heads, say) is inferred then, and what was is spelled out.
+    """
     path, values = _spelled(site.node, 1, "shape")
+    if not isinstance(values, (list, tuple)):
+        return []
     after = leaves(site.after)[0]
     new, before = _sizes(after, keep), _sizes(site.before, keep)
     copies = not site.node.kwargs.get("allowzero")
-    found: Changes = []
-    inferred = isinstance(values, (list, tuple)) and -1 in values
-    for i, value in enumerate(values if isinstance(values, (list, tuple)) else ()):
-        right = before[i] == new[i] if copies and value == 0 else new[i] == after.shape[i]
-        if value == -1 or right:
-            continue
-        computed = isinstance(value, fx.Node) and not inferred
-        found.append(((*path, i), -1 if computed else new[i]))
-        inferred = inferred or computed
+
+    def is_right(i: int) -> bool:
+        return before[i] == new[i] if copies and values[i] == 0 else values[i] == -1 or new[i] == after.shape[i]
+
+    wrong = [i for i in range(len(values)) if not is_right(i)]
+    inferred = next((i for i in wrong if isinstance(values[i], fx.Node)), None)
+    found: Changes = [((*path, i), -1 if i == inferred else new[i]) for i in wrong]
+    if inferred is not None:
+        found += [((*path, i), new[i]) for i, value in enumerate(values) if value == -1]
     return found
 
 
 def _expand(site: Any, keep: Keep) -> Changes:
-    """Sizes other than 1, aligned to the right."""
+    """Sizes other than 1, aligned to the right; a 1 takes over what the operand has."""
     path, values = _spelled(site.node, 1, "shape")
-    after = leaves(site.after)[0]
-    new = _sizes(after, keep)
     if not isinstance(values, (list, tuple)):
         return []
+    after = leaves(site.after)[0]
+    new, before = _sizes(after, keep), (1,) * (after.ndim - site.before.ndim) + site.before.shape
     lead = after.ndim - len(values)
     return [
-        ((*path, i), new[lead + i])
+        ((*path, i), 1 if before[lead + i] == after.shape[lead + i] else new[lead + i])
         for i, value in enumerate(values)
         if value != 1 and new[lead + i] != after.shape[lead + i]
     ]

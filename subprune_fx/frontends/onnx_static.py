@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from subprune_fx.bundle import Bundle, Inputs, joined
+from subprune_fx.bundle import Bundle, Inputs, joined, one_more
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.fx_inputs import PACKED
 from subprune_fx.frontends.onnx_graph import META, Source, source_of
@@ -56,7 +56,7 @@ def specialise(module: fx.GraphModule, example: Inputs) -> fx.GraphModule:
     source = source_of(module)
     assert source is not None
     first = record(module, example)
-    second = first if source.batch is not None else record(module, joined([example, example[:1]]))
+    second = first if source.batch is not None else record(module, one_more(example))
     writer = _Writer(module, _static(module), first, second)
     for node in list(module.graph.nodes):
         operand = first.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None

@@ -11,9 +11,9 @@ from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.utils import _pytree as pytree
 
-from subprune_fx.bundle import Bundle, Inputs, call, parts
+from subprune_fx.bundle import Bundle, Inputs, call, one_more, parts
 from subprune_fx.errors import SubpruneError
-from subprune_fx.frontends.fx_batch import NUMBERS, Numbers, one_more
+from subprune_fx.frontends.fx_batch import NUMBERS, Numbers
 
 _CONSTANTS = (bool, int, float, complex, str, bytes, type(None), torch.Size, torch.dtype, torch.device)
 
