@@ -184,6 +184,14 @@ class Lockstep:
         """Whether the input `source` of `node` differs between the two networks."""
         return self._apart(_input(node, source))
 
+    def differs(self, node: fx.Node, source: str, axis: int) -> bool:
+        """Whether that input has another size in the two networks, but for its channels on dimension `axis`."""
+        used = _input(node, source)
+        if used in self._constant:
+            return False
+        pairs = zip(self._originals, self._pruned, strict=True)
+        return any(_others(before[used], axis) != _others(after[self._twin[used]], axis) for before, after in pairs)
+
     def _apart(self, used: fx.Node) -> bool:
         if used in self._constant:
             return not _equal(self._originals[0][used], self._parameter(used))
@@ -242,6 +250,13 @@ class Lockstep:
 
 def _input(node: fx.Node, source: str) -> fx.Node:
     return next(used for used in node.all_input_nodes if used.name == source)
+
+
+def _others(value: Tensor, axis: int) -> list[int]:
+    """Sizes of all dimensions but one."""
+    sizes = list(value.shape)
+    del sizes[axis]
+    return sizes
 
 
 def _equal(left: Any, right: Any) -> bool:

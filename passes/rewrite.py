@@ -161,6 +161,7 @@ SIZES: dict[type[nn.Module], Sizes] = {
         lambda shape, groups: {"in_channels": shape[0], "out_channels": shape[1] * groups},
     ),
     nn.Linear: lambda shape, _: {"out_features": shape[0], "in_features": shape[1]},
+    nn.Bilinear: lambda shape, _: {"out_features": shape[0], "in1_features": shape[1], "in2_features": shape[2]},
     **dict.fromkeys(
         (
             *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),

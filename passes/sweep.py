@@ -143,13 +143,16 @@ class Sweep:
 
     def _misses(self, node: fx.Node, consumer: Consumer, walk: Lockstep) -> bool:
         """Whether the consumer has something to make up for: lost channels or, for asym, any change of its input."""
-        if self._variant(consumer) == "asym":
+        if self._variant(node, consumer, walk) == "asym":
             return walk.reads_other(node, consumer.source)
         return not bool(self.scratch.alive[self.network.channels.unit[consumer.labels]].all())
 
-    def _variant(self, consumer: Consumer) -> str:
-        """Where the pruned network's rows are not the original's, one by one, only the original says what to aim at."""
-        return "layer" if consumer.shuffled else self.variant
+    def _variant(self, node: fx.Node, consumer: Consumer, walk: Lockstep) -> str:
+        """Where the pruned network's rows are not the original's, one by one, only the original says what to aim at.
+
+        The data may decide their order, or how many there are.
+        """
+        return "layer" if consumer.shuffled or walk.differs(node, consumer.source, consumer.data) else self.variant
 
     def _pose(self, node: fx.Node, consumer: Consumer, walk: Lockstep) -> tuple[Aim | None, Collected, Problem]:
         """The consumer's least-squares problem: what it reads, and the target that the variant aims at.
@@ -159,7 +162,7 @@ class Sweep:
         asym and seq read the pruned network's activations B and have the aims of `passes.aims`; layer reads the
         original's A and aims at A W.
         """
-        variant = self._variant(consumer)
+        variant = self._variant(node, consumer, walk)
         reader, alive = self.network.readers[node.name], self.scratch.alive
         units = column_units(consumer, reader.taps, self.network.channels.unit)
         aimed = aim(self.network, self.scratch, walk, node, consumer, variant, feedback=self.settings.feedback)

@@ -72,6 +72,14 @@ BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
     "written to places": lambda m, x: x.index_copy(2, m.places[:4], x[:, :, 4:].relu()).index_fill(
         3, m.places[:2], 0.5
     ),
+    "put to places": lambda m, x: m.batch(_put(m, x)),
+    "how alike": lambda m, x: (
+        x * F.cosine_similarity(x.flatten(2), m.inner(x).flatten(2), 2)[..., None, None]
+        + m.alike(x, x.roll(1, 3))[:, :, None]
+        + F.pairwise_distance(x, x.flip(3), keepdim=True)
+    ),
+    "distances": lambda _, x: torch.cdist(x, x.flip(2)) + torch.cdist(x.flip(3), x.mT, p=1.0),
+    "frequencies of maps": lambda _, x: torch.fft.ifftn(torch.fft.fftn(x, dim=(2, 3)), dim=(-2, -1)).imag + x,
     "tensordot": lambda m, x: (
         torch.tensordot(x, m.linear.weight, dims=([1], [1])).permute(0, 3, 1, 2)
         + torch.tensordot(m.across.weight, x.transpose(0, 2), dims=1).transpose(0, 2)
@@ -177,6 +185,13 @@ def _added_up(m: Any, x: Tensor) -> Tensor:
     return (near + far).transpose(1, 2).reshape(-1, 12, 8, 8)
 
 
+def _put(m: Any, x: Tensor) -> Tensor:
+    """Values of some positions, and one number for all channels of others."""
+    rows = x.permute(2, 3, 0, 1)
+    some = rows.index_put((m.places[:4],), rows[4:].relu()).index_put((m.places[:2], m.places[2:4]), rows[0, :2] * 2)
+    return torch.index_put(some, (m.mask,), torch.zeros(())).permute(2, 3, 0, 1)
+
+
 def _with_modes(m: Any, x: Tensor) -> Tensor:
     with torch.autocast("cpu", enabled=False):
         out: Tensor = m.inner(x.float()).relu()
@@ -205,6 +220,7 @@ class Net(nn.Module):
         self.across = nn.Linear(8, 8)
         self.along = nn.Conv1d(1, 1, 5, padding=4, dilation=2)
         self.pair = nn.Conv1d(2, 1, 1)
+        self.alike = nn.CosineSimilarity(2)
         self.down = nn.Linear(12, 4)
         self.up = nn.Linear(4, 12)
         self.weight_normed = parametrizations.weight_norm(nn.Conv2d(12, 12, 3, padding=1))
@@ -256,6 +272,12 @@ STAYS: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
         lambda m, x: m.along(x.mean((2, 3))[:, None]).transpose(1, 2)[..., None] * x,
         "acts on a dimension that carries channels",
     ),
+    "cosine of channels": (lambda _, x: x * F.cosine_similarity(x, x.flip(2), 1)[:, None], "reduces over channels"),
+    "put among channels": (
+        lambda m, x: x.transpose(0, 1).index_put((m.order,), x.transpose(0, 1) * 2).transpose(0, 1),
+        "writes among channels",
+    ),
+    "bilinear": (lambda m, x: x + m.twice(x.mean((2, 3)), x.amax((2, 3)))[..., None, None], "multiplies all of it"),
     "sum over channels": (lambda _, x: x - x.sum(1, keepdim=True), "reduces over channels"),
     "written among channels": (lambda m, x: x.index_copy(1, m.order, x * 2), "writes among channels"),
 }
@@ -266,7 +288,7 @@ def test_what_cannot_be_pruned_stays_with_a_reason(name: str) -> None:
     body, says = STAYS[name]
     model = Net(body)
     model.lstm = nn.LSTM(12, 12, batch_first=True)
-    model.along = nn.Conv1d(1, 1, 4, padding="same")
+    model.along, model.twice = nn.Conv1d(1, 1, 4, padding="same"), nn.Bilinear(12, 12, 12)
     model.before, model.between, model.after = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 3, 1), nn.Conv2d(3, 3, 1)
     model.stem = nn.Sequential(model.before, nn.ReLU(), model.between, model.stem)
     x = torch.randn(3, 3, 8, 8)
@@ -352,6 +374,22 @@ def test_layers_in_the_dark_are_exported() -> None:
     assert {group.name for group in network.channels.groups} >= {"0.layers.0.linear1", "0.layers.1.linear1"}
     plan, small = halved(network)
     assert against_masked(network, plan, small, x) < 1e-5
+
+
+def test_a_bilinear_layer_makes_channels() -> None:
+    def body(m: Any, x: Tensor) -> Any:
+        read = x.mean((2, 3))
+        return x + m.twice(m.first(read), m.second(read))[..., None, None]
+
+    model, x = Net(body), torch.randn(3, 3, 8, 8)
+    model.first, model.second, model.twice = nn.Linear(12, 5), nn.Linear(12, 4), nn.Bilinear(5, 4, 12)
+    for graph in traces(model, x):
+        network = describe(graph, x)
+        assert [group.producers for group in network.channels.groups] == [("stem.0", "twice")]
+        assert {item.name for item in network.channels.frozen} == {"first", "second", "tail"}
+        assert against_masked(network, *halved(network), x) < 1e-5
+    plan = subprune_fx.prune(model, torch.randn(24, 3, 8, 8), keep=0.5).plan
+    assert subprune_fx.apply(plan, model).twice.out_features == 6
 
 
 def test_bags_of_embeddings_have_channels() -> None:

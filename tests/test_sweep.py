@@ -195,3 +195,28 @@ def test_the_network_is_left_alone() -> None:
     prune(net, x, ratio=2)
     assert net.training
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+class Stretching(nn.Module):
+    """As long as it finds its input to be: what speaks decides how long each sound is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.length, self.second = nn.Linear(4, 16), nn.Linear(16, 1), nn.Linear(16, 16)
+        self.last = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        count = (40 * self.length(x).sigmoid().mean((1, 2))).long().clamp(min=2).max()
+        x = x.mean(1, keepdim=True) * torch.arange(count)[:, None].cos()
+        y: Tensor = self.last(self.second(x).relu()).mean(1)
+        return y
+
+
+def test_what_has_another_length_aims_at_the_original_alone() -> None:
+    torch.manual_seed(0)
+    model, x = Stretching().eval(), torch.randn(32, 6, 4)
+    small, _, report = prune(model, x, keep=0.5)
+    assert [(row.channels, row.kept) for row in report.groups] == [(16, 8), (16, 8)]
+    with torch.no_grad():
+        assert float((small(x) - model(x)).norm() / model(x).norm()) < 0.2

@@ -40,6 +40,11 @@ _POSITIONAL: dict[str, tuple[str, ...]] = {
     "linalg_vector_norm": ("input", "ord", "dim", "keepdim"),
     **dict.fromkeys(("matmul", "rmatmul"), ("input", "other")),
     **dict.fromkeys(("mm", "bmm"), ("input", "mat2")),
+    "cosine_similarity": ("input", "other", "dim"),
+    "pairwise_distance": ("input", "other", "p", "eps", "keepdim"),
+    "cdist": ("input", "other"),
+    "index_put": ("input", "indices", "values"),
+    "bilinear": ("input", "other", "weight", "bias"),
     "addmm": ("input", "mat1", "mat2"),
     "baddbmm": ("input", "batch1", "batch2"),
     **dict.fromkeys(("einsum", "routed"), _EINSUM),
@@ -188,7 +193,7 @@ def dims(call: Call, rank: int) -> tuple[int, ...] | None:
     if isinstance(dim, (tuple, list)):
         return tuple(dim)
     if call.row is not None and call.row.default is not None:
-        return call.row.default
+        return call.row.default or tuple(range(rank))
     if call.row is not None and call.row.kind is Kind.ALONG:
         return (1,) if rank not in (1, 3) else (0,)
     return None

@@ -34,6 +34,9 @@ from subprune_fx.numerics.readers import Reader
 from subprune_fx.plan import Constant
 from subprune_fx.precisions import DEFAULT_PRECISION
 
+_READS = ("item", "tolist", "_local_scalar_dense")
+"""Ops whose numbers depend on what a tensor holds, and not on its shape alone."""
+
 _LABEL_METHODS = {"view": "reshape", "view_as": "reshape_as"}
 
 
@@ -162,6 +165,8 @@ class _Walker(fx.Interpreter):
     def _call(self, node: fx.Node, value: Any, blank: Tree) -> Tree:
         call = bind(node, self.root)
         self.calls[node.name] = call
+        if call.name in _READS:
+            self.constants[node] = value
         tensors = self._tensors((node.args, node.kwargs))
         if call.row is not None and call.row.kind is Kind.PERMUTE and isinstance(self.trees[tensors[0]], Param):
             return self._permuted(node, self.trees[tensors[0]])
@@ -298,6 +303,8 @@ class _Walker(fx.Interpreter):
             if isinstance(place, int):
                 part = slice(place, place + 1 or None)
             attrs["range"] = (int(call.get("dim", 0)), self._value(part))
+        if call.row.kind is Kind.PUT:
+            attrs["indexed"] = _indexed(self._value(call.get("indices")))
         if call.row.kind is Kind.SPREAD:
             attrs["samples"] = self._over_samples(node)
         if call.row.kind in MOVING:
@@ -410,6 +417,15 @@ def _invoke(node: fx.Node, root: fx.GraphModule, args: Any, kwargs: Any, constan
         return args[0].reshape(*args[1:])
     assert callable(target)
     return target(*args, **kwargs)
+
+
+def _indexed(places: Any) -> int | None:
+    """How many dimensions are given places for: by one tensor each, by a mask, or by the last dimension of a tensor."""
+    if isinstance(places, Tensor):
+        return int(places.shape[-1])
+    if not isinstance(places, (tuple, list)) or not all(isinstance(place, Tensor) for place in places):
+        return None
+    return sum(place.ndim if place.dtype in (torch.bool, torch.uint8) else 1 for place in places)
 
 
 def _is_count(value: Tensor) -> bool:

@@ -23,6 +23,8 @@ def factors(call: Call) -> tuple[Any, Any, Any]:
         first, second = ("mat1", "mat2") if call.name == "addmm" else ("batch1", "batch2")
         return call.get(first), call.get(second), call.get("input")
     left, right = call.get("input"), call.get("other", call.get("mat2", call.get("b")))
+    if call.name == "cdist":
+        left, right = call.get("input", call.get("x1")), call.get("other", call.get("x2"))
     return (right, left, None) if call.name == "rmatmul" else (left, right, None)
 
 
@@ -37,6 +39,15 @@ def _matmul(_call: Call, ranks: tuple[int, int]) -> Letters | None:
     batch = string.ascii_uppercase[: max(ranks) - 2]
     left, right = (batch[len(batch) - (rank - 2) :] for rank in ranks)
     return left + "lc", right + "cn", batch + "ln"
+
+
+def _cdist(_call: Call, ranks: tuple[int, int]) -> Letters | None:
+    """Of all rows of one factor to all of the other; what is summed over is a power of their difference."""
+    if min(ranks) < 2:
+        return None
+    batch = string.ascii_uppercase[: max(ranks) - 2]
+    left, right = (batch[len(batch) - (rank - 2) :] for rank in ranks)
+    return left + "lc", right + "nc", batch + "ln"
 
 
 def _einsum(call: Call, ranks: tuple[int, int]) -> Letters | None:
@@ -81,13 +92,17 @@ def _tensordot(call: Call, ranks: tuple[int, int]) -> Letters | None:
 _RULES: dict[str, Callable[[Call, tuple[int, int]], Letters | None]] = {
     "einsum": _einsum,
     "routed": _einsum,
+    "cdist": _cdist,
     "tensordot": _tensordot,
 }
 
 
 def is_scaled(call: Call) -> bool:
-    """Whether the product or what is added to it is multiplied with a number, so that no weight is what is read."""
-    return any(call.get(name, 1) != 1 for name in ("alpha", "beta"))
+    """Whether the product or what is added to it is multiplied with a number, or taken of differences.
+
+    Then no weight is what is read.
+    """
+    return call.name == "cdist" or any(call.get(name, 1) != 1 for name in ("alpha", "beta"))
 
 
 def is_weight(matrix: str, other: str, out: str) -> bool:

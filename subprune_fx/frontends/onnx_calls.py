@@ -31,6 +31,7 @@ _INPUTS: Mapping[str, tuple[str, ...]] = {
         _WEIGHTED,
     ),
     "MatMul": ("input", "other"),
+    "ScatterND": ("input", "indices", "values"),
     "Attention": ("query", "key", "value", "attn_mask"),
     "BatchNormalization": (*_WEIGHTED, "running_mean", "running_var"),
 }

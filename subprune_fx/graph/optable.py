@@ -20,6 +20,7 @@ class Kind(enum.Enum):
     JOIN = "joins tensors along a dimension"
     ELEMENTWISE = "combines operands position by position: their labels are unified"
     CONTRACT = "sums over its input channels with a weight, and makes new channels"
+    BILINEAR = "sums over the channels of two inputs with one weight, and makes new channels"
     PER_CHANNEL = "one parameter slice per channel: the parameters follow"
     SPATIAL = "acts on each channel's positions separately"
     UNFOLD = "lays out each channel's windows as channels"
@@ -41,6 +42,7 @@ class Kind(enum.Enum):
     GATHER = "reads elements along one dimension, at indices of its own for each position"
     SCATTER = "writes into a range of one dimension"
     WRITE = "writes or adds to places along one dimension"
+    PUT = "writes to places of its first dimensions"
     SHAPE = "reads sizes and types, not elements"
 
 
@@ -90,7 +92,7 @@ class Row:
         resize: For moving ops, which arguments spell sizes.
         roles: Names of the tensors it takes besides the first (parameters, usually), as torch spells them.
         flat: For activations that are constant below one number and above another, those two.
-        default: Dimensions that the op works on where it is not told.
+        default: Dimensions that the op works on where it is not told; none: on all.
     """
 
     kind: Kind
@@ -124,6 +126,7 @@ TABLE: tuple[Row, ...] = (
         roles=_WEIGHT,
     ),
     Row(Kind.CONTRACT, ("linear",), ("Gemm",), Axes(-1, 1, 0), roles=_WEIGHT),
+    Row(Kind.BILINEAR, ("bilinear",), roles=_WEIGHT),
     Row(Kind.LOOKUP, ("embedding", "embeddingbag"), ("Gather",), roles=("weight",)),
     # per-channel parameters
     Row(
@@ -492,6 +495,8 @@ TABLE: tuple[Row, ...] = (
             *("ArgMax", "ArgMin"),
         ),
     ),
+    Row(Kind.REDUCE, ("cosinesimilarity", "cosine_similarity"), default=(1,)),
+    Row(Kind.REDUCE, ("pairwisedistance", "pairwise_distance"), default=(-1,)),
     Row(
         Kind.STATISTIC,
         (
@@ -537,6 +542,7 @@ TABLE: tuple[Row, ...] = (
         default=(-1,),
     ),
     Row(Kind.ALONG, ("fft_fft2", "fft_ifft2", "fft_rfft2", "fft_irfft2"), default=(-2, -1)),
+    Row(Kind.ALONG, ("fft_fftn", "fft_ifftn", "fft_rfftn", "fft_irfftn"), default=()),
     Row(Kind.ACROSS, ("across",), resize=Resize.KEPT, roles=_WEIGHT),
     # normalisations over dimensions
     Row(
@@ -550,7 +556,7 @@ TABLE: tuple[Row, ...] = (
     # products of two tensors
     Row(
         Kind.PRODUCT,
-        ("matmul", "rmatmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "tensordot", "routed"),
+        ("matmul", "rmatmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "tensordot", "routed", "cdist"),
         ("MatMul", "Einsum"),
     ),
     Row(Kind.ATTENTION, ("scaled_dot_product_attention",), ("Attention",)),
@@ -623,6 +629,7 @@ TABLE: tuple[Row, ...] = (
         ("index_add", "index_copy", "index_fill", "index_reduce", "scatter", "scatter_add", "scatter_reduce"),
         ("ScatterElements",),
     ),
+    Row(Kind.PUT, ("index_put",), ("ScatterND",)),
     Row(Kind.SCATTER, ("slice_scatter", "select_scatter"), resize=Resize.SLICE),
     # sizes
     Row(

@@ -314,6 +314,19 @@ def _grouped(state: Propagation, step: Step, weight: Param, inputs: Labels) -> L
     return tiled
 
 
+def bilinear(state: Propagation, step: Step) -> Tree:
+    """What it reads stays, since no weight alone could make up for it; what it makes are new channels."""
+    shape, weight = _shape(step), step.roles["weight"]
+    for operand in step.operands:
+        state.freeze(state.of(operand), f"{step.op} multiplies all of it with all of another")
+    for axis, size in enumerate(weight.shape[1:], 1):
+        state.weight_axis(weight, axis, np.zeros(size, np.int64))
+    made = state.weight_axis(weight, 0, state.fresh(weight.shape[0], step.module, producer=True))
+    if "bias" in step.roles:
+        state.weight_axis(step.roles["bias"], 0, made)
+    return along(made, -1, shape)
+
+
 def lookup(state: Propagation, step: Step) -> Tree:
     """The columns of an embedding table are new channels."""
     shape, weight = _shape(step), step.roles.get("weight")
@@ -485,6 +498,21 @@ def write(state: Propagation, step: Step) -> Tree:
     return combine(state, step.op, taken, into.shape)
 
 
+def put(state: Propagation, step: Step) -> Tree:
+    """Channels on the dimensions behind those that the places are given for pass, of both."""
+    into, *places, written = (state.of(operand) for operand in step.operands)
+    for labels in places:
+        state.freeze(labels, f"{step.op} writes to these places")
+    front = int(step.attrs["indexed"])
+    if state.loose(into):
+        into = state.tie(into, range(front), f"{step.op} writes fixed channels into it")
+    lead = max(0, written.ndim - (into.ndim - front))
+    if {*varying(into)} & {*range(front)} or {*varying(written)} & {*range(lead)}:
+        return refuse(state, step, f"{step.op} writes among channels")
+    first = into[(*(slice(0, 1),) * front, ...)]
+    return combine(state, step.op, [expand(first, into.shape), written[(0,) * lead]], into.shape)
+
+
 def across(state: Propagation, step: Step) -> Tree:
     """One filter along the last dimension: the channels there pass, since those that are gone count as zero."""
     labels = state.of(step.operands[0])
@@ -511,6 +539,8 @@ RULES: dict[Kind, Callable[[Propagation, Step], Tree]] = {
     Kind.PER_CHANNEL: per_channel,
     Kind.SPATIAL: spatial,
     Kind.SAME: same,
+    Kind.BILINEAR: bilinear,
+    Kind.PUT: put,
     Kind.UNFOLD: unfold,
     Kind.FOLD: fold,
     Kind.REDUCE: reduce,

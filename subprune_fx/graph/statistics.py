@@ -52,6 +52,9 @@ def over_dims(step: Step, rank: int) -> set[int]:
 def reduce(state: Propagation, step: Step) -> Tree:
     """Sums and products: not over all channels, since they grow with their number."""
     labels = state.of(step.operands[0])
+    if len(step.operands) > 1:  # of two tensors together: how alike they are
+        operands = [state.of(operand) for operand in step.operands]
+        labels = combine(state, step.op, operands, np.broadcast_shapes(*(one.shape for one in operands)))
     channels = set(varying(labels))
     if channels and channels <= over_dims(step, labels.ndim):
         return refuse(state, step, f"{step.op} reduces over channels")
