@@ -654,6 +654,21 @@ def test_places_that_the_network_finds(compiled: Compile) -> None:
     assert dims == {"w": [8, 3, 3, 3], "b": [8], "all": [1], "v": [8, 5]}
 
 
+def test_values_that_are_written_to_places(compiled: Compile) -> None:
+    nodes = [
+        helper.make_node("Transpose", ["h"], ["rows"], perm=[2, 3, 0, 1]),
+        helper.make_node("Gather", ["rows", "one"], ["some"], axis=0),
+        helper.make_node("ScatterND", ["rows", "places", "some"], ["put"]),
+        helper.make_node("Mul", ["put", "rows"], ["product"]),
+        helper.make_node("ReduceMean", ["product"], ["m"], axes=[0, 1], keepdims=0),
+        helper.make_node("MatMul", ["m", "v"], ["y"]),
+    ]
+    weights: Weights = {"one": ints(2), "places": ints(1).reshape(1, 1), "v": dead(random(16, 5))}
+    found = compiled(conv_net(nodes, weights, opset=17))
+    dims = {tensor.name: list(tensor.dims) for tensor in found.graph.initializer}
+    assert dims == {"w": [8, 3, 3, 3], "b": [8], "one": [1], "places": [1, 1], "v": [8, 5]}
+
+
 def test_symbolic_sizes(tmp_path: Path) -> None:
     """Height and width stay free: the smaller file runs on images of another size."""
     weights: Weights = {"w": random(16, 3, 3, 3), "b": random(16), "v": dead(random(16, 5))}
