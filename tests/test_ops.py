@@ -389,7 +389,9 @@ def test_a_bilinear_layer_makes_channels() -> None:
         assert {item.name for item in network.channels.frozen} == {"first", "second", "tail"}
         assert against_masked(network, *halved(network), x) < 1e-5
     plan = subprune_fx.prune(model, torch.randn(24, 3, 8, 8), keep=0.5).plan
-    assert subprune_fx.apply(plan, model).twice.out_features == 6
+    twice = subprune_fx.apply(plan, model).get_submodule("twice")
+    assert isinstance(twice, nn.Bilinear)
+    assert twice.out_features == 6
 
 
 def test_bags_of_embeddings_have_channels() -> None:
