@@ -12,9 +12,12 @@ from subprune_fx.bundle import Inputs
 from subprune_fx.passes.validate import onnx_runner
 
 WARM_UP = 3
+LONG = 0.5
+"""Seconds of a call that is no surprise to the processor the second time, and during which interruptions even out."""
 STRETCH = 5e-4
 """Seconds that calls are timed together: a single one of a small network is no longer than the clock's own noise."""
-ROUNDS = 8
+ROUNDS, ROUNDS_OF_LONG = 8, 3
+"""How often calls are timed at least."""
 MOST_ROUNDS = 2000
 
 
@@ -36,18 +39,20 @@ def latencies_ms(
         Milliseconds a call, file by file.
     """
     runs = [onnx_runner(path, threads=threads) for path in paths]
-    calls = [max(1, round(STRETCH / _warm(lambda run=run: run(example)))) for run in runs]  # type: ignore[misc]
+    once = [_warm(lambda run=run: run(example)) for run in runs]  # type: ignore[misc]
+    calls = [max(1, round(STRETCH / seconds_each)) for seconds_each in once]
+    fewest = ROUNDS_OF_LONG if min(once) > LONG else ROUNDS
     times: list[list[float]] = [[] for _ in runs]
     order = random.Random(0)  # noqa: S311 - to keep out of step with other programs, not to hide from them
     deadline = time.perf_counter() + seconds * len(runs)
-    while len(times[0]) < ROUNDS or (time.perf_counter() < deadline and len(times[0]) < MOST_ROUNDS):
+    while len(times[0]) < fewest or (time.perf_counter() < deadline and len(times[0]) < MOST_ROUNDS):
         for place in order.sample(range(len(runs)), len(runs)):
             run, count = runs[place], calls[place]
             start = time.perf_counter()
             for _ in range(count):
                 run(example)
             times[place].append((time.perf_counter() - start) / count)
-    return [1e3 * statistics.quantiles(found, n=10)[0] for found in times]
+    return [1e3 * statistics.quantiles(found, n=10, method="inclusive")[0] for found in times]
 
 
 def _warm(call: Callable[[], object]) -> float:
@@ -55,4 +60,7 @@ def _warm(call: Callable[[], object]) -> float:
     for _ in range(WARM_UP):
         start = time.perf_counter()
         call()
-    return max(time.perf_counter() - start, 1e-9)
+        seconds = time.perf_counter() - start
+        if seconds > LONG:
+            break
+    return max(seconds, 1e-9)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from subprune_fx.bundle import Bundle, Inputs
 from subprune_fx.errors import SubpruneError, ValidationError
-from subprune_fx.passes import apart, export, validate
+from subprune_fx.passes import apart, export, timing, validate
 from subprune_fx.passes.timing import latencies_ms
 
 
@@ -242,6 +244,24 @@ def test_where_large_values_cancel_their_rounding_is_allowed() -> None:
     assert validate.validate(run, Zeros(), inputs(), where="net.onnx") < 1e-6  # a rounding of values below 5
 
 
+def test_network_is_run_in_float64_only_where_that_may_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[nn.Module] = []
+
+    def noted(net: nn.Module, _: Inputs) -> list[float]:
+        asked.append(net)
+        return [apart.CEILING]
+
+    monkeypatch.setattr(validate, "tolerances_of", noted)
+    net = network()
+
+    def off(share: float) -> validate.Run:
+        return lambda x: [(1 + share) * validate.torch_runner(net)(x)[0]]
+
+    for share, runs in ((0.5 * apart.FLOOR, 0), (5 * apart.FLOOR, 1)):
+        validate.validate(off(share), net, inputs(), where="x")
+        assert len(asked) == runs
+
+
 def test_every_batch_size_is_tried() -> None:
     seen: list[int] = []
 
@@ -260,3 +280,20 @@ def test_latency_is_quick_and_positive(tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
     export.to_onnx(network(), inputs(1), path)
     assert 0 < latencies_ms([path], inputs(1), seconds=0.05)[0] < 1000
+
+
+@pytest.mark.parametrize(("long", "calls"), [(0.0, 1 + timing.ROUNDS_OF_LONG), (60.0, timing.WARM_UP + timing.ROUNDS)])
+def test_calls_that_take_long_are_few(long: float, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def runner(path: str, threads: int) -> Callable[[object], None]:
+        def run(_: object) -> None:
+            made.append(path)
+            time.sleep(timing.STRETCH)  # once is enough for the clock
+
+        return run
+
+    monkeypatch.setattr(timing, "onnx_runner", runner)
+    monkeypatch.setattr(timing, "LONG", long)
+    latencies_ms(["a", "b"], inputs(1), seconds=0.0)
+    assert Counter(made) == {"a": calls, "b": calls}
