@@ -23,7 +23,7 @@ from subprune_fx.graph.labels import Labels, compact, survivors
 from subprune_fx.graph.optable import Kind
 from subprune_fx.graph.step import Tree, leaves
 from subprune_fx.passes.calibrate import parameter
-from subprune_fx.passes.rewrite import apply
+from subprune_fx.passes.rewrite import apply, named_tensors
 from subprune_fx.plan import Plan
 
 Keep = NDArray[np.bool_]
@@ -35,21 +35,22 @@ COUNTING = (Kind.NORM, Kind.GROUP_NORM, Kind.STATISTIC)
 class Masked(fx.Interpreter):
     """The masked and reweighted original; `run(*inputs)` gives what the pruned network must give."""
 
-    def __init__(self, network: FxNetwork, plan: Plan) -> None:
+    def __init__(self, network: FxNetwork, plan: Plan, small: fx.GraphModule | None = None) -> None:
         """Set up.
 
         Args:
             network: The analysed network that the plan was made for.
             plan: The plan.
+            small: What the plan makes of the network, where that is known.
         """
         channels = network.channels
         kept = [group.units[list(made.kept)] for group, made in zip(channels.groups, plan.decisions, strict=True)]
         self._network = network
         self._keep = channels.keep(kept, channels.groups)
-        module = copy.deepcopy(network.graph_module)
+        module = _copied(network.graph_module, plan)
         _scatter(network, plan, self._keep, module)
         super().__init__(module)
-        small = apply(plan, network.graph_module)
+        small = apply(plan, network.graph_module) if small is None else small
         self._small = fx.Interpreter(small)
         self._twins = dict(zip(module.graph.nodes, small.graph.nodes, strict=True))
         self._biases = dict(_new_biases(network, plan))
@@ -104,9 +105,16 @@ class Masked(fx.Interpreter):
         return full.reshape([-1 if d == axis else 1 for d in range(value.ndim)])
 
 
-def masked(network: FxNetwork, plan: Plan) -> Masked:
+def masked(network: FxNetwork, plan: Plan, small: fx.GraphModule | None = None) -> Masked:
     """See `Masked`."""
-    return Masked(network, plan)
+    return Masked(network, plan, small)
+
+
+def _copied(module: fx.GraphModule, plan: Plan) -> fx.GraphModule:
+    """A copy with tensors of its own only where the plan has values to write into them: they are most of a network."""
+    named = named_tensors(module)
+    written = {id(named[name]) for name in plan.values if name in named}
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in named.values() if id(tensor) not in written})
 
 
 def _size(item: Tensor, labels: Labels) -> Sequence[int]:

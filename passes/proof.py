@@ -135,7 +135,7 @@ def _fault(network: FxNetwork, groups: Sequence[Group], *, example: Inputs) -> s
 @torch.no_grad()
 def _apart(network: FxNetwork, example: Inputs) -> float:
     plan, small = halved(network)
-    apart = difference(small(example), masked(network, plan).run(example))
+    apart = difference(small(example), masked(network, plan, small).run(example))
     return max(apart, _unsteady(network.graph_module, small, example))
 
 

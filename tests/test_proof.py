@@ -15,6 +15,7 @@ from subprune_fx.errors import SubpruneError
 from subprune_fx.graph.optable import BY_TORCH
 from subprune_fx.passes import proof
 from subprune_fx.passes.dependencies import analyse
+from subprune_fx.passes.masked import masked
 from subprune_fx.passes.proof import difference, halved, proven
 
 ELEMENTWISE = BY_TORCH["relu"]
@@ -140,3 +141,15 @@ def test_difference_of_shapes() -> None:
     plan, small = halved(network := analyse(Net(), images()))
     assert plan.decisions
     assert difference(small(images()), network.graph_module(images())[:, :1]) == float("inf")
+
+
+def test_masked_network_has_its_own_copies_of_what_it_writes_alone() -> None:
+    network = analyse(Net(), images())
+    whole = dict(network.graph_module.named_parameters())
+    before = {name: tensor.detach().clone() for name, tensor in whole.items()}
+    plan, _ = halved(network)
+    assert all(tensor is whole[name] for name, tensor in masked(network, plan).module.named_parameters())
+    fitted = subprune_fx.prune(Net(), images(), keep=0.5).plan
+    own = {name for name, tensor in masked(network, fitted).module.named_parameters() if tensor is not whole[name]}
+    assert own == fitted.values.keys() & whole.keys() != set()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in whole.items())
