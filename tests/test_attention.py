@@ -282,6 +282,32 @@ def test_single_head_keeps_queries_and_keys() -> None:
     assert {item.name: item.reason for item in net.channels.frozen if item.name != "o"} == {"q": reason, "k": reason}
 
 
+class Positions(nn.Module):
+    """Scores from queries and what is looked up for a distance, the same for all heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.q, self.v, self.last = nn.Linear(6, 12), nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 3)
+        self.table = nn.Embedding(9, 4)
+        self.register_buffer("apart", (torch.arange(5)[:, None] - torch.arange(5)) + 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        q, v = (layer(x).unflatten(2, (-1, 4)).transpose(1, 2) for layer in (self.q, self.v))
+        scores = torch.einsum("bhld,lrd->bhlr", q, self.table(self.apart)).softmax(-1)
+        y: Tensor = self.last(x + (scores @ v).transpose(1, 2).flatten(2))
+        return y
+
+
+@pytest.mark.parametrize("tracer", TRACERS)
+def test_positions_that_all_heads_have_in_common_stay(tracer: str) -> None:
+    torch.manual_seed(0)
+    net = network(Positions().eval(), tracer, torch.randn(2, 5, 6))
+    assert [len(group.units) for group in net.channels.groups] == [3]  # the stream's too
+    (why,) = {item.reason for item in net.channels.frozen if item.name == "table"}
+    assert why.endswith("einsum reads it for every head")
+
+
 def test_library_prunes_integers_to_a_language_model() -> None:
     """Tokens in, logits out, embedding and output layer tied: pruned alike, neither is refitted."""
 

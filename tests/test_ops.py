@@ -56,6 +56,11 @@ BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
         m.inner(F.max_pool2d(x, 2, return_indices=True)[0]), F.max_pool2d(x, 2, return_indices=True)[1], [2, 2]
     ),
     "grid sample": lambda m, x: F.grid_sample(x, m.grid.expand(x.shape[0], -1, -1, -1), align_corners=False),
+    "grid sample of heads": lambda m, x: F.grid_sample(
+        F.max_pool2d(x.reshape(-1, 4, 8, 8), 3, 1, 1),
+        m.spots(x.mean((2, 3))).reshape(-1, 1, 1, 2).tanh() + m.grid,
+        align_corners=False,
+    ).reshape(-1, 12, 8, 8),
     "upsampled rows": lambda _, x: F.interpolate(x.flatten(2), scale_factor=2).view(-1, 12, 8, 16)[..., ::2],
     "attributes": lambda _, x: x.mT.transpose(2, 3) * F.logsigmoid(x),
     "detached": lambda _, x: x.data * 2,
@@ -225,7 +230,7 @@ class Net(nn.Module):
         self.up = nn.Linear(4, 12)
         self.weight_normed = parametrizations.weight_norm(nn.Conv2d(12, 12, 3, padding=1))
         self.spectral_normed = parametrizations.spectral_norm(nn.Conv2d(12, 12, 1))
-        self.wide = nn.Linear(12, 48)
+        self.wide, self.spots = nn.Linear(12, 48), nn.Linear(12, 6)
         self.groups = nn.GroupNorm(3, 12)
         self.batch = nn.BatchNorm2d(12)
         self.instance = nn.InstanceNorm2d(12, affine=True)
@@ -278,6 +283,12 @@ STAYS: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
         "writes among channels",
     ),
     "bilinear": (lambda m, x: x + m.twice(x.mean((2, 3)), x.amax((2, 3)))[..., None, None], "multiplies all of it"),
+    "grid sample of heads at the same places": (
+        lambda m, x: F.grid_sample(
+            x.reshape(-1, 4, 8, 8), m.grid.expand(3 * x.shape[0], -1, -1, -1), align_corners=False
+        ).reshape(-1, 12, 8, 8),
+        "grid_sample",
+    ),
     "sum over channels": (lambda _, x: x - x.sum(1, keepdim=True), "reduces over channels"),
     "written among channels": (lambda m, x: x.index_copy(1, m.order, x * 2), "writes among channels"),
 }

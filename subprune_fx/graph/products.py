@@ -181,15 +181,27 @@ def _aligned(labels: Labels, letters: str, heads: str) -> Labels:
     return labels[index].transpose([there.index(letter) for letter in heads])
 
 
+def _common(state: Propagation, op: str, factor: Factor, other: Factor, out: str) -> Factor:
+    """A factor whole that has no heads, if the other has some and channels inside them that both are summed over."""
+    varies, others = _letters(*factor), _letters(*other)
+    if varies & set(out) or not others & set(out) or not varies & others:
+        return factor
+    state.freeze(factor[0], f"{op} reads it for every head")
+    return constant(factor[0].shape), factor[1]
+
+
 def _headless(
     state: Propagation, op: str, factors: tuple[Factor, Factor], out: str, sizes: Mapping[str, int]
 ) -> Labels:
     """Channels that are summed over stay; those of one factor on a dimension of the result pass.
 
     Where that dimension has heads, what is summed over inside a head stays together. Of an outer product the factor
-    that has more channels passes, and of two that have as many the second, which is where values stand.
+    that has more channels passes, and of two that have as many the second, which is where values stand. Beside heads,
+    what all of them have in common (positions) stays.
     """
     passing: list[Factor] = []
+    left, right = factors
+    factors = _common(state, op, left, right, out), _common(state, op, right, left, out)
     for (labels, letters), other in zip(factors, reversed(factors), strict=True):
         varies = _letters(labels, letters)
         if varies & set(out) and not (varies - set(out)) & _letters(*other):

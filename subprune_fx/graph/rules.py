@@ -356,16 +356,25 @@ def spatial(state: Propagation, step: Step) -> Tree:
     """Batch and channel dimensions pass; positions are the op's own business.
 
     Other operands are as large (where the values of an unpooling go) and have the same channels, or say for all
-    channels at once where to read.
+    channels at once where to read; for each head where heads are among the samples.
     """
     labels = by_channel(state, step)
+    heads = labels is None and 0 in varying(state.of(step.operands[0]))
+    if heads:
+        whole = state.of(step.operands[0])
+        labels = state.tie(whole, range(1, whole.ndim), f"{step.op} reads a head with fixed channels")
     if labels is None or _unbatched(step.op, labels.ndim):
         return refuse(state, step, f"{step.op} acts on a dimension that carries channels")
     for other in map(state.of, step.operands[1:]):
         if other.shape == labels.shape:
             state.unify(labels, other, f"{step.op} reads it with fixed positions")
+        elif heads and 0 in varying(other):
+            tied = state.tie(other, range(1, other.ndim), f"{step.op} reads at it for each head")
+            state.unify(vector(labels, 0), vector(tied, 0), f"{step.op} reads at fixed places")
         else:
             state.freeze(other, f"{step.op} reads at it")
+            if heads:
+                state.freeze(labels, f"{step.op} reads every head at the same places")
     first = labels[(slice(None), slice(None), *(slice(0, 1) for _ in labels.shape[2:]))]
     return per_tensor(lambda shape: expand(first.reshape(first.shape[: len(shape)]), shape), step)
 
