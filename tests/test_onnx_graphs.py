@@ -533,6 +533,23 @@ def test_whole_groups_of_a_normalisation_go(compiled: Compile) -> None:
     assert [(a.name, a.i) for a in norm.attribute] == [("num_groups", 2)]
 
 
+def test_groups_of_a_convolution_go_with_those_of_a_normalisation(compiled: Compile) -> None:
+    weights: Weights = {"scale": random(16), "shift": random(16, seed=1), "g": random(16, 4, 3, 3), "v": random(16, 5)}
+    weights["v"][4:12] = 0
+    nodes = [
+        helper.make_node("GroupNormalization", ["h", "scale", "shift"], ["n"], num_groups=4, name="norm"),
+        helper.make_node("Conv", ["n", "g"], ["c"], group=4, name="inner"),
+        helper.make_node("GlobalAveragePool", ["c"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("MatMul", ["f", "v"], ["y"]),
+    ]
+    found = compiled(conv_net(nodes, weights, opset=21))
+    dims = {tensor.name: list(tensor.dims) for tensor in found.graph.initializer}
+    assert dims == {"w": [8, 3, 3, 3], "b": [8], "scale": [8], "shift": [8], "g": [8, 4, 3, 3], "v": [8, 5]}
+    (inner,) = (node for node in found.graph.node if node.name == "inner")
+    assert ("group", 2) in [(a.name, a.i) for a in inner.attribute]
+
+
 def test_a_transposed_convolution_by_depth(compiled: Compile) -> None:
     weights: Weights = {"deep": random(16, 2, 2, 2), "v": dead(random(32, 5), 2)}
     nodes = [

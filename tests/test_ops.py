@@ -133,6 +133,9 @@ BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
     "prelu": lambda m, x: m.prelu(x),
     "shared layer": lambda m, x: m.inner(m.inner(x).relu()),
     "grouped layer": lambda m, x: m.grouped(m.grouped(x).relu()),
+    "grouped layer of normalised groups": lambda m, x: m.groups(
+        m.grouped_transposed(m.grouped(m.groups(x)).relu())[:, :, :8, :8]
+    ),
     "transposed": lambda m, x: m.transposed(x)[:, :, :8, :8],
     "transposed in groups": lambda m, x: m.grouped_transposed(x)[:, :, :8, :8],
     "transposed by depth": lambda m, x: m.doubled(m.deep_transposed(x))[:, ::2, :8, :8] - m.doubled(x)[:, 1::2],

@@ -17,7 +17,7 @@ from subprune_fx.frontends.calls import Call
 from subprune_fx.frontends.onnx_op import OnnxOp
 from subprune_fx.frontends.onnx_resize import resize_onnx
 from subprune_fx.graph.channels import ChannelGraph
-from subprune_fx.graph.labels import Labels, compact, survivors, varying, vector
+from subprune_fx.graph.labels import Labels, compact, parts_left, survivors, varying, vector
 from subprune_fx.graph.optable import MOVING, Kind, Resize
 from subprune_fx.graph.step import Tree, leaves
 from subprune_fx.plan import Constant
@@ -162,12 +162,12 @@ def _spelled(node: fx.Node) -> Iterator[tuple[tuple[str | int, ...], Any]]:
 
 
 def _groups(site: Site, keep: Keep) -> tuple[Constant, ...]:
-    """A depthwise convolution has as many groups as channels."""
+    """As many groups as still have channels: of a depthwise convolution, one for each."""
     labels = site.before
     groups = site.call.get("groups", 1)
-    if not isinstance(groups, int) or groups == 1 or labels.ndim < 2 or groups != labels.shape[1]:
+    if not isinstance(groups, int) or groups == 1 or labels.ndim < 2 or labels.shape[1] % groups:
         return ()
-    count = int(keep[vector(labels, 1)].sum())
+    count = parts_left(vector(labels, 1), groups, keep)
     if count == groups:
         return ()
     if site.call.module is not None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import fx
 
-from subprune_fx.graph.labels import Labels, survivors, varying
+from subprune_fx.graph.labels import Labels, parts_left, survivors, varying, vector
 from subprune_fx.graph.step import leaves
 from subprune_fx.plan import Constant
 
@@ -173,11 +173,11 @@ def _gather(site: Any, keep: Keep) -> Changes:
 
 
 def _group(site: Any, keep: Keep) -> Changes:
-    """A depthwise convolution has as many groups as channels."""
+    """As many groups as still have channels: of a depthwise convolution, one for each."""
     groups, before = site.node.kwargs.get("group", 1), site.before
-    if groups == 1 or before.ndim < 2 or groups != before.shape[1]:
+    if groups == 1 or before.ndim < 2 or before.shape[1] % groups:
         return []
-    count = int(_alive(before, 1, keep).sum())
+    count = parts_left(vector(before, 1), groups, keep)
     return [] if count == groups else [(("kwargs", "group"), count)]
 
 

@@ -204,8 +204,8 @@ def contract(state: Propagation, step: Step) -> Tree:
         return refuse(state, step, f"{step.op} reads channels on a dimension it does not sum over")
     inputs = vector(labels, axes.data)
     groups = int(step.attrs.get("groups", 1))
-    rule = _contract_rule(groups, inputs)
-    if rule is not _depthwise and weight.order is not None and len(weight.shape) > 2:
+    rule = _contract_rule(state, groups, inputs)
+    if rule in (_dense, _grouped) and weight.order is not None and len(weight.shape) > 2:
         return refuse(state, step, f"{step.op} reads its weight with dimensions in another order")
     made = rule(state, step, weight, inputs)
     bias = step.roles.get("bias")
@@ -242,10 +242,13 @@ def _over_positions(state: Propagation, step: Step, weight: Param, labels: Label
 ContractRule = Callable[[Propagation, Step, Param, Labels], Labels]
 
 
-def _contract_rule(groups: int, inputs: Labels) -> ContractRule:
+def _contract_rule(state: Propagation, groups: int, inputs: Labels) -> ContractRule:
     if groups == 1:
         return _dense
-    return _depthwise if groups == inputs.size else _grouped
+    if groups == inputs.size:
+        return _depthwise
+    unit = state.components()[inputs.reshape(groups, -1)]
+    return _by_group if (unit == unit[:, :1]).all() and np.unique(unit).size > 1 else _grouped
 
 
 def _dense(state: Propagation, step: Step, weight: Param, inputs: Labels) -> Labels:
@@ -292,6 +295,19 @@ def _depthwise(state: Propagation, step: Step, weight: Param, inputs: Labels) ->
     if step.row.axes.outputs == 0:
         return state.weight_axis(weight, 0, np.repeat(inputs, weight.shape[0] // inputs.size))
     return np.repeat(state.weight_axis(weight, 0, inputs), weight.shape[1])
+
+
+def _by_group(state: Propagation, step: Step, weight: Param, inputs: Labels) -> Labels:
+    """Where all of a group lives or dies together (a GroupNorm comes before), its outputs follow it."""
+    assert step.row is not None
+    assert step.row.axes is not None
+    groups = int(step.attrs["groups"])
+    state.follows.append((inputs, step.module))
+    slots = inputs.reshape(groups, -1)
+    if step.row.axes.outputs == 0:
+        return state.weight_axis(weight, 0, np.repeat(slots[:, 0], weight.shape[0] // groups))
+    state.weight_axis(weight, 0, inputs)
+    return np.repeat(slots[:, 0], weight.shape[1])
 
 
 def _grouped(state: Propagation, step: Step, weight: Param, inputs: Labels) -> Labels:
