@@ -542,6 +542,36 @@ def indexed() -> nn.Module:
     return Net(forward, a=conv(3, 8), b=conv(3, 2))
 
 
+@golden("""
+    a: 4 of a with b, norm -> c
+    frozen c: 2, it is an output of the network
+    """)
+def normalised_groups() -> nn.Module:
+    """Groups that only a later layer couples: they go as they are."""
+
+    def forward(net: Net, x: Tensor) -> Any:
+        return net.c(net.norm(net.b(net.a(x))))
+
+    return Net(forward, a=conv(3, 16), b=conv(16, 8, groups=4), norm=nn.GroupNorm(4, 8), c=conv(8, 2))
+
+
+@golden("""
+    a: 2 of a with pad, b -> c
+    frozen c: 2, it is an output of the network
+    """)
+def heads_of_groups() -> nn.Module:
+    """Queries, keys and values of a head are a group each, at two scales; a column of ones counts for each head."""
+
+    def forward(net: Net, x: Tensor) -> Any:
+        small = net.a(x)
+        query, key, value = torch.cat([small, net.b(small)], 1).reshape(-1, 4, 12, 64).chunk(3, 2)
+        mixed = query.transpose(2, 3) @ (key @ F.pad(value.transpose(2, 3), (0, 1), value=1.0))
+        mean = mixed[..., :-1] / (mixed[..., -1:] + 1e-5)
+        return net.c(mean.transpose(2, 3).reshape(-1, 16, 8, 8))
+
+    return Net(forward, a=conv(3, 24), b=conv(24, 24, groups=6), c=conv(16, 2))
+
+
 @pytest.mark.parametrize("name", GOLDEN)
 def test_graph(name: str) -> None:
     make, expected = GOLDEN[name]

@@ -24,7 +24,7 @@ from subprune_fx.frontends.fx_resize import Site, survives, survivor_shapes
 from subprune_fx.frontends.fx_tails import Tail, normalisable, tail
 from subprune_fx.frontends.onnx_calls import row_of
 from subprune_fx.frontends.onnx_op import OnnxOp, item
-from subprune_fx.graph.channels import ChannelGraph, close
+from subprune_fx.graph.channels import ChannelGraph, close, stuck
 from subprune_fx.graph.labels import Labels, constant, tighten
 from subprune_fx.graph.optable import MOVING, Kind, Resize
 from subprune_fx.graph.propagation import Consumer, Propagation
@@ -86,10 +86,7 @@ class FxNetwork:
 
 def describe(graph_module: fx.GraphModule, example: Inputs) -> FxNetwork:
     """Analyse `graph_module` by running it on `example` (first dimension = sample)."""
-    walker = _Walker(graph_module, numbers_of_more(graph_module, example))
-    with torch.no_grad():
-        walker.run(example)
-    channels = _verified(walker)
+    walker, channels = _freest(graph_module, example)
     nodes = {node.name: node for node in graph_module.graph.nodes}
     readers = {name: walker.readers[name] for name in channels.contractions}
     places = {
@@ -108,6 +105,32 @@ def describe(graph_module: fx.GraphModule, example: Inputs) -> FxNetwork:
     return FxNetwork(graph_module, channels, readers, places, sites, tails)
 
 
+def _freest(graph_module: fx.GraphModule, example: Inputs) -> tuple[_Walker, ChannelGraph]:
+    """Grouped convolutions whose channels are all coupled lose whole groups, if then less is left alone."""
+    more = numbers_of_more(graph_module, example)
+    walker, channels = _walked(graph_module, example, more, frozenset())
+    again = stuck(walker.state, channels)
+    if again:
+        other, found = _walked(graph_module, example, more, again)
+        if _left_alone(found) < _left_alone(channels):
+            walker, other, channels = other, walker, found
+        other.sites.clear()  # they know it, see above
+    return walker, channels
+
+
+def _walked(
+    graph_module: fx.GraphModule, example: Inputs, more: Mapping[str, Any], by_group: frozenset[str]
+) -> tuple[_Walker, ChannelGraph]:
+    walker = _Walker(graph_module, more, by_group)
+    with torch.no_grad():
+        walker.run(example)
+    return walker, _verified(walker)
+
+
+def _left_alone(channels: ChannelGraph) -> int:
+    return sum(item.channels for item in channels.frozen)
+
+
 def _verified(walker: _Walker) -> ChannelGraph:
     """Close the propagation; channels that some op cannot carry once others are gone are frozen, and all is redone."""
     while True:
@@ -124,13 +147,15 @@ def _verified(walker: _Walker) -> ChannelGraph:
 class _Walker(fx.Interpreter):
     """Runs each node on real values, then the op table's rule on its labels."""
 
-    def __init__(self, graph_module: fx.GraphModule, numbers_of_more: Mapping[str, Any]) -> None:
+    def __init__(
+        self, graph_module: fx.GraphModule, numbers_of_more: Mapping[str, Any], by_group: frozenset[str]
+    ) -> None:
         super().__init__(graph_module)
         self.numbers_of_more = numbers_of_more
         self.varying: set[fx.Node] = set()
         self.constants: dict[fx.Node, Any] = {}
         self.root = graph_module
-        self.state = Propagation()
+        self.state = Propagation(by_group)
         self.readers: dict[str, Reader] = {}
         self.calls: dict[str, Call] = {}
         self.roles: dict[str, dict[str, Param]] = {}

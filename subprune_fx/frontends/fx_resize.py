@@ -320,14 +320,16 @@ def _split_path(site: Site) -> tuple[str | int, ...]:
 
 def _pad(site: Site, keep: Keep) -> tuple[Constant, ...]:
     before, after = site.before, leaves(site.after)[0]
-    amounts = site.call.get("pad", ())
+    amounts, left = site.call.get("pad", ()), _alive(after, keep)
     found = []
     for axis in varying(before):
         position = 2 * (before.ndim - 1 - axis)
         if site.call.module is not None or position >= len(amounts):
             continue
         front, back = amounts[position : position + 2]
-        alive = keep[vector(after, axis)]
+        alive = left[axis]
+        if alive is None:
+            continue
         counts = (
             alive[:front].sum() if front > 0 else front,
             alive[alive.size - back :].sum() if back > 0 else back,

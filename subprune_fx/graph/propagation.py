@@ -80,9 +80,11 @@ class Propagation:
         reads: By parameter, the steps that read it.
         unknown: Steps that channels reach and that are not in the op table, or have weights not known to the graph.
         follows: Channels that a layer's parameters follow one by one, and the layer, in graph order.
+        slots: Channels that a grouped convolution reads and makes, whose groups all keep the same, by step.
+        by_group: Steps with a grouped convolution that loses whole groups instead.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, by_group: frozenset[str] = frozenset()) -> None:
         self.values: dict[str, Tree] = {}
         self.axes: dict[str, dict[int, Labels]] = {}
         self.elements: dict[str, Labels] = {}
@@ -94,6 +96,8 @@ class Propagation:
         self.reads: dict[str, set[str]] = {}
         self.unknown: list[str] = []
         self.follows: list[tuple[Labels, str]] = []
+        self.slots: dict[str, tuple[Labels, Labels]] = {}
+        self.by_group = by_group
         self.count = 1
         self._loose: list[tuple[int, int]] = []
         self._pairs: list[tuple[Labels, Labels]] = []

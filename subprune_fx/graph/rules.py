@@ -203,8 +203,7 @@ def contract(state: Propagation, step: Step) -> Tree:
     if _channels(labels, axes.data) is None:
         return refuse(state, step, f"{step.op} reads channels on a dimension it does not sum over")
     inputs = vector(labels, axes.data)
-    groups = int(step.attrs.get("groups", 1))
-    rule = _contract_rule(state, groups, inputs)
+    rule = _contract_rule(state, step, inputs)
     if rule in (_dense, _grouped) and weight.order is not None and len(weight.shape) > 2:
         return refuse(state, step, f"{step.op} reads its weight with dimensions in another order")
     made = rule(state, step, weight, inputs)
@@ -242,13 +241,15 @@ def _over_positions(state: Propagation, step: Step, weight: Param, labels: Label
 ContractRule = Callable[[Propagation, Step, Param, Labels], Labels]
 
 
-def _contract_rule(state: Propagation, groups: int, inputs: Labels) -> ContractRule:
+def _contract_rule(state: Propagation, step: Step, inputs: Labels) -> ContractRule:
+    groups = int(step.attrs.get("groups", 1))
     if groups == 1:
         return _dense
     if groups == inputs.size:
         return _depthwise
     unit = state.components()[inputs.reshape(groups, -1)]
-    return _by_group if (unit == unit[:, :1]).all() and np.unique(unit).size > 1 else _grouped
+    together = (unit == unit[:, :1]).all() and np.unique(unit).size > 1
+    return _by_group if together or step.name in state.by_group else _grouped
 
 
 def _dense(state: Propagation, step: Step, weight: Param, inputs: Labels) -> Labels:
@@ -298,12 +299,12 @@ def _depthwise(state: Propagation, step: Step, weight: Param, inputs: Labels) ->
 
 
 def _by_group(state: Propagation, step: Step, weight: Param, inputs: Labels) -> Labels:
-    """Where all of a group lives or dies together (a GroupNorm comes before), its outputs follow it."""
+    """Where all of a group lives or dies together (a GroupNorm reads it too), its outputs follow it."""
     assert step.row is not None
     assert step.row.axes is not None
     groups = int(step.attrs["groups"])
     state.follows.append((inputs, step.module))
-    slots = inputs.reshape(groups, -1)
+    slots = state.tie(inputs.reshape(groups, -1), [1], f"{step.op} reads a group with fixed channels")
     if step.row.axes.outputs == 0:
         return state.weight_axis(weight, 0, np.repeat(slots[:, 0], weight.shape[0] // groups))
     state.weight_axis(weight, 0, inputs)
@@ -311,7 +312,7 @@ def _by_group(state: Propagation, step: Step, weight: Param, inputs: Labels) -> 
 
 
 def _grouped(state: Propagation, step: Step, weight: Param, inputs: Labels) -> Labels:
-    """All groups must keep the same slots, or the weight would not be rectangular."""
+    """All groups keep the same slots, or the weight would not be rectangular; see `channels.stuck`."""
     assert step.row is not None
     assert step.row.axes is not None
     axes, groups = step.row.axes, int(step.attrs["groups"])
@@ -320,6 +321,7 @@ def _grouped(state: Propagation, step: Step, weight: Param, inputs: Labels) -> L
     outputs = weight.shape[axes.outputs] // (groups if axes.outputs == 0 else 1)
     made = state.fresh(outputs, step.module, producer=True)
     tiled = np.tile(made, groups)
+    state.slots[step.name] = (inputs, made)
     _consume(state, step, inputs, tiled)
     if axes.outputs == 0:
         state.weight_axis(weight, axes.inputs, slots[0])
@@ -437,15 +439,17 @@ def pad(state: Propagation, step: Step) -> Tree:
         if axis not in channels:
             labels = expand(labels.take([0], axis), (*labels.shape[:axis], shape[axis], *labels.shape[axis + 1 :]))
             continue
-        front, back = (compact_to(_padding(state, step, count, axis, labels.shape), labels, axis) for count in counts)
+        front, back = (compact_to(_padding(state, step, count, axis, labels), labels, axis) for count in counts)
         labels = np.concatenate([front, compact_to(labels, labels, axis), back], axis=axis)
     return expand(labels, shape)
 
 
-def _padding(state: Propagation, step: Step, count: int, axis: int, shape: tuple[int, ...]) -> Labels:
-    """`count` fresh channels before or after dimension `axis` of a tensor of `shape`."""
-    made = state.fresh(count, step.name, producer=False)
-    return along(made, axis, (*shape[:axis], count, *shape[axis + 1 :]))
+def _padding(state: Propagation, step: Step, count: int, axis: int, labels: Labels) -> Labels:
+    """`count` fresh channels before or after dimension `axis`, of each head its own."""
+    sizes = [size if d in varying(labels) else 1 for d, size in enumerate(labels.shape)]
+    sizes[axis] = count
+    made = state.fresh(math.prod(sizes), step.name, producer=False).reshape(sizes)
+    return expand(made, (*labels.shape[:axis], count, *labels.shape[axis + 1 :]))
 
 
 def compact_to(side: Labels, like: Labels, axis: int) -> Labels:
