@@ -209,3 +209,23 @@ def test_attention_of_onnx_costs_what_torch_counts(heads: int, side_by_side: boo
     if side_by_side:
         operands = [tensor.transpose(1, 2).flatten(2) for tensor in operands]
     assert multiply_adds("Attention", operands[:3], operands[3]) == expected
+
+
+class Queried(nn.Module):
+    """A layer reads a parameter, as attention that pools reads its query."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(1, 3, 8))
+        self.ask, self.wide, self.narrow, self.last = (nn.Linear(a, b) for a, b in ((8, 8), (8, 16), (16, 8), (8, 2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        asked = self.ask(self.query) * self.ask(self.query.expand(x.shape[0], -1, -1))
+        y: Tensor = self.last(asked.mean(1) + self.narrow(self.wide(x).relu()))
+        return y
+
+
+def test_a_layer_that_is_given_a_parameter_is_counted() -> None:
+    found = subprune_fx.prune(Queried(), torch.randn(20, 8), keep=0.5).report
+    assert found.before.flops == 2 * 3 * 8 * 8 + 2 * 8 * 16 + 8 * 2
+    assert found.after.flops == 2 * 3 * 8 * 4 + 8 * 8 + 8 * 4 + 4 * 2
