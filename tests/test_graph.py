@@ -572,6 +572,22 @@ def heads_of_groups() -> nn.Module:
     return Net(forward, a=conv(3, 24), b=conv(24, 24, groups=6), c=conv(16, 2))
 
 
+@golden("""
+    a: 2 of a -> c
+    frozen c: 2, it is an output of the network
+    """)
+def heads_among_samples() -> nn.Module:
+    """Keys of all heads go through one depthwise convolution, as if each were a sample."""
+
+    def forward(net: Net, x: Tensor) -> Any:
+        query, key, value = net.a(x).reshape(-1, 3, 2, 4, 64).unbind(1)
+        key = net.b(key.reshape(-1, 4, 8, 8)).reshape(-1, 2, 4, 16)
+        scores = (query.transpose(2, 3) @ key).softmax(2)
+        return net.c((value @ scores).reshape(-1, 8, 4, 4))
+
+    return Net(forward, a=conv(3, 24), b=conv(4, 4, groups=4, stride=2), c=conv(8, 2))
+
+
 @pytest.mark.parametrize("name", GOLDEN)
 def test_graph(name: str) -> None:
     make, expected = GOLDEN[name]

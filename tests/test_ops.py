@@ -103,6 +103,8 @@ BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
     "heads among samples": lambda m, x: (
         torch.einsum("bpc,pqc->bpq", x.reshape(-1, 4, 64).mT, m.near) @ x.reshape(-1, 4, 64).mT
     ).mT.reshape(-1, 12, 8, 8),
+    "heads filtered alike": lambda m, x: m.filter(x.reshape(-1, 4, 8, 8)).reshape(-1, 12, 8, 8) + x,
+    "heads of a grouped layer": lambda m, x: _attended(m.grouped(x).reshape(-1, 3, 4, 64)),
     "type of another": lambda _, x: x.type_as(x.mean((2, 3))),
     "zeros to begin with": lambda m, x: m.inner(m.inner(x.new_zeros(x.shape[0], 12, 1, 1) + x) + torch.zeros(12, 8, 8)),
     "zeros beside": lambda _, x: torch.cat([x[:, :6], x.new_zeros(x.shape[0], 6, 8, 8)], 1) + x,
@@ -171,6 +173,12 @@ def _as_numpy_spells_it(x: Any) -> Any:
     return library.cat(parts, axis=1)
 
 
+def _attended(x: Tensor) -> Tensor:
+    """Attention without a softmax, divided by what a column of ones comes to."""
+    mixed = (x.mT @ (x @ F.pad(x.mT, (0, 1), value=1.0))).mT
+    return (mixed[:, :, :-1] / mixed[:, :, -1:].exp()).reshape(-1, 12, 8, 8)
+
+
 def _checked(x: Tensor) -> Tensor:
     torch._assert(x.shape[1] == 12, "as many channels as in training")
     return x * 2
@@ -227,6 +235,7 @@ class Net(nn.Module):
         self.linear = nn.Linear(12, 12)
         self.across = nn.Linear(8, 8)
         self.along = nn.Conv1d(1, 1, 5, padding=4, dilation=2)
+        self.filter = nn.Conv2d(4, 4, 3, padding=1, groups=4)
         self.pair = nn.Conv1d(2, 1, 1)
         self.alike = nn.CosineSimilarity(2)
         self.down = nn.Linear(12, 4)

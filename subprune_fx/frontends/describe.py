@@ -106,7 +106,7 @@ def describe(graph_module: fx.GraphModule, example: Inputs) -> FxNetwork:
 
 
 def _freest(graph_module: fx.GraphModule, example: Inputs) -> tuple[_Walker, ChannelGraph]:
-    """Grouped convolutions whose channels are all coupled lose whole groups, if then less is left alone."""
+    """Grouped convolutions whose channels would all stay lose whole groups, if then less is left alone."""
     more = numbers_of_more(graph_module, example)
     walker, channels = _walked(graph_module, example, more, frozenset())
     again = stuck(walker.state, channels)

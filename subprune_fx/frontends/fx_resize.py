@@ -17,7 +17,7 @@ from subprune_fx.frontends.calls import Call
 from subprune_fx.frontends.onnx_op import OnnxOp
 from subprune_fx.frontends.onnx_resize import resize_onnx
 from subprune_fx.graph.channels import ChannelGraph
-from subprune_fx.graph.labels import Labels, compact, parts_left, survivors, varying, vector
+from subprune_fx.graph.labels import Labels, compact, survivors, varying, vector
 from subprune_fx.graph.optable import MOVING, Kind, Resize
 from subprune_fx.graph.step import Tree, leaves
 from subprune_fx.plan import Constant
@@ -167,7 +167,8 @@ def _groups(site: Site, keep: Keep) -> tuple[Constant, ...]:
     groups = site.call.get("groups", 1)
     if not isinstance(groups, int) or groups == 1 or labels.ndim < 2 or labels.shape[1] % groups:
         return ()
-    count = parts_left(vector(labels, 1), groups, keep)
+    alive = _alive(labels, keep)[1]
+    count = groups if alive is None else int(alive.reshape(groups, -1).any(axis=1).sum())
     if count == groups:
         return ()
     if site.call.module is not None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import fx
 
-from subprune_fx.graph.labels import Labels, parts_left, survivors, varying, vector
+from subprune_fx.graph.labels import Labels, survivors, varying
 from subprune_fx.graph.step import leaves
 from subprune_fx.plan import Constant
 
@@ -177,7 +177,7 @@ def _group(site: Any, keep: Keep) -> Changes:
     groups, before = site.node.kwargs.get("group", 1), site.before
     if groups == 1 or before.ndim < 2 or before.shape[1] % groups:
         return []
-    count = parts_left(vector(before, 1), groups, keep)
+    count = int(_alive(before, 1, keep).reshape(groups, -1).any(axis=1).sum())
     return [] if count == groups else [(("kwargs", "group"), count)]
 
 

@@ -139,15 +139,15 @@ def close(state: Propagation) -> ChannelGraph:
 
 
 def stuck(state: Propagation, channels: ChannelGraph) -> frozenset[str]:
-    """Grouped convolutions with channels that nothing forbids to drop, but that all stay or go together.
+    """Grouped convolutions that read or make channels of which none can be dropped.
 
     What couples the channels of a group (heads, a normalisation) and the slots of all groups leaves no choice. Where
     the first is known to a grouped convolution, it loses whole groups; where it comes later, that may be tried.
     """
-    fixed = np.unique(channels.unit[np.concatenate([np.zeros(1, np.int64), *(found for found, _ in state.frozen())])])
-    units = {name: [np.unique(channels.unit[part]) for part in parts] for name, parts in state.slots.items()}
-    alone = {name: [part for part in parts if part.size == 1 and part[0] not in fixed] for name, parts in units.items()}
-    return frozenset(name for name, parts in alone.items() if parts)
+    units = {name: [channels.unit[part] for part in parts] for name, parts in state.slots.items()}
+    return frozenset(
+        name for name, parts in units.items() if any(part.any() and not channels.prunable[part].any() for part in parts)
+    )
 
 
 def _make_rectangular(state: Propagation) -> None:

@@ -85,11 +85,6 @@ def vector(labels: Labels, axis: int) -> Labels:
     return np.ascontiguousarray(labels[tuple(slice(None) if d == axis else 0 for d in range(labels.ndim))])
 
 
-def parts_left(channels: Labels, parts: int, keep: NDArray[np.bool_]) -> int:
-    """How many of so many equal parts of a dimension still have a channel when only the labels in `keep` survive."""
-    return int(keep[channels].reshape(parts, -1).any(axis=1).sum())
-
-
 def survivors(labels: Labels, keep: NDArray[np.bool_]) -> tuple[NDArray[np.int64] | None, ...]:
     """Which indices of each dimension survive.
 

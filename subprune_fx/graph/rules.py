@@ -191,12 +191,14 @@ def contract(state: Propagation, step: Step) -> Tree:
     others = set(range(labels.ndim)) - {axes.data % labels.ndim}
     labels = tokens(state, labels, others, f"{step.op} sums tokens up")
     channels = set(varying(labels))
+    if 0 in channels and 1 < int(step.attrs.get("groups", 1)) == labels.shape[axes.data]:
+        return _by_head(state, step, labels)
     if state.loose(labels) or (others & channels and axes.data % labels.ndim in channels):
         labels = state.tie(labels, others, f"{step.op} reads it at every position")
         channels = set(varying(labels))
     if channels and axes.data % labels.ndim not in channels and int(step.attrs.get("groups", 1)) == 1:
         if not _mixes(weight, labels):
-            return _over_positions(state, step, weight, labels)
+            return _over_positions(state, step, labels)
         # They all stay, and what it makes of them is as prunable as what a first layer makes of an image.
         state.freeze(labels, f"{step.op} acts on a dimension that carries channels")
         labels = expand(np.zeros((1,) * labels.ndim, np.int64), labels.shape)
@@ -220,7 +222,7 @@ def _mixes(weight: Param, labels: Labels) -> bool:
     return len(weight.shape) > 2 and any(weight.shape[d] != 1 for d in varying(labels))
 
 
-def _over_positions(state: Propagation, step: Step, weight: Param, labels: Labels) -> Tree:
+def _over_positions(state: Propagation, step: Step, labels: Labels) -> Tree:
     """A layer that sums over positions of every channel alike (an MLP over tokens): the channels pass."""
     assert step.row is not None
     assert step.row.axes is not None
@@ -231,11 +233,22 @@ def _over_positions(state: Propagation, step: Step, weight: Param, labels: Label
         or shape[axis + 1 :] != labels.shape[axis + 1 :]
     ):
         return refuse(state, step, f"{step.op} acts on a dimension that carries channels")
-    for number, size in enumerate(weight.shape):
-        state.weight_axis(weight, number, np.zeros(size, np.int64))
-    if "bias" in step.roles:
-        state.weight_axis(step.roles["bias"], 0, np.zeros(shape[axis], np.int64))
+    _whole(state, step)
     return expand(labels.take([0], axis), shape)
+
+
+def _whole(state: Propagation, step: Step) -> None:
+    """The parameters of a layer that does the same to every channel lose nothing."""
+    for param in step.roles.values():
+        for number, size in enumerate(param.shape):
+            state.weight_axis(param, number, np.zeros(size, np.int64))
+
+
+def _by_head(state: Propagation, step: Step, labels: Labels) -> Tree:
+    """Heads among the samples are filtered alike, channel by channel: they pass, what is inside them stays together."""
+    tied = state.tie(labels, range(1, labels.ndim), f"{step.op} filters a head with fixed channels")
+    _whole(state, step)
+    return expand(tied[(slice(None), *(slice(0, 1),) * (labels.ndim - 1))], _shape(step))
 
 
 ContractRule = Callable[[Propagation, Step, Param, Labels], Labels]
@@ -545,9 +558,7 @@ def put(state: Propagation, step: Step) -> Tree:
 def across(state: Propagation, step: Step) -> Tree:
     """One filter along the last dimension: the channels there pass, since those that are gone count as zero."""
     labels = state.of(step.operands[0])
-    for param in step.roles.values():
-        for axis, size in enumerate(param.shape):
-            state.weight_axis(param, axis, np.zeros(size, np.int64))
+    _whole(state, step)
     if varying(labels) in ((), (labels.ndim - 1,)) and not state.loose(labels):
         return expand(labels, _shape(step))
     return refuse(state, step, f"{step.op} acts on a dimension that carries channels")
