@@ -35,14 +35,14 @@ def counted(run: Callable[[], T]) -> tuple[T, int]:
     from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415 - imports triton: a second
 
     mode = FlopCounterMode(display=False, custom_mapping=_UNCOUNTED)
-    mode.mod_tracker = _Anywhere()  # type: ignore[assignment] - its own fails where a layer is given a parameter
+    mode.mod_tracker = _Anywhere()  # type: ignore[assignment]
     with mode:
         value = run()
     return value, mode.get_total_flops() // 2
 
 
 class _Anywhere(contextlib.nullcontext[None]):
-    """In place of what tells torch's counter in which module it is: all counts as one."""
+    """In place of what tells torch's counter in which module it is, and fails where a layer is given a parameter."""
 
     parents = frozenset({"Global"})
 
