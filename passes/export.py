@@ -17,6 +17,7 @@ from subprune_fx.collecting import seldom
 from subprune_fx.errors import SubpruneError
 from subprune_fx.formats.lines import first_line
 from subprune_fx.frontends.fx_inputs import free_samples
+from subprune_fx.passes.headed import laid_out
 from subprune_fx.passes.settled import settled
 from subprune_fx.silence import silence
 
@@ -77,7 +78,7 @@ def to_onnx(
     if size > PROTOBUF_LIMIT:
         what = f"the network holds {size / 2**30:.1f} GB, an ONNX file at most 2"
         raise SubpruneError(what, where=str(path), remedy="write a .pt2 instead")
-    outputs = _output_names(program)
+    outputs, program = _output_names(program), laid_out(program)
     result = None
     try:
         with contextlib.suppress(Exception):  # an operator that has to be decomposed after all

@@ -36,9 +36,14 @@ class Settled(ExportedProgram):
         return found
 
 
-def settled(program: ExportedProgram) -> Settled:
+def settled(program: ExportedProgram) -> ExportedProgram:
     """The same program, with a graph of its own and the weights of the other."""
-    return Settled(
+    return copied(program, Settled)
+
+
+def copied(program: ExportedProgram, kind: type[ExportedProgram] = ExportedProgram) -> ExportedProgram:
+    """The same program as another class, with a graph of its own and the weights of the other."""
+    return kind(
         program.graph_module,
         copy.deepcopy(program.graph),
         program.graph_signature,
