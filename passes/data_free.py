@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from subprune_fx.bundle import Bundle
 from subprune_fx.formats.takes import Taken, arguments_of
+from subprune_fx.given import network_of
 from subprune_fx.passes.guess import guess
 from subprune_fx.passes.synthesise import synthesise
 
@@ -31,6 +32,7 @@ def synthetic_inputs(
     Raises:
         SubpruneError: No shape is given, and none that was tried runs.
     """
+    model = network_of(model)
     takes = arguments_of(model)
     if shape is not None:
         takes = (Taken(takes[0].name if takes else "x", sample=(1, *shape)),)

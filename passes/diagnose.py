@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from subprune_fx.arguments import Given, inputs_of
 from subprune_fx.frontends.describe import FxNetwork
+from subprune_fx.given import network_of
 from subprune_fx.graph.channels import Group
 from subprune_fx.numerics.grams import ELEMENTS_AT_ONCE
 from subprune_fx.numerics.greedy import greedy
@@ -83,7 +84,7 @@ def diagnose(
         SubpruneError: As `prune`.
     """
     inputs = inputs_of(calibration, "calibration inputs")
-    network = restrict(analyse(model, inputs[:2]), only, skip)
+    network = restrict(analyse(network_of(model), inputs[:2]), only, skip)
     generator = torch.Generator().manual_seed(seed)
     recorder = _Recorder(network, generator if patches else None)
     with torch.no_grad():

@@ -9,6 +9,7 @@ from torch import nn
 from subprune_fx.arguments import Given, enough, inputs_of
 from subprune_fx.explanation import Coupled, Explanation
 from subprune_fx.frontends.onnx_static import fixed_batch, settle
+from subprune_fx.given import network_of
 from subprune_fx.passes.dependencies import clearest, restrict
 from subprune_fx.passes.proof import checked
 from subprune_fx.report import FrozenRow
@@ -29,7 +30,7 @@ def explain(model: nn.Module, example: Given, *, only: Sequence[str] = (), skip:
     Raises:
         SubpruneError: The network does not run on the example or cannot be traced, or `only` and `skip` leave nothing.
     """
-    inputs = inputs_of(example, "example")
+    inputs, model = inputs_of(example, "example"), network_of(model)
     module = settle(model, inputs)
     enough(inputs, fixed_batch(module), "example")
     some = inputs[: fixed_batch(module) or 2]

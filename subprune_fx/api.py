@@ -16,6 +16,7 @@ from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.fx_inputs import spread
 from subprune_fx.frontends.onnx_graph import source_of
 from subprune_fx.frontends.onnx_static import file_batch, fixed_batch, ordered, settle
+from subprune_fx.given import network_of
 from subprune_fx.graph.channels import ChannelGraph
 from subprune_fx.passes.budget import unreachable
 from subprune_fx.passes.distil import divided
@@ -114,7 +115,7 @@ def prune_each(
         SubpruneError: See `prune`.
     """
     check_goals(ratios, keeps, max_drops)
-    options = options_of(choices)
+    options, model = options_of(choices), network_of(model)
     inputs = ordered(model, inputs_of(calibration, "calibration"))
     given = choices.get("labels")
     labels = None if given is None else labels_of(given, len(inputs), "labels")

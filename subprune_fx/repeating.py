@@ -9,6 +9,7 @@ from subprune_fx.api import Pruned, accuracy, cost, frozen_of, rows_of
 from subprune_fx.arguments import Array, Given, enough, inputs_of, labelled
 from subprune_fx.frontends.fx_inputs import spread
 from subprune_fx.frontends.onnx_static import fixed_batch, ordered, settle
+from subprune_fx.given import network_of
 from subprune_fx.passes.dependencies import clearest
 from subprune_fx.passes.outputs import batches_of, compared
 from subprune_fx.passes.rewrite import apply
@@ -36,6 +37,7 @@ def repeat(model: nn.Module, plan: Plan, inputs: Given, evaluation: tuple[Given,
     Raises:
         SubpruneError: The plan is for another network, or the network cannot be traced.
     """
+    model = network_of(model)
     samples = ordered(model, inputs_of(inputs, "inputs"))
     given = labelled(evaluation, "evaluation")
     pairs = None if given is None else (ordered(model, given[0]), given[1])

@@ -14,6 +14,7 @@ from subprune_fx.arguments import Given, inputs_of
 from subprune_fx.bundle import device_of
 from subprune_fx.formats.write import write_all
 from subprune_fx.frontends.onnx_static import file_batch, ordered
+from subprune_fx.given import network_of
 from subprune_fx.report import FileRow
 
 
@@ -35,10 +36,11 @@ def save(
         SubpruneError: A file cannot be written, or the network has no form in its format.
         ValidationError: A file does not agree with the network.
     """
+    model = network_of(model)
     given = ordered(model, inputs_of(inputs, "inputs"))
     with ExitStack() as stack:
         network = stack.enter_context(_evaluating(model))
-        before = None if original is None else stack.enter_context(_evaluating(original))
+        before = None if original is None else stack.enter_context(_evaluating(network_of(original)))
         return write_all(network, before, given[: file_batch(model) or 1], given, paths)
 
 
