@@ -1,4 +1,4 @@
-"""Products of three tensors and more (einsum) as products of two, from left to right, as torch itself computes them."""
+"""Products of three tensors and more in an fx graph, as products of two."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from subprune_fx.frontends.einsum import pairs
+
 EINSUM = (torch.einsum, torch.ops.aten.einsum.default)
 
 
@@ -14,19 +16,13 @@ def pair_einsums(graph: fx.Graph) -> None:
     """Do so in `graph`, where the letters of the result are spelled out and there is no ellipsis."""
     for node in [node for node in graph.nodes if node.op == "call_function" and node.target in EINSUM]:
         equation, factors = equation_of(node)
-        given, arrow, out = equation.partition("->")
-        parts = given.split(",")
-        if len(parts) < 3 or not arrow or "." in equation or len(parts) != len(factors):
+        products = pairs(equation)
+        if not products or len(products) != len(factors) - 1:
             continue
         with graph.inserting_before(node):
-            product, read = factors[0], parts[0]
-            for number in range(1, len(parts)):
-                later = set(out).union(*parts[number + 1 :])
-                both = dict.fromkeys(read + parts[number])
-                made = "".join(letter for letter in both if letter in later) if number < len(parts) - 1 else out
-                operands = [product, factors[number]]
-                product = graph.call_function(node.target, (f"{read},{parts[number]}->{made}", operands))
-                read = made
+            product = factors[0]
+            for step, factor in zip(products, factors[1:], strict=True):
+                product = graph.call_function(node.target, (step, [product, factor]))
         node.replace_all_uses_with(product)
         graph.erase_node(node)
 

@@ -10,8 +10,11 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
+
+from subprune_fx.frontends.einsum import pairs
 
 MICROSOFT = "com.microsoft"
 _EPSILON = 1e-12
@@ -238,8 +241,28 @@ def _skip(steps: Steps) -> bool:
     return True
 
 
+def _filled(steps: Steps) -> bool:
+    """Floating-point numbers that are all the same: one of them, repeated."""
+    given = steps.attributes.get("value")
+    one = np.zeros((), np.float32) if given is None else numpy_helper.to_array(given).reshape(())
+    if one.dtype.kind != "f":
+        return False
+    value = steps.add("Constant", [], value=numpy_helper.from_array(one))
+    steps.add("Expand", [value, 0])
+    return True
+
+
+def _einsum(steps: Steps) -> bool:
+    """A product of three tensors and more."""
+    products = pairs(steps.attributes["equation"].decode())
+    found: Operand = 0
+    for factor, equation in enumerate(products, 1):
+        found = steps.add("Einsum", [found, factor], equation=equation)
+    return bool(products)
+
+
 _RULES: Mapping[str, Mapping[str, Callable[[Steps], bool]]] = {
-    "": {"Gemm": _scaled_gemm},
+    "": {"Gemm": _scaled_gemm, "ConstantOfShape": _filled, "Einsum": _einsum},
     MICROSOFT: {
         "FusedConv": _conv,
         "FusedGemm": _fused_gemm,

@@ -61,7 +61,7 @@ def specialise(module: fx.GraphModule, example: Inputs) -> fx.GraphModule:
     for node in list(module.graph.nodes):
         operand = first.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
         node.meta["shape"] = tuple(operand.shape) if isinstance(operand, Tensor) else None
-        if node in writer.static or not isinstance(node.target, OnnxOp):
+        if not isinstance(node.target, OnnxOp) or (node in writer.static and not _is_filled(first[node])):
             continue
         spelled = node.target.op_type in SPELLED
         with module.graph.inserting_before(node):
@@ -211,6 +211,11 @@ class _Writer:
         if not hasattr(self.module, name):
             self.module.register_buffer(name, value.clone())
         return self.module.graph.get_attr(name)
+
+
+def _is_filled(value: Any) -> bool:
+    """Whether what sizes were computed into is a tensor of that size (zeros to begin with), not sizes."""
+    return isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 1
 
 
 def _nothing(_node: fx.Node, _values: Values) -> None:

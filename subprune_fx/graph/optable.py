@@ -564,10 +564,10 @@ TABLE: tuple[Row, ...] = (
     Row(
         Kind.MOVE,
         ("view", "reshape", "unflatten", "_unsafe_view"),
-        ("Reshape", "Expand"),
+        ("Reshape",),
         resize=Resize.SHAPE,
     ),
-    Row(Kind.SPREAD, ("expand", "broadcast_to"), resize=Resize.SHAPE),
+    Row(Kind.SPREAD, ("expand", "broadcast_to"), ("Expand",), resize=Resize.SHAPE),
     Row(
         Kind.MOVE,
         (
