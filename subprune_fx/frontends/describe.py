@@ -25,7 +25,7 @@ from subprune_fx.frontends.fx_tails import Tail, normalisable, tail
 from subprune_fx.frontends.onnx_calls import row_of
 from subprune_fx.frontends.onnx_op import OnnxOp, item
 from subprune_fx.graph.channels import ChannelGraph, close, stuck
-from subprune_fx.graph.labels import Labels, constant, tighten
+from subprune_fx.graph.labels import Labels, compact, constant, tighten, varying
 from subprune_fx.graph.optable import MOVING, Kind, Resize
 from subprune_fx.graph.propagation import Consumer, Propagation
 from subprune_fx.graph.rules import propagate
@@ -224,13 +224,22 @@ class _Walker(fx.Interpreter):
                 self.readers[node.name] = reader(call, roles["weight"])
             elif call.row.kind is Kind.PRODUCT:
                 self.readers[node.name] = product_reader(attrs["letters"], roles["weight"])
-        out = propagate(self.state, step)
+        out = self._places(propagate(self.state, step), value, call.label)
         inputs = self._site_inputs(call, operands)
         if inputs:
             rest = pytree.tree_map_only(Tensor, _without_values, self._value(node.args[1:]))
             numbers = frozenset(filter(self._is_number, node.all_input_nodes))
             self.sites.append(Site(node, call, inputs, out, rest, step.run, numbers, self.varying, self._number))
         return out
+
+    def _places(self, tree: Tree, value: Any, op: str) -> Tree:
+        """The labels of a value; where integers say all alike where something is, in one channel, that one stays."""
+        if isinstance(value, (tuple, list)) and isinstance(tree, (tuple, list)):
+            return type(tree)(self._places(*pair, op) for pair in zip(tree, value, strict=True))
+        if not is_tensor(value) or not _is_count(value) or varying(tree) or not compact(tree).any():
+            return tree
+        self.state.freeze(tree, f"{op} finds places in it")
+        return constant(value.shape)
 
     def _site_inputs(self, call: Call, operands: Sequence[Tree | Param]) -> tuple[Labels, ...]:
         """Labels that the sizes spelled by a node may depend on; parameters count where moved or normalised."""
