@@ -401,3 +401,34 @@ def test_samples_that_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fx.Interpreter, "run", noted)
     clearest(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 3))
     assert samples == [3, 2]
+
+
+class Rounded(nn.Module):
+    """Half precision where its author asked for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+    @torch.autocast("cpu", dtype=torch.bfloat16)  # type: ignore[untyped-decorator]
+    def middle(self, x: Tensor) -> Tensor:
+        out: Tensor = self.b(self.a(x).relu()).relu()
+        return out
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            hidden = self.middle(x)
+        out: Tensor = self.c(hidden.float())
+        return out
+
+
+def test_autocast_is_left_out() -> None:
+    torch.manual_seed(0)
+    model, x = Rounded().eval(), torch.randn(32, 4)
+    for graph in traces(model, x[:2]):
+        whole = nn.Sequential(model.a, nn.ReLU(), model.b, nn.ReLU(), model.c)
+        torch.testing.assert_close(graph(x), whole(x))
+    small, _, report = subprune_fx.prune(model, x, keep=0.5)
+    assert [(row.name, row.kept) for row in report.groups] == [("a", 4), ("b", 4)]
+    assert small(x).dtype == torch.float32
+    assert model.middle(x).dtype == torch.bfloat16  # the user's own still rounds

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from subprune_fx.bundle import Bundle, Inputs, call, one_more, parts
 from subprune_fx.errors import SubpruneError
+from subprune_fx.frontends.autocast import unrounded
 from subprune_fx.frontends.fx_batch import NUMBERS, Numbers
 
 _CONSTANTS = (bool, int, float, complex, str, bytes, type(None), torch.Size, torch.dtype, torch.device)
@@ -70,7 +71,7 @@ class Original:
         Raises:
             SubpruneError: It does not.
         """
-        with torch.no_grad():
+        with torch.no_grad(), unrounded():
             again = call(self._module, self._example.clone())
         if not _equal(again, self._expected):
             raise SubpruneError(
@@ -86,7 +87,7 @@ class Original:
     @functools.cached_property
     def _expected(self) -> Any:
         """The outputs for the example."""
-        with torch.no_grad():
+        with torch.no_grad(), unrounded():
             try:
                 return call(self._module, self._example.clone())
             except Exception as error:
@@ -99,7 +100,7 @@ class Original:
     def _run(self, inputs: Inputs) -> Any:
         """What it computes; None where it does not take so many samples."""
         try:
-            with torch.no_grad():
+            with torch.no_grad(), unrounded():
                 return call(self._module, inputs.clone())
         except Exception:  # noqa: BLE001 - a fixed batch size may show in any way
             return None

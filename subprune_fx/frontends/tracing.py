@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from subprune_fx.bundle import Bundle, Inputs, arguments
 from subprune_fx.errors import SubpruneError
+from subprune_fx.frontends.autocast import unrounded
 from subprune_fx.frontends.blame import culprit
 from subprune_fx.frontends.calls import bind
 from subprune_fx.frontends.computed import compute_parameters
@@ -99,7 +100,7 @@ def _candidates(module: nn.Module, example: Inputs, failures: list[str]) -> Iter
     late, shared = [], {id(parameter): parameter for parameter in module.parameters()}
     for name, tracer in _TRACERS.items():
         try:
-            with traceable(module):
+            with traceable(module), unrounded():
                 graph = tracer(copy.deepcopy(module, dict(shared)), example)
             graph = functional(graph, example)
             graph = pack(graph, example) if isinstance(example, Bundle) else graph
