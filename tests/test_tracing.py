@@ -53,6 +53,9 @@ class Eager(Branching):
 
     config = SimpleNamespace(_experts_implementation="eager")
 
+    def _can_set_experts_implementation(self) -> bool:
+        return True
+
 
 def test_a_loop_over_experts_is_refused_with_its_setting() -> None:
     with pytest.raises(SubpruneError, match=r'call its set_experts_implementation\("batched_mm"\)'):

@@ -90,7 +90,8 @@ def traces(module: nn.Module, example: Inputs) -> Iterator[fx.GraphModule]:
 
 def _remedy(module: nn.Module) -> str:
     """What makes it traceable; transformers has mixtures of experts without control flow too."""
-    if getattr(getattr(module, "config", None), "_experts_implementation", None) == "eager":
+    has_experts = getattr(module, "_can_set_experts_implementation", bool)()
+    if has_experts and getattr(getattr(module, "config", None), "_experts_implementation", None) == "eager":
         return 'call its set_experts_implementation("batched_mm")'
     return "remove control flow that depends on data from its forward"
 
