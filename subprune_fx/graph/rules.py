@@ -191,12 +191,13 @@ def contract(state: Propagation, step: Step) -> Tree:
     others = set(range(labels.ndim)) - {axes.data % labels.ndim}
     labels = tokens(state, labels, others, f"{step.op} sums tokens up")
     channels = set(varying(labels))
-    if 0 in channels and 1 < int(step.attrs.get("groups", 1)) == labels.shape[axes.data]:
+    groups = int(step.attrs.get("groups", 1))
+    if 0 in channels and len(weight.shape) == labels.ndim and 1 < groups == labels.shape[axes.data]:
         return _by_head(state, step, labels)
     if state.loose(labels) or (others & channels and axes.data % labels.ndim in channels):
         labels = state.tie(labels, others, f"{step.op} reads it at every position")
         channels = set(varying(labels))
-    if channels and axes.data % labels.ndim not in channels and int(step.attrs.get("groups", 1)) == 1:
+    if channels and axes.data % labels.ndim not in channels and groups == 1:
         if not _mixes(weight, labels):
             return _over_positions(state, step, labels)
         # They all stay, and what it makes of them is as prunable as what a first layer makes of an image.
