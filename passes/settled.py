@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -85,6 +86,29 @@ def _pooled(node: fx.Node) -> bool:
     return True
 
 
+def _cast(node: fx.Node) -> bool:
+    """to(x, dtype) -> the operator that is one of a graph's own."""
+    tensor, dtype, *rest = node.args
+    if rest or node.kwargs:
+        return False
+    node.target, node.args, node.kwargs = aten._to_copy.default, (tensor,), {"dtype": dtype}  # noqa: SLF001
+    return True
+
+
+def _parted(node: fx.Node) -> bool:
+    """tensor_split(x, [a, b], d)[1] -> x[a:b] along d."""
+    tensor, places, *rest = node.args
+    if not isinstance(places, (tuple, list)) or any(user.target is not operator.getitem for user in node.users):
+        return False
+    bounds = [0, *places, sys.maxsize]
+    for user in list(node.users):
+        part = user.args[1]
+        assert isinstance(part, int)
+        user.target, user.args = aten.slice.Tensor, (tensor, *(rest or [0]), bounds[part], bounds[part + 1])
+    node.graph.erase_node(node)
+    return True
+
+
 def _normalised(node: fx.Node) -> bool:
     """batch_norm(x, ...) -> the operator for statistics that are known."""
     *tensors, training, momentum, epsilon, _ = node.args
@@ -103,5 +127,7 @@ EXCHANGES: dict[object, Callable[[fx.Node], bool]] = {
     aten.batch_norm.default: _normalised,
     aten.swapaxes.default: _renamed,
     aten.swapdims.default: _renamed,
+    aten.tensor_split.indices: _parted,
+    aten.to.dtype: _cast,
 }
 """What to do with another operator that the exporter does not take; False where it cannot be done."""

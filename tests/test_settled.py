@@ -140,6 +140,15 @@ def swapped(_x: Tensor, y: Tensor) -> Tensor:
     return y.swapaxes(2, 3)
 
 
+def split_at_places(_x: Tensor, y: Tensor) -> Tensor:
+    first, _, last = torch.tensor_split(y, (1, 3), dim=1)
+    return y * torch.cat([last, first, first, last], 1) * torch.tensor_split(y[:2], (2,))[0]
+
+
+def cast(x: Tensor, y: Tensor) -> Tensor:
+    return y * (x > 0).to(torch.int64).float() * y.to(torch.float32)
+
+
 TAKEN = (
     written_in_turn,
     read_before_and_after,
@@ -150,6 +159,8 @@ TAKEN = (
     dropped_in_place,
     pooled,
     swapped,
+    split_at_places,
+    cast,
 )
 DECOMPOSED = (
     through_a_view,
