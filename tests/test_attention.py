@@ -10,13 +10,15 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - everyone calls it F
 from numpy.typing import NDArray
+from support import against_masked
 from torch import Tensor, fx, nn
 
 import subprune_fx
 from subprune_fx.frontends.describe import FxNetwork, describe
-from subprune_fx.frontends.tracing import functional
+from subprune_fx.frontends.tracing import functional, traces
 from subprune_fx.passes.calibrate import parameter
 from subprune_fx.passes.dependencies import analyse
+from subprune_fx.passes.proof import halved
 from subprune_fx.passes.rewrite import apply
 from subprune_fx.passes.scratch import Scratch
 
@@ -306,6 +308,37 @@ def test_positions_that_all_heads_have_in_common_stay(tracer: str) -> None:
     assert [len(group.units) for group in net.channels.groups] == [3]  # the stream's too
     (why,) = {item.reason for item in net.channels.frozen if item.name == "table"}
     assert why.endswith("einsum reads it for every head")
+
+
+class Apart(nn.Module):
+    """Scores picked by distance, heads among the samples: the index is spelled out for all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 12), nn.Linear(12, 3)
+        self.q, self.k, self.v, self.o = (nn.Linear(12, 12) for _ in range(4))
+        self.register_buffer("apart", (torch.arange(5)[:, None] - torch.arange(5)).abs())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        q, k, v = (
+            layer(x).view(len(x), 5, 3, 4).transpose(1, 2).reshape(-1, 5, 4) for layer in (self.q, self.k, self.v)
+        )
+        apart = self.get_buffer("apart")
+        places = apart[None].expand(3 * len(x), 5, 5)
+        made = (q @ k.mT + (q @ k.mT).gather(-1, places)).softmax(-1) @ v
+        y: Tensor = self.last(x + self.o(made.view(-1, 3, 5, 4).transpose(1, 2).reshape(-1, 5, 12)))
+        return y
+
+
+def test_an_index_for_every_head_is_as_wide_as_the_heads() -> None:
+    torch.manual_seed(0)
+    model, x = Apart().eval(), torch.randn(4, 5, 6)
+    net = describe(list(traces(model, x))[-1], x)
+    assert [len(group.units) for group in net.channels.groups] == [12, 3]
+    plan, small = halved(net)
+    assert against_masked(net, plan, small, x) < 1e-5  # float32 rounding; a wrong head gives 0.1 and more
+    assert len(small(torch.randn(7, 5, 6))) == 7
 
 
 def test_library_prunes_integers_to_a_language_model() -> None:

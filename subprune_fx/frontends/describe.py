@@ -351,8 +351,15 @@ class _Walker(fx.Interpreter):
         """Dimensions of the output that are as large as there are samples, by the sizes that the node is told."""
         sizes = node.args[1] if len(node.args) == 2 else node.args[1:]
         if isinstance(sizes, (tuple, list)):
-            return {d for d, size in enumerate(sizes) if size in self.varying}
+            return {d for d, size in enumerate(sizes) if size in self.varying and not self._is_cut(size)}
         return {0} if sizes in self.varying else set()
+
+    def _is_cut(self, size: fx.Node) -> bool:
+        """Whether a size is that of a dimension that may lose channels: it then comes out right by itself."""
+        if size.target is not torch.ops.aten.sym_size.int:
+            return False
+        tree, d = self.trees[size.all_input_nodes[0]], int(size.args[1])  # type: ignore[arg-type]
+        return not isinstance(tree, Param) and d % tree.ndim in varying(tree)
 
     def _is_number(self, node: fx.Node) -> bool:
         return not isinstance(self.trees[node], Param) and not leaves(self.trees[node])

@@ -27,6 +27,7 @@ from subprune_fx.frontends.fx_inline import inline
 from subprune_fx.frontends.fx_inputs import free_samples, pack
 from subprune_fx.frontends.fx_modes import ExportedModule
 from subprune_fx.frontends.fx_order import shallow_first
+from subprune_fx.frontends.fx_picks import size_by_rows
 from subprune_fx.frontends.fx_repeats import expand_repeats
 from subprune_fx.frontends.fx_routed import mark as mark_routed
 from subprune_fx.frontends.fx_whole import reads_apart
@@ -206,6 +207,7 @@ def functional(graph: fx.GraphModule, example: Inputs | None = None) -> fx.Graph
         hold_constants(graph)
         expand_fills(graph.graph)
         expand_repeats(graph.graph)
+        size_by_rows(graph.graph)
         spell_indices(graph)
         mark(graph)
         mark_routed(graph, example)
