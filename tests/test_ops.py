@@ -29,6 +29,9 @@ BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
     "chunk unevenly": lambda _, x: torch.cat(x.chunk(5, dim=1)[::-1], 1),
     "glu": lambda _, x: torch.cat([F.glu(x, 1), F.glu(x.flip(2), dim=1)], 1),
     "swiglu": lambda _, x: torch.cat([F.silu(x[:, :6]) * x[:, 6:], x[:, 3:9]], 1),
+    "slices without an end": lambda _, x: torch.cat(
+        [torch.ops.aten.slice.Tensor(x, 1, 6), torch.ops.aten.slice.Tensor(x, 1, None, 6)], 1
+    ),
     "cat of itself": lambda _, x: torch.cat([x, x], 1)[:, 4:16],
     "tile": lambda _, x: x.repeat(1, 2, 1, 1)[:, :12],
     "interleave": lambda _, x: x.repeat_interleave(2, 1)[:, ::2],

@@ -262,7 +262,8 @@ def _slice(site: Site, keep: Keep) -> tuple[Constant, ...]:
         part = slice(start, site.call.get("end"), site.call.get("step"))
         new = None if _is_whole(part) else _range(kept, part)
         fields = {"start": new["start"], "end": new["stop"]} if isinstance(new, dict) else {}
-    return tuple(Constant("node", site.node.name, _path(site, name), value) for name, value in fields.items())
+    told = {name: value for name, value in fields.items() if name in site.call.arguments}  # an end need not be
+    return tuple(Constant("node", site.node.name, _path(site, name), value) for name, value in told.items())
 
 
 def _picked(item: Any, spelled: Any, position: int) -> slice | list[int] | None:
