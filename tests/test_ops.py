@@ -64,6 +64,10 @@ BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
         m.spots(x.mean((2, 3))).reshape(-1, 1, 1, 2).tanh() + m.grid,
         align_corners=False,
     ).reshape(-1, 12, 8, 8),
+    "pooled rows": lambda _, x: (
+        F.avg_pool2d(x.flatten(2).mT[:, None], (2, 1), stride=(2, 1))[:, 0].mT.reshape(-1, 12, 8, 4)
+        + F.max_pool2d(x.permute(0, 2, 3, 1), (2, 1)).permute(0, 3, 1, 2)
+    ),
     "upsampled rows": lambda _, x: F.interpolate(x.flatten(2), scale_factor=2).view(-1, 12, 8, 16)[..., ::2],
     "attributes": lambda _, x: x.mT.transpose(2, 3) * F.logsigmoid(x),
     "detached": lambda _, x: x.data * 2,

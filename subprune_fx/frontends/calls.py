@@ -17,6 +17,7 @@ from subprune_fx.graph.optable import BY_TORCH, Kind, Row
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _CONV_TRANSPOSE = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 _BATCH_NORM = ("input", "weight", "bias", "running_mean", "running_var", "training")
+_POOL = ("input", "kernel_size", "stride", "padding")
 _EINSUM = ("equation", "operands")
 _ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 # Positional names of builtins and methods, which have no signature to ask.
@@ -32,6 +33,7 @@ _POSITIONAL: dict[str, tuple[str, ...]] = {
     "narrow": ("input", "dim", "start", "length"),
     "chunk": ("input", "chunks", "dim"),
     "gather": ("input", "dim", "index"),
+    **dict.fromkeys((f"{kind}_pool{n}d" for kind in ("avg", "max") for n in (1, 2, 3)), _POOL),
     "topk": ("input", "k", "dim"),
     "channel_shuffle": ("input", "groups"),
     "transpose": ("input", "dim0", "dim1"),
@@ -205,6 +207,18 @@ def pads(amounts: Any, rank: int) -> tuple[tuple[int, int], ...] | None:
         return None
     pairs = [(amounts[i], amounts[i + 1]) for i in range(0, len(amounts), 2)]
     return ((0, 0),) * (rank - len(pairs)) + tuple(reversed(pairs))
+
+
+def still(call: Call, rank: int) -> tuple[int, ...]:
+    """Dimensions along which a pooling looks at one position at a time and leaves none out."""
+    kernel, stride, padding = (call.get(name) for name in ("kernel_size", "stride", "padding"))
+    if "pool" not in call.name or not isinstance(kernel, (tuple, list)):
+        return ()
+    count = len(kernel)
+    steps, edges = (value if isinstance(value, (tuple, list)) else [value] * count for value in (stride, padding))
+    windows = zip(kernel, steps or kernel, edges or [0] * count, strict=False)
+    plain = [size == 1 and step in (1, None) and edge in (0, None) for size, step, edge in windows]
+    return tuple(d for d, one in enumerate(plain, rank - count) if one)
 
 
 def is_tensor(value: Any) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from subprune_fx.bundle import Inputs
-from subprune_fx.frontends.calls import Call, bind, dims, is_tensor, pads
+from subprune_fx.frontends.calls import Call, bind, dims, is_tensor, pads, still
 from subprune_fx.frontends.fx_batch import numbers_of_more
 from subprune_fx.frontends.fx_edit import edited, retargeted
 from subprune_fx.frontends.fx_products import attention_operands, factors, is_scaled, is_stack, is_weight, letters
@@ -320,6 +320,7 @@ class _Walker(fx.Interpreter):
         attrs: dict[str, Any] = {
             "dims": self._value(dims(call, rank)),
             "groups": self._value(call.get("groups", 1)),
+            "still": still(call, rank),
         }
         if call.row is None:
             attrs["opaque"] = call.module is not None and any(True for _ in call.module.parameters())

@@ -388,12 +388,18 @@ def spatial(state: Propagation, step: Step) -> Tree:
     """Batch and channel dimensions pass; positions are the op's own business.
 
     Other operands are as large (where the values of an unpooling go) and have the same channels, or say for all
-    channels at once where to read; for each head where heads are among the samples.
+    channels at once where to read; for each head where heads are among the samples. A dimension along which it looks at
+    one position at a time is none of its business.
     """
+    untouched = {0, 1, *step.attrs.get("still", ())}
+    whole = state.of(step.operands[0])
+    alone = len(step.operands) == 1 and not _unbatched(step.op, whole.ndim)
+    if alone and not {*varying(whole)} <= {1} and {*varying(whole)} <= untouched:
+        rest = whole[tuple(slice(None) if d in untouched else slice(0, 1) for d in range(whole.ndim))]
+        return per_tensor(lambda shape: expand(rest, shape), step)
     labels = by_channel(state, step)
     heads = labels is None and 0 in varying(state.of(step.operands[0]))
     if heads:
-        whole = state.of(step.operands[0])
         labels = state.tie(whole, range(1, whole.ndim), f"{step.op} reads a head with fixed channels")
     if labels is None or _unbatched(step.op, labels.ndim):
         return refuse(state, step, f"{step.op} acts on a dimension that carries channels")
