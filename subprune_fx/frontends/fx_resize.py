@@ -17,7 +17,7 @@ from subprune_fx.frontends.calls import Call
 from subprune_fx.frontends.onnx_op import OnnxOp
 from subprune_fx.frontends.onnx_resize import resize_onnx
 from subprune_fx.graph.channels import ChannelGraph
-from subprune_fx.graph.labels import Labels, compact, survivors, varying, vector
+from subprune_fx.graph.labels import Labels, compact, expand, survivors, varying, vector
 from subprune_fx.graph.optable import MOVING, Kind, Resize
 from subprune_fx.graph.step import Tree, leaves
 from subprune_fx.plan import Constant
@@ -100,13 +100,21 @@ def _consistent(site: Site, keep: Keep, unit: NDArray[np.int64]) -> bool:
         return False
     if sized:
         return [part.shape for part in out] == [part.shape for part in want]
-    return len(out) == len(want) and all(np.array_equal(unit[a], unit[b]) for a, b in zip(out, want, strict=True))
+    return len(out) == len(want) and all(_same(a, b, unit) for a, b in zip(out, want, strict=True))
+
+
+def _same(left: Labels, right: Labels, unit: NDArray[np.int64]) -> bool:
+    """Whether two arrays hold the same units, without spelling out where they do not vary."""
+    return left.shape == right.shape and bool((unit[compact(left)] == unit[compact(right)]).all())
 
 
 def _cut(labels: Labels, keep: Keep) -> Labels:
+    """What survives of labels; where they do not vary, none is lost, and they take no more memory than before."""
+    small, shape = compact(labels), list(labels.shape)
     for axis, index in enumerate(survivors(labels, keep)):
-        labels = labels if index is None else labels.take(index, axis)
-    return labels
+        if index is not None:
+            small, shape[axis] = small.take(index, axis), index.size
+    return expand(small, shape)
 
 
 def _none(_site: Site, _keep: Keep) -> tuple[Constant, ...]:

@@ -101,7 +101,6 @@ def survivors(labels: Labels, keep: NDArray[np.bool_]) -> tuple[NDArray[np.int64
     alive = keep[compact(labels)]
     if alive.all():
         return (None,) * labels.ndim
-    full = np.broadcast_to(alive, labels.shape)
     picked: list[NDArray[np.int64] | None] = []
     product = np.ones((1,) * labels.ndim, dtype=bool)
     for axis in range(labels.ndim):
@@ -112,7 +111,7 @@ def survivors(labels: Labels, keep: NDArray[np.bool_]) -> tuple[NDArray[np.int64
             continue
         picked.append(np.flatnonzero(mask))
         product = product & mask.reshape([-1 if d == axis else 1 for d in range(labels.ndim)])
-    if not np.array_equal(np.broadcast_to(product, labels.shape), full):
+    if not np.array_equal(np.broadcast_to(product, alive.shape), alive):
         message = f"survivors of a tensor of shape {labels.shape} are not rectangular"
         raise ValueError(message)
     return tuple(picked)
