@@ -259,7 +259,14 @@ def _without_empty(graph: fx.Graph) -> None:
 
 
 def _is_empty(node: fx.Node) -> bool:
-    return any(isinstance(size, int) and size == 0 for size in getattr(node.meta.get("val"), "shape", ()))
+    known = any(isinstance(size, int) and size == 0 for size in getattr(node.meta.get("val"), "shape", ()))
+    index = node.args[1] if node.target is operator.getitem else ()
+    return known or any(_is_nothing(item) for item in (index if isinstance(index, tuple) else (index,)))
+
+
+def _is_nothing(item: object) -> bool:
+    """Whether it is a range that ends where it starts."""
+    return isinstance(item, slice) and isinstance(item.stop, int) and item.stop == (item.start or 0)
 
 
 def _broadcast(graph: fx.GraphModule) -> None:
