@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import subprune_fx
 from subprune_fx.formats.load import load_model
 from subprune_fx.frontends import onnx_resize
+from subprune_fx.frontends.onnx_static import fixed_batch, settle
 
 HEADS = 4
 
@@ -73,3 +74,34 @@ def test_a_size_taken_from_two_samples_is_found_out(tmp_path: Path, monkeypatch:
     _, _, report = subprune_fx.prune(exported(False, x, tmp_path / "a.onnx"), x, keep=0.5)
     assert [row.channels for row in report.groups] == [16]
     assert any("pruned and masked network differ" in row.reason for row in report.frozen)
+
+
+class TimeFirst(nn.Module):
+    """Scores by position, then by sample, as text recognisers have them; or with a number of samples built in."""
+
+    def __init__(self, samples: int | None) -> None:
+        super().__init__()
+        self.samples = samples
+        self.first, self.last = nn.Conv1d(3, 16, 1), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        if self.samples is not None:
+            x = x.reshape(self.samples, 16, 6)
+        found: Tensor = self.last(x.permute(2, 0, 1))
+        return found
+
+
+@pytest.mark.parametrize("samples", [None, 2])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_samples_on_the_second_dimension(tmp_path: Path, samples: int | None) -> None:
+    torch.manual_seed(0)
+    x, path, axes = torch.randn(16, 3, 6), tmp_path / "a.onnx", {"x": {0: "n"}}
+    model = TimeFirst(samples).eval()
+    torch.onnx.export(model, (x[:2],), path, dynamo=False, input_names=["x"], dynamic_axes=axes, opset_version=17)
+    module = settle(load_model(path).module, x)
+    assert fixed_batch(module) == samples
+    small, _, report = subprune_fx.prune(module, x, keep=0.5)
+    assert [(row.channels, row.kept) for row in report.groups] == [(16, 8)]
+    assert small(x[:2]).shape == (6, 2, 5)
+    subprune_fx.save(small, tmp_path / "b.onnx", inputs=x)

@@ -277,7 +277,7 @@ def settle(module: nn.Module, inputs: Inputs) -> nn.Module:
     if source is None or source.settled:
         return module
     assert isinstance(module, fx.GraphModule)
-    batch = None if _is_free(module, inputs) else _built_in(source)
+    batch = None if _is_free(module, inputs) else stated_batch(source.model) or _smallest(module, inputs)
     twin = copy.copy(module)
     twin.meta = {**module.meta, META: dataclasses.replace(source, batch=batch, settled=True)}
     return twin
@@ -301,13 +301,29 @@ def _is_free(module: fx.GraphModule, example: Inputs) -> bool:
             three, two = (_flat(module(*operands(module, some))) for some in (samples, samples[1:]))
     except Exception:  # noqa: BLE001 - a size that is built in makes some op fail, whichever
         return False
-    return all(
-        a.ndim > 0
-        and len(a) == 3
-        and len(b) == 2
-        and torch.allclose(a[1:], b, rtol=1e-3, atol=1e-4 * float(b.abs().nan_to_num().max().clamp(min=1e-6)))
-        for a, b in zip(three, two, strict=True)
-    )
+    return all(_is_longer(a, b) for a, b in zip(three, two, strict=True))
+
+
+def _is_longer(three: Tensor, two: Tensor) -> bool:
+    """Whether the last two of three samples are two others; samples may stand on any dimension (time first, say)."""
+    axis = next((d for d, sizes in enumerate(zip(three.shape, two.shape, strict=False)) if sizes == (3, 2)), None)
+    if axis is None:
+        return False
+    rest = three.narrow(axis, 1, 2)
+    scale = float(two.abs().nan_to_num().max().clamp(min=1e-6)) if two.numel() else 1.0
+    return rest.shape == two.shape and torch.allclose(rest, two, rtol=1e-3, atol=1e-4 * scale)
+
+
+def _smallest(module: fx.GraphModule, inputs: Inputs) -> int:
+    """Of some numbers of samples the first that a graph runs with; 1 where it is none of them."""
+    for count in (1, 2, 4, 8, 16, 32, 64):
+        try:
+            with torch.no_grad():
+                module(*operands(module, inputs[:count]))
+        except Exception:  # noqa: BLE001, S112 - a size that is built in makes some op fail, whichever
+            continue
+        return count
+    return 1
 
 
 def _parts(inputs: Inputs) -> Bundle:

@@ -71,9 +71,10 @@ class Original:
         Raises:
             SubpruneError: It does not.
         """
+        expected = self._expected
         with torch.no_grad(), unrounded():
             again = call(self._module, self._example.clone())
-        if not _equal(again, self._expected):
+        if not _equal(again, expected):
             raise SubpruneError(
                 "gives other outputs for the same input each time",
                 where=self._name,
