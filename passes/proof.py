@@ -7,6 +7,7 @@ Groups that break this are found by halving the set, and stay as they are, with 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import math
@@ -123,27 +124,32 @@ def _fault(network: FxNetwork, groups: Sequence[Group], *, example: Inputs) -> s
     network = narrowed(network, others)
     limit = SINGLE
     try:
-        worst = _apart(network, example)
+        worst = _apart(network, example, limit)
         if worst >= SINGLE and source_of(network.graph_module) is None:
             wide = dataclasses.replace(network, graph_module=copy.deepcopy(network.graph_module).double())
-            worst, limit = _apart(wide, doubled(example)), DOUBLE
+            limit = DOUBLE
+            worst = _apart(wide, doubled(example), limit)
     except Exception as error:  # noqa: BLE001 - whatever the user's code raises on a size or type it did not expect
         return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
     return "" if worst < limit else f"by {worst:.1e} of the largest output"
 
 
 @torch.no_grad()
-def _apart(network: FxNetwork, example: Inputs) -> float:
+def _apart(network: FxNetwork, example: Inputs, limit: float) -> float:
     plan, small = halved(network)
     apart = difference(small(example), masked(network, plan, small).run(example))
-    return max(apart, _unsteady(network.graph_module, small, example))
+    return max(apart, _unsteady(network.graph_module, small, example, limit))
 
 
-def _unsteady(whole: fx.GraphModule, small: fx.GraphModule, example: Inputs) -> float:
+def _unsteady(whole: fx.GraphModule, small: fx.GraphModule, example: Inputs, limit: float) -> float:
     """How far outputs move when one more sample comes behind them, where those of the whole network do not.
 
     The masks are those of one number of samples; a size that was taken from them (samples x heads, say) shows here.
     """
+    with contextlib.suppress(Exception):  # what a network raises that takes any number of samples is raised below
+        moved = _moved(small, example)
+        if moved < limit:  # the whole network, which takes longer, need not be asked
+            return moved
     try:
         steady = _moved(whole, example) < SINGLE
     except Exception:  # noqa: BLE001 - a network that takes no other number of samples says so in any way
