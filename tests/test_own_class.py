@@ -118,3 +118,28 @@ def test_numbers_that_a_forward_computes_are_not_the_class_s_own() -> None:
     assert pruned.module.get_parameter("first.weight").shape[0] == DIM // 2
     with pytest.raises(SubpruneError, match="its forward computes it from others: apply the plan to the traced graph"):
         apply(pruned.plan, model)
+
+
+class Unread(nn.Module):
+    """Its forward asserts sizes, and calls a layer whose output nobody reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.unread, self.last = nn.Linear(3, DIM), nn.Linear(DIM, DIM), nn.Linear(DIM, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch._assert(x.shape[1] * 2 == 6, "three numbers")
+        hidden = self.first(x).relu()
+        self.unread(hidden)
+        out: Tensor = self.last(hidden)
+        return out
+
+
+def test_a_layer_that_nobody_reads_is_cut_along() -> None:
+    torch.manual_seed(0)
+    model, x = random(Unread()), torch.randn(32, 3)
+    small, plan, _ = prune(model, x, keep=0.5)
+    own = apply(plan, model)
+    torch.testing.assert_close(own(x), small(x))
+    assert own.get_parameter("unread.weight").shape == (DIM, DIM // 2)
+    assert not [node for node in small.graph.nodes if node.target in (torch._assert, "size")]

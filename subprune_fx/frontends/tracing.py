@@ -219,10 +219,15 @@ def functional(graph: fx.GraphModule, example: Inputs | None = None) -> fx.Graph
 
 
 def _without_checks(graph: fx.Graph) -> None:
-    """What a forward asserts of its sizes holds for the network before, as torch.export has it too."""
-    for node in [node for node in graph.nodes if node.target is torch._assert]:  # noqa: SLF001 - as fx spells `assert`
-        graph.erase_node(node)
-    graph.eliminate_dead_code()
+    """What a forward asserts of its sizes holds for the network before, as torch.export has it too.
+
+    What was computed for that alone goes with it, but no layer: a user's class calls those that nothing reads, too.
+    """
+    alone = {node for node in graph.nodes if node.target is torch._assert}  # noqa: SLF001 - as fx spells `assert`
+    for node in reversed(list(graph.nodes)):
+        if node in alone and not node.users:
+            alone.update(used for used in node.all_input_nodes if used.op in ("call_function", "call_method"))
+            graph.erase_node(node)
 
 
 def _out_of_place(node: fx.Node) -> None:
