@@ -41,6 +41,6 @@ def network_of(model: object) -> nn.Module:
     for name, parameter in network.named_parameters():
         if is_lazy(parameter):
             raise SubpruneError("has no shape yet (a lazy module)", where=name, remedy="call the network once")
-        if parameter.is_meta:
+        if type(parameter) is nn.Parameter and parameter.is_meta:
             raise SubpruneError("holds no numbers (meta device)", where=name, remedy="load the weights first")
     return network

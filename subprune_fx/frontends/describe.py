@@ -106,13 +106,13 @@ def describe(graph_module: fx.GraphModule, example: Inputs) -> FxNetwork:
 
 
 def _freest(graph_module: fx.GraphModule, example: Inputs) -> tuple[_Walker, ChannelGraph]:
-    """Grouped convolutions whose channels would all stay lose whole groups, if then less is left alone."""
+    """Grouped convolutions whose channels would all stay lose whole groups, if then more can go."""
     more = numbers_of_more(graph_module, example)
     walker, channels = _walked(graph_module, example, more, frozenset())
     again = stuck(walker.state, channels)
     if again:
         other, found = _walked(graph_module, example, more, again)
-        if _left_alone(found) < _left_alone(channels):
+        if _loosened(found) > _loosened(channels):
             walker, other, channels = other, walker, found
         other.sites.clear()  # they know it, see above
     return walker, channels
@@ -127,8 +127,10 @@ def _walked(
     return walker, _verified(walker)
 
 
-def _left_alone(channels: ChannelGraph) -> int:
-    return sum(item.channels for item in channels.frozen)
+def _loosened(channels: ChannelGraph) -> int:
+    """How many rows and columns of weights can go; units are larger in one graph than in another."""
+    labels = (labels for axes in channels.axes.values() for labels in axes.values())
+    return sum(int(channels.prunable[channels.unit[part]].sum()) for part in labels)
 
 
 def _verified(walker: _Walker) -> ChannelGraph:

@@ -148,7 +148,7 @@ def _shapes(example: Inputs) -> str:
 
 def _equal(left: Any, right: Any) -> bool:
     flat, spec = pytree.tree_flatten(left)
-    other, other_spec = pytree.tree_flatten(right)
+    other, other_spec = pytree.tree_flatten(_as_written(right))
     if spec != other_spec:
         return False
     return all(_alike(a, b) if isinstance(b, Tensor) else a == b for a, b in zip(flat, other, strict=True))
