@@ -172,3 +172,9 @@ def imports(source: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module is not None:
             found.add(node.module.split(".")[0])
     return found
+
+
+@pytest.mark.parametrize("name", ["sympy", "onnxscript", "torch._dynamo", "matplotlib"])
+def test_slow_imports_wait_until_they_are_needed(name: str) -> None:
+    code = f"import sys, subprune_fx; subprune_fx.prune; sys.exit({name!r} in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
-from torch.fx.experimental.symbolic_shapes import statically_known_true, sym_eq
 
 aten = torch.ops.aten
 
@@ -80,6 +79,8 @@ def _copied(node: fx.Node) -> bool:
     (base, views), value = _behind(node), node.args[1]
     if not isinstance(value, fx.Node) or node.users or not _can_follow(base, views, node):
         return False
+    from torch.fx.experimental.symbolic_shapes import statically_known_true, sym_eq  # noqa: PLC0415 - imports sympy
+
     sizes = [one.meta["val"].shape for one in node.all_input_nodes]
     if not all(statically_known_true(sym_eq(size, sizes[0])) for size in sizes):  # it would be repeated
         return False
