@@ -54,5 +54,6 @@ def _evaluating(model: nn.Module) -> Iterator[nn.Module]:
     try:
         yield model.eval()
     finally:
+        model.train(modes[model])  # of a graph of torch.export nodes have a mode too
         for module, training in modes.items():
             module.training = training

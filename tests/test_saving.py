@@ -59,3 +59,29 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path: Path, name: str, said: 
     with pytest.raises(SubpruneError, match=said):
         subprune_fx.save(model, tmp_path / "b.onnx", tmp_path / name, inputs=torch.randn(4, 4))
     assert not list(tmp_path.iterdir())
+
+
+class Asking(nn.Module):
+    """Symbolic tracing cannot follow it: of what torch.export gives, nodes have a mode as modules have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[1] > 6:
+            x = x[:, :6]
+        out: torch.Tensor = self.b(self.norm(self.a(x)).relu())
+        return out
+
+
+def test_a_graph_of_torch_export_goes_on_training(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(32, 6)
+    small, *_ = subprune_fx.prune(Asking().eval(), x, keep=0.5)
+    evaluating = small.code
+    training = small.train().code
+    assert training != evaluating
+    subprune_fx.save(small, tmp_path / "a.onnx", inputs=x)
+    assert small.training
+    assert small.code == training
