@@ -137,28 +137,30 @@ def _fault(network: FxNetwork, groups: Sequence[Group], *, example: Inputs) -> s
 @torch.no_grad()
 def _apart(network: FxNetwork, example: Inputs, limit: float) -> float:
     plan, small = halved(network)
-    apart = difference(small(example), masked(network, plan, small).run(example))
-    return max(apart, _unsteady(network.graph_module, small, example, limit))
+    found = small(example)
+    apart = difference(found, masked(network, plan, small).run(example))
+    return max(apart, _unsteady(network.graph_module, small, example, found, limit))
 
 
-def _unsteady(whole: fx.GraphModule, small: fx.GraphModule, example: Inputs, limit: float) -> float:
+def _unsteady(whole: fx.GraphModule, small: fx.GraphModule, example: Inputs, found: Any, limit: float) -> float:
     """How far outputs move when one more sample comes behind them, where those of the whole network do not.
 
     The masks are those of one number of samples; a size that was taken from them (samples x heads, say) shows here.
     """
     with contextlib.suppress(Exception):  # what a network raises that takes any number of samples is raised below
-        moved = _moved(small, example)
+        moved = _moved(small, example, found)
         if moved < limit:  # the whole network, which takes longer, need not be asked
             return moved
     try:
-        steady = _moved(whole, example) < SINGLE
+        steady = _moved(whole, example, whole(example)) < SINGLE
     except Exception:  # noqa: BLE001 - a network that takes no other number of samples says so in any way
         return 0.0
-    return _moved(small, example) if steady else 0.0
+    return _moved(small, example, found) if steady else 0.0
 
 
-def _moved(module: fx.GraphModule, example: Inputs) -> float:
-    some, more = (pytree.tree_leaves(module(inputs)) for inputs in (example, one_more(example)))
+def _moved(module: fx.GraphModule, example: Inputs, found: Any) -> float:
+    """How far the outputs `found` for the example are from those for one sample more."""
+    some, more = pytree.tree_leaves(found), pytree.tree_leaves(module(one_more(example)))
     return difference([_first(a, b) for a, b in zip(more, some, strict=True)], some)
 
 

@@ -41,13 +41,10 @@ def _matmul(_call: Call, ranks: tuple[int, int]) -> Letters | None:
     return left + "lc", right + "cn", batch + "ln"
 
 
-def _cdist(_call: Call, ranks: tuple[int, int]) -> Letters | None:
-    """Of all rows of one factor to all of the other; what is summed over is a power of their difference."""
-    if min(ranks) < 2:
-        return None
-    batch = string.ascii_uppercase[: max(ranks) - 2]
-    left, right = (batch[len(batch) - (rank - 2) :] for rank in ranks)
-    return left + "lc", right + "nc", batch + "ln"
+def _cdist(call: Call, ranks: tuple[int, int]) -> Letters | None:
+    """All rows of one factor with all of the other; what is summed over is a power of their difference."""
+    found = _matmul(call, ranks)
+    return None if found is None else (found[0], found[1].removesuffix("cn") + "nc", found[2])
 
 
 def _einsum(call: Call, ranks: tuple[int, int]) -> Letters | None:

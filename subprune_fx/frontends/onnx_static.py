@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from subprune_fx.bundle import Bundle, Inputs, joined, one_more
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.fx_inputs import PACKED
-from subprune_fx.frontends.onnx_graph import META, Source, source_of
+from subprune_fx.frontends.onnx_graph import META, source_of
 from subprune_fx.frontends.onnx_op import OnnxOp, item
 
 LARGEST = 4096
@@ -146,12 +146,7 @@ def file_batch(module: nn.Module) -> int | None:
 def trial_sizes(module: nn.Module) -> tuple[int, ...]:
     """Numbers of samples of which a network that is not settled runs with one: two, or the one that is built in."""
     source = source_of(module)
-    return (2,) if source is None else (2, _built_in(source))
-
-
-def _built_in(source: Source) -> int:
-    """The batch size of a graph that does not run with any."""
-    return stated_batch(source.model) or 1
+    return (2,) if source is None else (2, stated_batch(source.model) or 1)
 
 
 def _static(module: fx.GraphModule) -> set[fx.Node]:
