@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from subprune_fx.bundle import Inputs
+from subprune_fx.frontends import fx_recurrent
 from subprune_fx.frontends.onnx_flops import multiply_adds
 from subprune_fx.frontends.onnx_op import OnnxOp
 
@@ -67,9 +68,11 @@ class _Counter(fx.Interpreter):
         self.found: Counts = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        operands = fx.node.map_arg(n.args, lambda used: self.env[used])
+        operands: Any = fx.node.map_arg(n.args, lambda used: self.env[used])
         value, total = counted(functools.partial(super().run_node, n))
-        if isinstance(n.target, OnnxOp):
+        if n.target is fx_recurrent.recurrent:
+            total = fx_recurrent.multiply_adds(operands[0], operands[2])
+        elif isinstance(n.target, OnnxOp):
             total = multiply_adds(n.target.op_type, operands, value, str(n.kwargs.get("equation", "")))
         count = total // self.samples
         made = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]

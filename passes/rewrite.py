@@ -172,13 +172,14 @@ SIZES: dict[type[nn.Module], Sizes] = {
     nn.GroupNorm: lambda shape, _: {"num_channels": shape[0]},
     nn.PReLU: lambda shape, _: {"num_parameters": shape[0]},
     nn.Embedding: lambda shape, _: {"embedding_dim": shape[1]},
+    **dict.fromkeys((nn.LSTM, nn.GRU, nn.RNN), lambda shape, _: {"input_size": shape[1]}),
 }
 
 
 def refresh(module: nn.Module) -> None:
     """Make a stock module's size attributes agree with its parameters."""
     sizes = SIZES.get(type(module))
-    tensors = (getattr(module, name, None) for name in ("weight", "running_mean"))
+    tensors = (getattr(module, name, None) for name in ("weight", "running_mean", "weight_ih_l0"))
     first = next((tensor for tensor in tensors if isinstance(tensor, Tensor)), None)
     if sizes is None or first is None:
         return

@@ -14,6 +14,7 @@ from subprune_fx.arguments import Choices, Given, check_goals, enough, inputs_of
 from subprune_fx.bundle import Inputs, device_of, placed
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.fx_inputs import spread
+from subprune_fx.frontends.fx_recurrent import is_marked
 from subprune_fx.frontends.onnx_graph import source_of
 from subprune_fx.frontends.onnx_static import file_batch, fixed_batch, ordered, settle
 from subprune_fx.given import network_of
@@ -213,9 +214,10 @@ def cost(module: nn.Module, example: Inputs) -> Cost:
     """Parameters, and multiply-adds of one sample."""
     parameters, example = sum(p.numel() for p in module.parameters()), placed(example, device_of(module))
     source = source_of(module)
-    if isinstance(module, fx.GraphModule) and source is not None:
+    if source is not None:
         added = [tensor for name, tensor in module.named_buffers() if name in source.biases]
         parameters += sum(bias.numel() for bias in added if bool(bias.any()))
+    if isinstance(module, fx.GraphModule) and (source is not None or is_marked(module)):
         return Cost(parameters, sum(count for count, _ in flops(module, example).values()))
     with torch.no_grad():
         _, total = counted(lambda: module(example))

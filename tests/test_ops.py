@@ -297,7 +297,7 @@ def test_pruned_is_masked(name: str) -> None:
 
 
 STAYS: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
-    "lstm": (lambda m, x: m.lstm(x.flatten(2).transpose(1, 2))[0].transpose(1, 2).unflatten(2, (8, 8)), "lstm"),
+    "lstm": (lambda m, x: m.lstm(x.flatten(2).transpose(1, 2))[0].transpose(1, 2).unflatten(2, (8, 8)), "recurrent"),
     "sort": (lambda _, x: x.sort(1).values, "sort"),
     "softmax over channels": (lambda _, x: x * x.softmax(1), "softmax mixes channels"),
     "uneven convolution along channels": (

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from subprune_fx.bundle import Bundle, Inputs, parts
 from subprune_fx.frontends.fx_across import unmark
+from subprune_fx.frontends.fx_recurrent import unmark as unmark_recurrent
 from subprune_fx.frontends.fx_routed import unmark as unmark_routed
 
 PACKED = "inputs"
@@ -59,6 +60,7 @@ def spread(module: fx.GraphModule) -> fx.GraphModule:
     """Undo `pack`, and what else the passes need of a graph (`fx_across`), in place; returns the module."""
     unmark(module)
     unmark_routed(module)
+    unmark_recurrent(module)
     if META not in module.meta:
         return module
     names, wanted, info = module.meta.pop(META)

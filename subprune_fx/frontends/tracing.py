@@ -28,6 +28,7 @@ from subprune_fx.frontends.fx_inputs import free_samples, pack
 from subprune_fx.frontends.fx_modes import ExportedModule
 from subprune_fx.frontends.fx_order import shallow_first
 from subprune_fx.frontends.fx_picks import size_by_rows
+from subprune_fx.frontends.fx_recurrent import mark as mark_recurrent
 from subprune_fx.frontends.fx_repeats import expand_repeats
 from subprune_fx.frontends.fx_routed import mark as mark_routed
 from subprune_fx.frontends.fx_whole import reads_apart
@@ -211,6 +212,7 @@ def functional(graph: fx.GraphModule, example: Inputs | None = None) -> fx.Graph
         spell_indices(graph)
         mark(graph)
         mark_routed(graph, example)
+        mark_recurrent(graph)
     _without_empty(graph.graph)
     shallow_first(graph.graph)
     _broadcast(graph)

@@ -1,0 +1,145 @@
+"""Recurrent layers: what they read is pruned like what a linear layer reads, what they hold stays."""
+
+from __future__ import annotations
+
+import operator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import against_masked
+from torch import Tensor, fx, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import subprune_fx
+from subprune_fx.formats.write import write_all
+from subprune_fx.frontends.fx_inputs import spread
+from subprune_fx.frontends.fx_recurrent import recurrent
+from subprune_fx.frontends.tracing import traces
+from subprune_fx.passes.dependencies import analyse
+
+STEPS, READ, HELD = 7, 16, 6
+ROUNDING = 1e-5
+"""Relative, of float32; a wrong channel gives 0.1 and more."""
+CASES: dict[str, dict[str, Any]] = {
+    "LSTM": {"kind": nn.LSTM},
+    "GRU": {"kind": nn.GRU},
+    "RNN": {"kind": nn.RNN},
+    "RNN of ReLU": {"kind": nn.RNN, "nonlinearity": "relu"},
+    "two layers, both directions": {"kind": nn.LSTM, "num_layers": 2, "bidirectional": True},
+    "both directions of a GRU": {"kind": nn.GRU, "bidirectional": True},
+    "time first": {"kind": nn.GRU, "batch_first": False},
+    "no biases": {"kind": nn.LSTM, "bias": False, "bidirectional": True},
+    "a projected state": {"kind": nn.LSTM, "proj_size": 3},
+    "a state of its own": {"kind": nn.LSTM, "begins": True},
+    "a state of its own, GRU": {"kind": nn.GRU, "begins": True},
+}
+INPUTS = torch.randn(40, STEPS, 5, generator=torch.Generator().manual_seed(1))
+
+
+class Steps(nn.Module):
+    """A layer on each step, a recurrent one, and one on the last step and the last state."""
+
+    def __init__(self, kind: Any, *, begins: bool = False, batch_first: bool = True, **options: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.before = nn.Linear(5, READ)
+        self.steps = kind(READ, HELD, batch_first=batch_first, **options)
+        self.after = nn.LazyLinear(3)
+        self.begins, self.batch_first = begins, batch_first
+        self.eval()(INPUTS[:2])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.before(x))
+        x = x if self.batch_first else x.transpose(0, 1)
+        given: tuple[Any, ...] = ()
+        if self.begins:
+            first = x.new_full((1, x.shape[0], HELD), 0.5)
+            given = ((first, first),) if isinstance(self.steps, nn.LSTM) else (first,)
+        made, state = self.steps(x, *given)
+        last = made[:, -1] if self.batch_first else made[-1]
+        y: Tensor = self.after(torch.cat([last, state[0][-1] if isinstance(self.steps, nn.LSTM) else state[-1]], -1))
+        return y
+
+
+def exported(model: nn.Module) -> nn.Module:
+    program = torch.export.export(model, (INPUTS[:2],), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+    found: nn.Module = program.module()
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes")  # torch's own, of its own layers
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("way", ["module", "exported"])
+def test_what_a_recurrent_layer_reads_is_pruned(name: str, way: str) -> None:
+    model = Steps(**CASES[name])
+    pruned = subprune_fx.prune(model if way == "module" else exported(model), INPUTS, keep=0.5)
+    assert {group.name: group.kept for group in pruned.report.groups} == {"before": READ // 2}
+    network = analyse(model if way == "module" else exported(model), INPUTS[:2])
+    assert against_masked(network, pruned.plan, pruned.module, INPUTS) < ROUNDING
+    assert not any(node.target is recurrent for node in pruned.module.graph.nodes)
+    assert pruned.report.before.flops > pruned.report.after.flops
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_layer_of_the_users_class_gets_narrower(name: str) -> None:
+    pruned = subprune_fx.prune(Steps(**CASES[name]), INPUTS, keep=0.5)
+    own = subprune_fx.apply(pruned.plan, Steps(**CASES[name]))
+    assert own.steps.input_size == READ // 2
+    with torch.no_grad():
+        torch.testing.assert_close(own(INPUTS), pruned.module(INPUTS))
+
+
+@pytest.mark.parametrize("name", ["two layers, both directions", "both directions of a GRU", "RNN of ReLU"])
+def test_it_is_written_and_can_be_trained(name: str, tmp_path: Path) -> None:
+    model = Steps(**CASES[name])
+    pruned = subprune_fx.prune(model, INPUTS, ratio=1.3)
+    write_all(pruned.module, model, INPUTS[:1], INPUTS, [tmp_path / "small.onnx", tmp_path / "small.pt2"])
+    pruned.module.train()(INPUTS).sum().backward()
+    layer = pruned.module.get_submodule("steps")
+    assert all(parameter.grad is not None for parameter in layer.parameters())
+
+
+@pytest.mark.parametrize("shape", [(STEPS, 5), (4, STEPS, 5)])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_the_spelled_graph_computes_the_same(kind: Any, shape: tuple[int, ...]) -> None:
+    """Sequences of one sample have no batch dimension."""
+
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.steps = kind(5, HELD, num_layers=2, bidirectional=True, batch_first=True)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.steps(x)
+
+    model, x = Bare().eval(), torch.randn(shape)
+    graph = next(traces(model, x))
+    assert any(node.target is recurrent for node in graph.graph.nodes)
+    with torch.no_grad():
+        torch.testing.assert_close(graph(x), model(x))
+        back = spread(graph)
+        assert [node.op for node in back.graph.nodes] == ["placeholder", "call_module", "output"]
+        torch.testing.assert_close(back(x), model(x), rtol=0, atol=0)
+
+
+def packed() -> fx.GraphModule:
+    """A recurrent layer that is told how long each sample is; torch's tracers do not look into the packing."""
+    torch.manual_seed(0)
+    layers = {"before": nn.Linear(5, 8), "between": nn.Linear(8, 8), "steps": nn.GRU(8, 6, batch_first=True)}
+    root, graph = nn.ModuleDict({**layers, "after": nn.Linear(6, 3)}), fx.Graph()
+    x = graph.call_function(torch.relu, (graph.call_module("before", (graph.placeholder("x"),)),))
+    x = graph.call_module("between", (x,))
+    lengths = graph.call_method("new_full", (x, (2,), STEPS - 2), {"dtype": torch.int64})
+    x = graph.call_function(pack_padded_sequence, (x, lengths), {"batch_first": True})
+    state = graph.call_function(operator.getitem, (graph.call_module("steps", (x,)), 1))
+    last = graph.call_function(operator.getitem, (state, 0))
+    graph.output(graph.call_module("after", (last,)))
+    return fx.GraphModule(root, graph).eval()
+
+
+def test_packed_sequences_stay() -> None:
+    network = analyse(packed(), INPUTS[:2])
+    assert [group.name for group in network.channels.groups] == ["before"]
+    assert "between" in {row.name for row in subprune_fx.explain(packed(), INPUTS[:2]).frozen}
