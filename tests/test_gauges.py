@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
+from test_onnx_bad import sparse
+from test_onnx_graphs import mlp, random
 from torch import nn
 
 import subprune_fx
 from subprune_fx import SubpruneError
 from subprune_fx.bundle import Inputs
+from subprune_fx.formats.load import load_model
 from subprune_fx.formats.write import Job, write_all
 from subprune_fx.passes import gauges
 from subprune_fx.passes.gauges import GAUGES, Gauge
@@ -72,6 +76,22 @@ def test_alignments_that_are_tried_do_not_forbid_fixed_layers(monkeypatch: pytes
     assert {row.name: row.kept for row in pruned.report.groups}["0"] == 13
     with pytest.raises(SubpruneError, match="13 channels are not aligned to 8"):
         subprune_fx.prune(network(), INPUTS, align=8, **options)  # type: ignore[arg-type]
+
+
+def test_trials_may_be_larger_than_the_file_that_was_given(tmp_path: Path) -> None:
+    """It holds a weight as a sparse tensor, and what is written is dense: only the result has to be smaller."""
+    made = mlp()
+    sparse(1)(made)
+    onnx.save(made, tmp_path / "sparse.onnx")
+    module, inputs = load_model(tmp_path / "sparse.onnx").module, torch.from_numpy(random(64, 6))
+    with pytest.raises(SubpruneError, match=r"more than the .* of the original"):
+        write_all(prune(module, inputs, 1.2), None, inputs[:1], inputs, [tmp_path / "large.onnx"])
+    write_all(prune(module, inputs, 2), None, inputs[:1], inputs, [tmp_path / "small.onnx"])
+    assert (tmp_path / "small.onnx").stat().st_size < (tmp_path / "sparse.onnx").stat().st_size
+
+
+def prune(module: nn.Module, inputs: torch.Tensor, ratio: float) -> nn.Module:
+    return subprune_fx.prune(module, inputs, ratio=ratio, target="size", file=".onnx").module
 
 
 def test_the_largest_reachable_size_ratio_is_named() -> None:
