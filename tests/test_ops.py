@@ -35,6 +35,8 @@ BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
     "cat of itself": lambda _, x: torch.cat([x, x], 1)[:, 4:16],
     "tile": lambda _, x: x.repeat(1, 2, 1, 1)[:, :12],
     "interleave": lambda _, x: x.repeat_interleave(2, 1)[:, ::2],
+    "one gate, repeated": lambda m, x: x * _score(m, x).repeat(1, 12, 1, 1) - _score(m, x).tile((12, 1, 1)),
+    "one gate, expanded": lambda m, x: x * _score(m, x).expand(x.size()),
     "expand": lambda _, x: x * x.mean((2, 3), keepdim=True).expand(-1, -1, 8, 8),
     "pad channels": lambda _, x: F.pad(x, (0, 0, 0, 0, 2, 2))[:, 1:13],
     "pad with minus infinity": lambda _, x: F.max_pool2d(F.pad(x, (0, 1, 0, 1), value=float("-inf")), 2, 1),
@@ -214,6 +216,12 @@ def _added_up(m: Any, x: Tensor) -> Tensor:
     return (near + far).transpose(1, 2).reshape(-1, 12, 8, 8)
 
 
+def _score(m: Any, x: Tensor) -> Tensor:
+    """One number for every position."""
+    found: Tensor = m.score(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).sigmoid()
+    return found
+
+
 def _put(m: Any, x: Tensor) -> Tensor:
     """Values of some positions, and one number for all channels of others."""
     rows = x.permute(2, 3, 0, 1)
@@ -297,7 +305,10 @@ def test_pruned_is_masked(name: str) -> None:
 
 
 STAYS: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
-    "lstm": (lambda m, x: m.lstm(x.flatten(2).transpose(1, 2))[0].transpose(1, 2).unflatten(2, (8, 8)), "recurrent"),
+    "lstm": (
+        lambda m, x: m.lstm(x.flatten(2).transpose(1, 2))[0].transpose(1, 2).unflatten(2, (8, 8)),
+        "recurrent layer keeps",
+    ),
     "sort": (lambda _, x: x.sort(1).values, "sort"),
     "softmax over channels": (lambda _, x: x * x.softmax(1), "softmax mixes channels"),
     "uneven convolution along channels": (
@@ -390,6 +401,44 @@ def test_of_an_outer_product_of_equals_the_second_goes_and_of_one_with_itself_no
     assert "small" in {group.name for group in network.channels.groups}
     assert {item.name for item in network.channels.frozen} == {"down", "odd", "tail"}
     assert against_masked(network, *halved(network), x) < 1e-5
+
+
+def test_an_image_is_repeated_for_as_many_channels_as_are_left() -> None:
+    model = Net(lambda m, x: m.row(m.first(x).relu() + x.repeat(1, 12, 1)))
+    model.stem, model.first, model.tail = nn.Identity(), nn.Conv1d(1, 12, 3, padding=1), nn.Conv1d(12, 3, 3)
+    x = torch.randn(3, 1, 8)
+    for graph in traces(model, x):
+        network = describe(graph, x)
+        assert {group.name for group in network.channels.groups} == {"first", "row"}
+        assert against_masked(network, *halved(network), x) < 1e-5
+
+
+def test_what_reassembles_positions_has_no_heads() -> None:
+    """Channels that a pixel shuffle has made positions of are no heads, if what they weigh has no channels there."""
+
+    def body(m: Any, x: Tensor) -> Any:
+        weights = F.pixel_shuffle(m.wide_map(x), 2).softmax(1)
+        windows = F.unfold(F.interpolate(x, scale_factor=2), 3, padding=1).unflatten(1, (-1, 9)).unflatten(3, (16, 16))
+        return torch.einsum("bkhw,bckhw->bchw", weights, windows)
+
+    model, x = Net(body), torch.randn(3, 3, 8, 8)
+    model.wide_map = nn.Conv2d(12, 36, 3, padding=1)
+    network = analyse(model, x)
+    assert {item.name for item in network.channels.frozen} == {"wide_map", "tail"}
+    assert against_masked(network, *halved(network), x) < 1e-5
+
+
+@pytest.mark.parametrize("squeeze", [Tensor.squeeze, torch.squeeze, torch.ops.aten.squeeze.default])
+def test_a_squeeze_takes_no_single_channel_or_sample_with_it(squeeze: Callable[[Tensor], Tensor]) -> None:
+    def body(m: Any, x: Tensor) -> Any:
+        return x * m.linear(squeeze(squeeze(x.mean((2, 3), keepdim=True))))[..., None, None]
+
+    model, x = Net(body), torch.randn(3, 3, 8, 8)
+    pruned = subprune_fx.prune(model, torch.randn(24, 3, 8, 8), keep=0.01)
+    assert {len(group.kept) for group in pruned.plan.decisions} == {1}
+    with torch.no_grad():
+        whole = pruned.module(x)
+        assert torch.allclose(pruned.module(x[:1]), whole[:1], atol=1e-6)
 
 
 def test_a_bias_of_scores_is_no_channel() -> None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable
 
-import torch
 from torch import Tensor, fx
 
-from subprune_fx.bundle import Inputs, arguments
 from subprune_fx.frontends.calls import bind
 from subprune_fx.frontends.fx_products import factors, is_scaled, letters
+from subprune_fx.frontends.fx_shapes import Shapes
 from subprune_fx.graph.optable import Kind
 
 _CALLS = ("call_function", "call_method", "call_module")
@@ -45,9 +43,13 @@ class Chosen:
     ends: bool
 
 
-def chosen(graph: fx.GraphModule, example: Inputs | None) -> list[Chosen]:
+def chosen(graph: fx.GraphModule, shape: Shapes) -> list[Chosen]:
     """Those of a graph, in its order."""
-    ranks = _ranks(graph, example)
+
+    def ranks(node: fx.Node) -> int:
+        found = shape(node)
+        return -1 if found is None else len(found)
+
     nodes = [node for node in graph.graph.nodes if node.op in _CALLS]
     found = (_grouped(node, graph) or _taken_product(node, graph, ranks) for node in nodes)
     return [one for one in found if one is not None]
@@ -123,38 +125,3 @@ def stack_of(node: fx.Node, graph: fx.GraphModule) -> Tensor | None:
     interpreter.env = {node.all_input_nodes[0]: source}
     found = interpreter.run_node(node)
     return found if isinstance(found, Tensor) else None
-
-
-def _ranks(graph: fx.GraphModule, example: Inputs | None) -> Ranks:
-    """How many dimensions a node's value has; a graph that is not told runs once, when it is first asked."""
-    known: dict[fx.Node, Any] = {}
-
-    def rank(node: fx.Node) -> int:
-        if isinstance(node.meta.get("val"), Tensor):
-            return int(node.meta["val"].ndim)
-        if not known and example is not None:
-            _Values(graph, known).run(*_given(graph, example))
-        return int(getattr(known.get(node), "ndim", -1))
-
-    return rank
-
-
-def _given(graph: fx.GraphModule, example: Inputs) -> Iterator[Tensor]:
-    positional, named = arguments(example)
-    holders = [str(node.target) for node in graph.graph.nodes if node.op == "placeholder"]
-    given: Mapping[str, Tensor] = {**dict(zip(holders, positional, strict=False)), **named}
-    return (given[holder] for holder in holders)
-
-
-class _Values(fx.Interpreter):
-    """Notes the shape of every value, on no memory."""
-
-    def __init__(self, graph: fx.GraphModule, known: dict[fx.Node, Any]) -> None:
-        super().__init__(graph)
-        self.known = known
-
-    def run_node(self, n: fx.Node) -> Any:
-        with torch.no_grad():
-            value = super().run_node(n)
-        self.known[n] = value.to("meta") if isinstance(value, Tensor) else None
-        return value

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
+
+from subprune_fx.frontends.fx_shapes import Shapes
 
 _aten = torch.ops.aten
-_REPEATS = ("repeat", _aten.repeat.default)
-_UNSQUEEZE = ("unsqueeze", torch.unsqueeze, _aten.unsqueeze.default)
+_REPEATS = ("repeat", _aten.repeat.default, "tile", torch.tile, _aten.tile.default)
 
 
-def expand_repeats(graph: fx.Graph) -> None:
+def expand_repeats(graph: fx.Graph, shape: Shapes) -> None:
     """Do so in `graph`, where all that is repeated is known to be of size 1."""
     for node in [node for node in graph.nodes if node.target in _REPEATS]:
         source, *counts = node.args
@@ -20,22 +22,15 @@ def expand_repeats(graph: fx.Graph) -> None:
             counts = list(counts[0])
         if not isinstance(source, fx.Node) or not counts:
             continue
-        ones, repeated = _ones(source), [d for d, count in enumerate(counts, -len(counts)) if count != 1]
+        known = shape(source) or ()
+        counts = [*[1] * (len(known) - len(counts)), *counts]
+        ones, repeated = _ones(known), [d for d, count in enumerate(counts, -len(counts)) if count != 1]
         if repeated and all(d in ones for d in repeated):
-            sizes = [-1 if count == 1 else count for count in counts]
+            new = len(counts) - len(known)
+            sizes = [-1 if count == 1 and d >= new else count for d, count in enumerate(counts)]
             node.op, node.target, node.args, node.kwargs = "call_function", _aten.expand.default, (source, sizes), {}
 
 
-def _is_one(size: Any) -> bool:
-    """Whether a size is 1, and no symbol that may be."""
-    return isinstance(size, int) and size == 1
-
-
-def _ones(source: fx.Node) -> set[int]:
-    """Dimensions known to be of size 1, counted from the last."""
-    known: Any = source.meta.get("val")
-    if isinstance(known, Tensor):
-        return {d - known.ndim for d, size in enumerate(known.shape) if _is_one(size)}
-    if source.target in _UNSQUEEZE and len(source.args) == 2 and isinstance(source.args[1], int):
-        return {source.args[1]} if source.args[1] < 0 else set()
-    return set()
+def _ones(sizes: Sequence[Any]) -> set[int]:
+    """Dimensions of size 1, and no symbol that may be, counted from the last."""
+    return {d - len(sizes) for d, size in enumerate(sizes) if isinstance(size, int) and size == 1}

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.fx_chosen import chosen, stack_of
+from subprune_fx.frontends.fx_shapes import Shapes
 
 _META = "grouped"
 
@@ -45,9 +45,9 @@ def sent(ids: Tensor, count: int, rank: int, rows: int | None = None) -> Tensor:
     return found.reshape(*found.shape, *[1] * (rank - 2))
 
 
-def mark(graph: fx.GraphModule, example: Inputs | None) -> None:
+def mark(graph: fx.GraphModule, shape: Shapes) -> None:
     """Spell such products as described, in `graph` itself."""
-    create, marked = graph.graph.call_function, chosen(graph, example)
+    create, marked = graph.graph.call_function, chosen(graph, shape)
     for found in marked:
         rank = len(found.equation.partition(",")[0])
         with graph.graph.inserting_before(found.node):

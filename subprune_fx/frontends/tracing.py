@@ -31,6 +31,8 @@ from subprune_fx.frontends.fx_picks import size_by_rows
 from subprune_fx.frontends.fx_recurrent import mark as mark_recurrent
 from subprune_fx.frontends.fx_repeats import expand_repeats
 from subprune_fx.frontends.fx_routed import mark as mark_routed
+from subprune_fx.frontends.fx_shapes import shapes
+from subprune_fx.frontends.fx_squeezes import spell_squeezes
 from subprune_fx.frontends.fx_whole import reads_apart
 from subprune_fx.frontends.fx_writes import valued, writes
 from subprune_fx.frontends.lengths import traceable
@@ -202,16 +204,18 @@ def functional(graph: fx.GraphModule, example: Inputs | None = None) -> fx.Graph
         elif node.op == "call_method":
             _out_of_place(node)
     if source_of(graph) is None:
+        shape = shapes(graph, example)
         pair_einsums(graph.graph)
         flatten_weights(graph)
         compute_weights(graph)
         hold_constants(graph)
         expand_fills(graph.graph)
-        expand_repeats(graph.graph)
+        expand_repeats(graph.graph, shape)
         size_by_rows(graph.graph)
         spell_indices(graph)
+        spell_squeezes(graph.graph, shape)
         mark(graph)
-        mark_routed(graph, example)
+        mark_routed(graph, shape)
         mark_recurrent(graph)
     _without_empty(graph.graph)
     shallow_first(graph.graph)

@@ -43,6 +43,7 @@ class Kind(enum.Enum):
     SCATTER = "writes into a range of one dimension"
     WRITE = "writes or adds to places along one dimension"
     PUT = "writes to places of its first dimensions"
+    STATE = "runs through a state of its own"
     SHAPE = "reads sizes and types, not elements"
 
 
@@ -560,6 +561,7 @@ TABLE: tuple[Row, ...] = (
         ("MatMul", "Einsum"),
     ),
     Row(Kind.ATTENTION, ("scaled_dot_product_attention",), ("Attention",)),
+    Row(Kind.STATE, ("recurrent",)),
     # data movement
     Row(
         Kind.MOVE,

@@ -129,6 +129,7 @@ def attention(state: Propagation, step: Step) -> Tree:
 
 def _pair(state: Propagation, op: str, left: Factor, right: Factor, out: str, shape: Shape) -> Labels:
     left, right = _followed(state, op, left, right, out), _followed(state, op, right, left, out)
+    left, right = _headed(state, op, left, right, out), _headed(state, op, right, left, out)
     varies = [_letters(*factor) for factor in (left, right)]
     batch = set(left[1]) & set(right[1]) & set(out)
     heads = "".join(letter for letter in out if letter in batch & (varies[0] | varies[1]))
@@ -148,6 +149,17 @@ def _followed(state: Propagation, op: str, factor: Factor, other: Factor, out: s
     return constant(labels.shape), letters
 
 
+def _headed(state: Propagation, op: str, factor: Factor, other: Factor, out: str) -> Factor:
+    """A factor stays whole where the other is as wide as its heads and has none: what cannot be cut is no head."""
+    labels, letters = factor
+    heads = _letters(labels, letters) & set(out) & set(other[1])
+    wide = {letter for letter, size in zip(other[1], other[0].shape, strict=True) if size > 1}
+    if not heads & wide or heads & _letters(other[0], other[1]):
+        return factor
+    state.freeze(labels, f"{op} reads it with heads that cannot be pruned")
+    return constant(labels.shape), letters
+
+
 def _letters(labels: Labels, letters: str) -> set[str]:
     return {letters[axis] for axis in varying(labels)}
 
@@ -164,8 +176,6 @@ def _heads(
             found.append(_aligned(tied, letters, heads))
             continue
         state.freeze(labels, f"{op} reads it for every head")
-        if any(size > 1 for size, letter in zip(labels.shape, letters, strict=True) if letter in heads):
-            found.append(np.zeros((1,) * len(heads), np.int64))
     shape = tuple(sizes[letter] for letter in heads)
     for other in found[1:]:
         state.unify(expand(found[0], shape), expand(other, shape), f"{op} reads it with heads that cannot be pruned")

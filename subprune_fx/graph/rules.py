@@ -131,11 +131,13 @@ def move(state: Propagation, step: Step) -> Tree:
 def spread(state: Propagation, step: Step) -> Tree:
     """Run it on the labels. What has none (zeros to begin with, a mask) follows what it meets where it is repeated.
 
-    Not over samples: how many there are, the graph computes.
+    So does a single channel, which stays. Not over samples: how many there are, the graph computes.
     """
     labels, shape = state.of(step.operands[0]), _shape(step)
-    if compact(labels).any():
+    found = np.unique(compact(labels))
+    if found.size > 1 or state.statistics.keys() & set(found.tolist()):
         return step.run([labels])
+    state.freeze(labels, f"{step.op} repeats it for other channels")
     old = (1,) * (len(shape) - labels.ndim) + labels.shape
     wide = [d for d, size in enumerate(old) if size == 1 < shape[d] and d not in step.attrs["samples"]]
     count = math.prod(shape[d] for d in wide)
@@ -571,6 +573,11 @@ def across(state: Propagation, step: Step) -> Tree:
     return refuse(state, step, f"{step.op} acts on a dimension that carries channels")
 
 
+def recur(state: Propagation, step: Step) -> Tree:
+    """What a layer adds to its own state comes back to it through a nonlinearity: all of it stays."""
+    return refuse(state, step, f"{step.op} layer keeps it in its state")
+
+
 def sizes(_state: Propagation, step: Step) -> Tree:
     """Sizes carry no labels."""
     return step.blank
@@ -606,5 +613,6 @@ RULES: dict[Kind, Callable[[Propagation, Step], Tree]] = {
     Kind.GATHER: gather,
     Kind.SCATTER: scatter,
     Kind.WRITE: write,
+    Kind.STATE: recur,
     Kind.SHAPE: sizes,
 }
