@@ -171,13 +171,10 @@ BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
 
 
 BY_ONE = (
-    *("split into parts", "chunk", "grid sample", "detached", "written in place", "gathered positions", "modes"),
+    *("split into parts", "chunk", "grid sample", "written in place", "gathered positions", "modes"),
     "added up by places",
 )
-"""symbolic_trace cannot switch modes, count parts, write into a tensor, or repeat a buffer for each sample.
-
-torch.export cannot detach by attribute.
-"""
+"""symbolic_trace cannot switch modes, count parts, write into a tensor, or repeat a buffer for each sample."""
 
 
 def _as_numpy_spells_it(x: Any) -> Any:
@@ -404,12 +401,12 @@ def test_of_an_outer_product_of_equals_the_second_goes_and_of_one_with_itself_no
 
 
 def test_an_image_is_repeated_for_as_many_channels_as_are_left() -> None:
-    model = Net(lambda m, x: m.row(m.first(x).relu() + x.repeat(1, 12, 1)))
-    model.stem, model.first, model.tail = nn.Identity(), nn.Conv1d(1, 12, 3, padding=1), nn.Conv1d(12, 3, 3)
-    x = torch.randn(3, 1, 8)
+    model = Net(lambda m, x: m.inner(m.first(x).relu() + x.repeat(1, 12, 1, 1)))
+    model.stem, model.first = nn.Sequential(), nn.Conv2d(1, 12, 3, padding=1)
+    x = torch.randn(3, 1, 8, 8)
     for graph in traces(model, x):
         network = describe(graph, x)
-        assert {group.name for group in network.channels.groups} == {"first", "row"}
+        assert {group.name for group in network.channels.groups} == {"first", "inner"}
         assert against_masked(network, *halved(network), x) < 1e-5
 
 
@@ -418,7 +415,7 @@ def test_what_reassembles_positions_has_no_heads() -> None:
 
     def body(m: Any, x: Tensor) -> Any:
         weights = F.pixel_shuffle(m.wide_map(x), 2).softmax(1)
-        windows = F.unfold(F.interpolate(x, scale_factor=2), 3, padding=1).unflatten(1, (-1, 9)).unflatten(3, (16, 16))
+        windows = F.unfold(F.interpolate(x, scale_factor=2), 3, padding=1).view(-1, 12, 9, 16, 16)
         return torch.einsum("bkhw,bckhw->bchw", weights, windows)
 
     model, x = Net(body), torch.randn(3, 3, 8, 8)

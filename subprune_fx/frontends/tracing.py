@@ -16,6 +16,7 @@ from subprune_fx.frontends.autocast import unrounded
 from subprune_fx.frontends.blame import culprit
 from subprune_fx.frontends.calls import bind
 from subprune_fx.frontends.computed import compute_parameters
+from subprune_fx.frontends.detached import Detached
 from subprune_fx.frontends.fx_across import mark
 from subprune_fx.frontends.fx_computed import compute_weights
 from subprune_fx.frontends.fx_constants import hold_constants
@@ -151,7 +152,7 @@ def _symbolic(module: nn.Module, example: Inputs) -> fx.GraphModule:
 
 def _exported(module: nn.Module, example: Inputs) -> fx.GraphModule:
     positional, named = arguments(example)
-    with silence():
+    with silence(), Detached():
         program = torch.export.export(module, positional, named, dynamic_shapes=free_samples(example))
     left = [node for node in list(program.graph.nodes) if writes(node.target) and not valued(node)]
     if any(_writes_part(node) for node in left):
