@@ -54,22 +54,37 @@ class Masked(fx.Interpreter):
         self._small = fx.Interpreter(small)
         self._twins = dict(zip(module.graph.nodes, small.graph.nodes, strict=True))
         self._biases = dict(_new_biases(network, plan))
+        self._names = {id(tensor): name for name, tensor in reversed(named_tensors(network.graph_module).items())}
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node at full size, its dropped channels zero."""
         if n.op == "output":
             return super().run_node(n)
         labels = self._network.channels.values.get(n.name)
-        value = self._counted(n, labels) if self._counts(n) else super().run_node(n)
+        if self._kind(n) is Kind.RECURRENT:
+            self._mask_weights(n)
+        value = self._counted(n, labels) if self._kind(n) in COUNTING else super().run_node(n)
         if n.name in self._biases:
             value = value + self._bias(n.name, value)
         return value if labels is None else _zeroed(value, labels, self._keep)
 
-    def _counts(self, node: fx.Node) -> bool:
+    def _kind(self, node: fx.Node) -> Kind | None:
         if node.op not in ("call_module", "call_function", "call_method"):
-            return False
+            return None
         row = bind(node, self._network.graph_module).row
-        return row is not None and row.kind in COUNTING
+        return None if row is None else row.kind
+
+    def _mask_weights(self, node: fx.Node) -> None:
+        """What goes around inside of a node would not be zero with what comes out of it: its weights are."""
+        for used in node.all_input_nodes:
+            if used.op != "get_attr":
+                continue
+            name = self._names[id(named_tensors(self._network.graph_module)[str(used.target)])]
+            value = self.env[used].clone()
+            for axis, labels in self._network.channels.axes.get(name, {}).items():
+                gone = torch.from_numpy(np.flatnonzero(~self._keep[labels]))
+                value.index_fill_(axis, gone.to(value.device), 0)
+            self.env[used] = value
 
     def _counted(self, node: fx.Node, labels: Tree) -> Any:
         """The pruned network's own op on the surviving channels, put back in their places."""

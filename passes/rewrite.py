@@ -172,7 +172,9 @@ SIZES: dict[type[nn.Module], Sizes] = {
     nn.GroupNorm: lambda shape, _: {"num_channels": shape[0]},
     nn.PReLU: lambda shape, _: {"num_parameters": shape[0]},
     nn.Embedding: lambda shape, _: {"embedding_dim": shape[1]},
-    **dict.fromkeys((nn.LSTM, nn.GRU, nn.RNN), lambda shape, _: {"input_size": shape[1]}),
+    nn.LSTM: lambda shape, _: {"input_size": shape[1], "hidden_size": shape[0] // 4},
+    nn.GRU: lambda shape, _: {"input_size": shape[1], "hidden_size": shape[0] // 3},
+    nn.RNN: lambda shape, _: {"input_size": shape[1], "hidden_size": shape[0]},
 }
 
 

@@ -1,4 +1,4 @@
-"""Recurrent layers: what they read is pruned like what a linear layer reads, what they hold stays."""
+"""Recurrent layers: what they read is pruned like what a linear layer reads, what they hold in all gates at once."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import subprune_fx
+from subprune_fx.errors import SubpruneError
 from subprune_fx.formats.write import write_all
 from subprune_fx.frontends.fx_inputs import spread
 from subprune_fx.frontends.fx_recurrent import recurrent
@@ -75,20 +76,78 @@ def exported(model: nn.Module) -> nn.Module:
 def test_what_a_recurrent_layer_reads_is_pruned(name: str, way: str) -> None:
     model = Steps(**CASES[name])
     pruned = subprune_fx.prune(model if way == "module" else exported(model), INPUTS, keep=0.5)
-    assert {group.name: group.kept for group in pruned.report.groups} == {"before": READ // 2}
+    held = {} if "proj_size" in CASES[name] else {"steps": HELD // 2}
+    assert {group.name: group.kept for group in pruned.report.groups} == {"before": READ // 2, **held}
     network = analyse(model if way == "module" else exported(model), INPUTS[:2])
     assert against_masked(network, pruned.plan, pruned.module, INPUTS) < ROUNDING
     assert not any(node.target is recurrent for node in pruned.module.graph.nodes)
     assert pruned.report.before.flops > pruned.report.after.flops
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name, told in CASES.items() if "begins" not in told])
 def test_a_layer_of_the_users_class_gets_narrower(name: str) -> None:
     pruned = subprune_fx.prune(Steps(**CASES[name]), INPUTS, keep=0.5)
     own = subprune_fx.apply(pruned.plan, Steps(**CASES[name]))
-    assert own.steps.input_size == READ // 2
+    held = HELD if "proj_size" in CASES[name] else HELD // 2
+    assert (own.steps.input_size, own.steps.hidden_size) == (READ // 2, held)
     with torch.no_grad():
         torch.testing.assert_close(own(INPUTS), pruned.module(INPUTS))
+
+
+def test_a_state_whose_size_the_users_class_spells_is_its_own_business() -> None:
+    pruned = subprune_fx.prune(Steps(**CASES["a state of its own"]), INPUTS, keep=0.5)
+    with pytest.raises(SubpruneError, match="sizes written in the code of its forward"):
+        subprune_fx.apply(pruned.plan, Steps(**CASES["a state of its own"]))
+
+
+class HandedOn(nn.Module):
+    """Two layers, the second of which begins where the first has ended, which is called once more then."""
+
+    def __init__(self, kind: Any) -> None:
+        super().__init__()
+        self.before = nn.Linear(5, READ)
+        self.first, self.second = (kind(READ, HELD, batch_first=True) for _ in range(2))
+        self.after = nn.Linear(3 * HELD, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.before(x))
+        a, state = self.first(x)
+        b, state = self.second(x, state)
+        c, _ = self.first(x.flip(1), state)
+        y: Tensor = self.after(torch.cat([a, b, c], -1))
+        return y
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_states_that_are_handed_on_have_the_same_units(kind: Any) -> None:
+    torch.manual_seed(0)
+    model = HandedOn(kind).eval()
+    pruned = subprune_fx.prune(model, INPUTS, keep=0.5)
+    groups = {group.name: group.producers for group in analyse(model, INPUTS[:2]).channels.groups}
+    assert groups == {"before": ("before",), "first": ("first", "second")}
+    assert against_masked(analyse(model, INPUTS[:2]), pruned.plan, pruned.module, INPUTS) < ROUNDING
+
+
+class Given(nn.Module):
+    """A layer whose state comes from outside, and one whose state goes there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = nn.Linear(5, READ)
+        self.taken, self.shown = nn.GRU(READ, HELD, batch_first=True), nn.GRU(HELD, HELD, batch_first=True)
+        self.after = nn.Linear(HELD, 3)
+
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        y, _ = self.taken(torch.relu(self.before(x)), state.transpose(0, 1).contiguous())
+        y, last = self.shown(y)
+        return self.after(y), last.transpose(0, 1)
+
+
+def test_states_of_the_outside_stay() -> None:
+    found = subprune_fx.explain(Given().eval(), (INPUTS[:2], torch.randn(2, 1, HELD)))
+    assert [group.name for group in found.groups] == ["before"]
+    reasons = {row.name: row.reason for row in found.frozen if row.name in ("taken", "shown")}
+    assert reasons == {"taken": "recurrent begins with fixed channels", "shown": "it is an output of the network"}
 
 
 @pytest.mark.parametrize("name", ["two layers, both directions", "both directions of a GRU", "RNN of ReLU"])

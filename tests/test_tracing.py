@@ -75,6 +75,32 @@ class Counting(nn.Module):
         return y
 
 
+class Flat(nn.Module):
+    """Pixels as rows; the layout that its input is in makes `contiguous` superfluous, as far as a tracer sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x.contiguous(memory_format=torch.channels_last))
+        y: Tensor = self.b(torch.relu(x).permute(0, 2, 3, 1).contiguous().view(-1, 8))
+        return y.view(len(x), -1)
+
+
+def test_no_layout_in_memory_is_relied_on() -> None:
+    model = Flat().eval()
+    exported = list(traces(model, torch.randn(2, 3, 4, 4)))[-1]
+    layers = fx.Interpreter(exported)
+    relu = next(node for node in exported.graph.nodes if "relu" in node.name)
+    with relu.graph.inserting_after(relu):
+        other = relu.graph.call_function(torch.clone, (relu,), {"memory_format": torch.contiguous_format})
+    relu.replace_all_uses_with(other, delete_user_cb=lambda user: user is not other)
+    x = torch.randn(2, 3, 4, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(layers.run(x), model(x))
+
+
 def test_the_length_of_a_tensor_is_free() -> None:
     x = torch.randn(2, 6)
     graphs = list(traces(Counting(), x))

@@ -132,6 +132,10 @@ def _function(node: fx.Node) -> Call:
     return found if is_op(target) else dataclasses.replace(found, row=None)
 
 
+_WEIGHTS = ("weight", "weight_ih_l0", "weight_ih_l0_reverse")
+"""What layers call the weight that meets their input."""
+
+
 def _owner(node: fx.Node, arguments: Mapping[str, Any]) -> str:
     """The layer that a function's weight belongs to, by which users know it; else the node's own name."""
     weight = arguments.get("weight")
@@ -139,7 +143,7 @@ def _owner(node: fx.Node, arguments: Mapping[str, Any]) -> str:
         weight = next((one for one in arguments["operands"] if isinstance(one, fx.Node) and one.op == "get_attr"), None)
     where = str(weight.target) if isinstance(weight, fx.Node) and weight.op == "get_attr" else ""
     owner, _, role = where.rpartition(".")
-    return node.name if not owner else owner if role.removeprefix(COMPUTED) == "weight" else where
+    return node.name if not owner else owner if role.removeprefix(COMPUTED) in _WEIGHTS else where
 
 
 def _call(name: str, label: str, module: nn.Module | None, path: str, arguments: Mapping[str, Any]) -> Call:

@@ -20,6 +20,7 @@ from subprune_fx.frontends.fx_batch import numbers_of_more
 from subprune_fx.frontends.fx_edit import edited, retargeted
 from subprune_fx.frontends.fx_products import attention_operands, factors, is_scaled, is_stack, is_weight, letters
 from subprune_fx.frontends.fx_readers import product_reader, reader
+from subprune_fx.frontends.fx_recurrent import facts as recurrent_facts
 from subprune_fx.frontends.fx_resize import Site, survives, survivor_shapes
 from subprune_fx.frontends.fx_tails import Tail, normalisable, tail
 from subprune_fx.frontends.onnx_calls import row_of
@@ -335,13 +336,11 @@ class _Walker(fx.Interpreter):
         if call.row.kind is Kind.GROUP_NORM:
             attrs["groups"] = self._value(call.get("num_groups"))
         if call.row.kind is Kind.SCATTER:
-            place = self._value(call.get("index"))
-            part = slice(call.get("start"), call.get("end"), call.get("step"))
-            if isinstance(place, int):
-                part = slice(place, place + 1 or None)
-            attrs["range"] = (int(call.get("dim", 0)), self._value(part))
+            attrs["range"] = (int(call.get("dim", 0)), self._value(self._range(call)))
         if call.row.kind is Kind.PUT:
             attrs["indexed"] = _indexed(self._value(call.get("indices")))
+        if call.row.kind is Kind.RECURRENT:
+            attrs.update(recurrent_facts(node))
         if call.row.kind is Kind.SPREAD:
             attrs["samples"] = self._over_samples(node)
         if call.row.kind in MOVING:
@@ -349,6 +348,13 @@ class _Walker(fx.Interpreter):
             first = None if where is None else getattr(node, where)[key]
             attrs["moved"] = sum(len(leaves(self.state.of(tree))) for tree in self._operands(first))
         return attrs
+
+    def _range(self, call: Call) -> slice:
+        """Where it writes along a dimension."""
+        place = self._value(call.get("index"))
+        if isinstance(place, int):
+            return slice(place, place + 1 or None)
+        return slice(call.get("start"), call.get("end"), call.get("step"))
 
     def _over_samples(self, node: fx.Node) -> set[int]:
         """Dimensions of the output that are as large as there are samples, by the sizes that the node is told."""

@@ -1,9 +1,9 @@
-"""Recurrent layers: what they compute of their input is linear, so what they read can be pruned.
+"""Recurrent layers: what they compute of their input is linear, so what they read is refitted like any layer.
 
     y, state = lstm(x, state)   ->   y, state = recurrent([x W', x W_reverse'], state, other weights)
 
-Their own state stays: it runs through a nonlinearity and back into the layer. `mark` spells layers so, and `unmark`
-brings back the ones that were there, which then read fewer channels.
+What becomes of their state is in `graph.recurrence`. `mark` spells layers so, and `unmark` brings back the ones that
+were there, which then read and hold fewer channels.
 """
 
 from __future__ import annotations
@@ -173,6 +173,16 @@ def recurrent(
     if alone:
         made, rest = made.squeeze(batch), [part.squeeze(1) for part in rest]
     return made, tuple(rest) if kind == "lstm" else rest[0]
+
+
+def facts(node: fx.Node) -> dict[str, Any]:
+    """What the op table's rule wants to know of a call of `recurrent`."""
+    told: Mapping[str, Any] = node.kwargs
+    weights: Any = node.args[2]
+    there = [weight is not None for weight in weights]
+    each = len(there) // (told["layers"] * (1 + told["both"]))
+    present = [there[place : place + each] for place in range(0, len(there), each)]
+    return {"kind": told["kind"], "both": told["both"], "present": present}
 
 
 def multiply_adds(gates: Sequence[Tensor], weights: Sequence[Tensor | None]) -> int:

@@ -49,6 +49,8 @@ _OUT_OF_PLACE: dict[Any, Any] = {
     operator.imul: operator.mul,
     operator.itruediv: operator.truediv,
 }
+_LAYOUTS: dict[Any, Any] = {torch.ops.aten.view.default: torch.ops.aten.reshape.default}
+"""Ops that want one layout in memory: torch.export drops a `contiguous` where its example happens to be so already."""
 _UNCHANGED = ("requires_grad_", "share_memory_")
 """Methods that end like in-place ones and change no value."""
 _FIELDS = ("values", "indices")
@@ -193,7 +195,7 @@ def functional(graph: fx.GraphModule, example: Inputs | None = None) -> fx.Graph
             module.inplace = False  # type: ignore[assignment]
     for node in graph.graph.nodes:
         if node.op == "call_function":
-            node.target = _OUT_OF_PLACE.get(node.target) or _twin(node.target)
+            node.target = _OUT_OF_PLACE.get(node.target) or _LAYOUTS.get(node.target) or _twin(node.target)
             _by_number(node)
             if "chunks" in node.kwargs:
                 rest = {name: value for name, value in node.kwargs.items() if name != "chunks"}

@@ -24,6 +24,7 @@ class Kind(enum.Enum):
     PER_CHANNEL = "one parameter slice per channel: the parameters follow"
     SPATIAL = "acts on each channel's positions separately"
     UNFOLD = "lays out each channel's windows as channels"
+    RECURRENT = "goes along a sequence: a unit of its state is a row of every gate"
     FOLD = "adds up windows that are laid out as channels"
     REDUCE = "reduces over dimensions"
     STATISTIC = "reduces over dimensions to something that means the same over fewer channels"
@@ -128,6 +129,7 @@ TABLE: tuple[Row, ...] = (
     ),
     Row(Kind.CONTRACT, ("linear",), ("Gemm",), Axes(-1, 1, 0), roles=_WEIGHT),
     Row(Kind.BILINEAR, ("bilinear",), roles=_WEIGHT),
+    Row(Kind.RECURRENT, ("recurrent",)),
     Row(Kind.LOOKUP, ("embedding", "embeddingbag"), ("Gather",), roles=("weight",)),
     # per-channel parameters
     Row(

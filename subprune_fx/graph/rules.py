@@ -14,6 +14,7 @@ from subprune_fx.graph.labels import Labels, along, compact, expand, varying, ve
 from subprune_fx.graph.optable import Kind, Resize
 from subprune_fx.graph.products import attention, product
 from subprune_fx.graph.propagation import Consumer, Propagation
+from subprune_fx.graph.recurrence import recurrent
 from subprune_fx.graph.statistics import along as softmax
 from subprune_fx.graph.statistics import (
     by_channel,
@@ -595,6 +596,7 @@ RULES: dict[Kind, Callable[[Propagation, Step], Tree]] = {
     Kind.SAME: same,
     Kind.BILINEAR: bilinear,
     Kind.PUT: put,
+    Kind.RECURRENT: recurrent,
     Kind.UNFOLD: unfold,
     Kind.FOLD: fold,
     Kind.REDUCE: reduce,
