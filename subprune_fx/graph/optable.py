@@ -44,7 +44,6 @@ class Kind(enum.Enum):
     SCATTER = "writes into a range of one dimension"
     WRITE = "writes or adds to places along one dimension"
     PUT = "writes to places of its first dimensions"
-    STATE = "runs through a state of its own"
     SHAPE = "reads sizes and types, not elements"
 
 
@@ -563,7 +562,6 @@ TABLE: tuple[Row, ...] = (
         ("MatMul", "Einsum"),
     ),
     Row(Kind.ATTENTION, ("scaled_dot_product_attention",), ("Attention",)),
-    Row(Kind.STATE, ("recurrent",)),
     # data movement
     Row(
         Kind.MOVE,

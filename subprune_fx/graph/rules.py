@@ -574,11 +574,6 @@ def across(state: Propagation, step: Step) -> Tree:
     return refuse(state, step, f"{step.op} acts on a dimension that carries channels")
 
 
-def recur(state: Propagation, step: Step) -> Tree:
-    """What a layer adds to its own state comes back to it through a nonlinearity: all of it stays."""
-    return refuse(state, step, f"{step.op} layer keeps it in its state")
-
-
 def sizes(_state: Propagation, step: Step) -> Tree:
     """Sizes carry no labels."""
     return step.blank
@@ -615,6 +610,5 @@ RULES: dict[Kind, Callable[[Propagation, Step], Tree]] = {
     Kind.GATHER: gather,
     Kind.SCATTER: scatter,
     Kind.WRITE: write,
-    Kind.STATE: recur,
     Kind.SHAPE: sizes,
 }
