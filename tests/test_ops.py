@@ -304,7 +304,7 @@ def test_pruned_is_masked(name: str) -> None:
 STAYS: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "lstm": (
         lambda m, x: m.lstm(x.flatten(2).transpose(1, 2))[0].transpose(1, 2).unflatten(2, (8, 8)),
-        "recurrent layer keeps",
+        "projects what it holds",
     ),
     "sort": (lambda _, x: x.sort(1).values, "sort"),
     "softmax over channels": (lambda _, x: x * x.softmax(1), "softmax mixes channels"),
@@ -333,7 +333,7 @@ STAYS: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
 def test_what_cannot_be_pruned_stays_with_a_reason(name: str) -> None:
     body, says = STAYS[name]
     model = Net(body)
-    model.lstm = nn.LSTM(12, 12, batch_first=True)
+    model.lstm = nn.LSTM(12, 16, proj_size=12, batch_first=True)
     model.along, model.twice = nn.Conv1d(1, 1, 4, padding="same"), nn.Bilinear(12, 12, 12)
     model.before, model.between, model.after = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 3, 1), nn.Conv2d(3, 3, 1)
     model.stem = nn.Sequential(model.before, nn.ReLU(), model.between, model.stem)
