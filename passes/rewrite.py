@@ -172,16 +172,16 @@ SIZES: dict[type[nn.Module], Sizes] = {
     nn.GroupNorm: lambda shape, _: {"num_channels": shape[0]},
     nn.PReLU: lambda shape, _: {"num_parameters": shape[0]},
     nn.Embedding: lambda shape, _: {"embedding_dim": shape[1]},
-    nn.LSTM: lambda shape, _: {"input_size": shape[1], "hidden_size": shape[0] // 4},
-    nn.GRU: lambda shape, _: {"input_size": shape[1], "hidden_size": shape[0] // 3},
-    nn.RNN: lambda shape, _: {"input_size": shape[1], "hidden_size": shape[0]},
+    **dict.fromkeys((nn.LSTM, nn.LSTMCell), lambda shape, _: {"input_size": shape[1], "hidden_size": shape[0] // 4}),
+    **dict.fromkeys((nn.GRU, nn.GRUCell), lambda shape, _: {"input_size": shape[1], "hidden_size": shape[0] // 3}),
+    **dict.fromkeys((nn.RNN, nn.RNNCell), lambda shape, _: {"input_size": shape[1], "hidden_size": shape[0]}),
 }
 
 
 def refresh(module: nn.Module) -> None:
     """Make a stock module's size attributes agree with its parameters."""
     sizes = SIZES.get(type(module))
-    tensors = (getattr(module, name, None) for name in ("weight", "running_mean", "weight_ih_l0"))
+    tensors = (getattr(module, name, None) for name in ("weight", "running_mean", "weight_ih_l0", "weight_ih"))
     first = next((tensor for tensor in tensors if isinstance(tensor, Tensor)), None)
     if sizes is None or first is None:
         return

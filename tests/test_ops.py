@@ -35,6 +35,12 @@ BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
     "cat of itself": lambda _, x: torch.cat([x, x], 1)[:, 4:16],
     "tile": lambda _, x: x.repeat(1, 2, 1, 1)[:, :12],
     "interleave": lambda _, x: x.repeat_interleave(2, 1)[:, ::2],
+    "interleave into a known size": lambda _, x: x.repeat_interleave(2, 1, output_size=24)[:, ::2],
+    "as another's shape": lambda m, x: (
+        m.linear(x.flatten(2).mT.flatten(0, 1)).reshape_as(x.flatten(2).mT).mT.view_as(x)
+    ),
+    "one slope, of rows": lambda m, x: m.slope(x.flatten(2).mT).mT.reshape(-1, 12, 8, 8),
+    "a norm of means of means": lambda _, x: _normed_twice(x),
     "one gate, repeated": lambda m, x: x * _score(m, x).repeat(1, 12, 1, 1) - _score(m, x).tile((12, 1, 1)),
     "one gate, expanded": lambda m, x: x * _score(m, x).expand(x.size()),
     "expand": lambda _, x: x * x.mean((2, 3), keepdim=True).expand(-1, -1, 8, 8),
@@ -226,6 +232,12 @@ def _put(m: Any, x: Tensor) -> Tensor:
     return torch.index_put(some, (m.mask,), torch.zeros(())).permute(2, 3, 0, 1)
 
 
+def _normed_twice(x: Tensor) -> Tensor:
+    """Over channels and positions, one dimension after the other (Conv-TasNet)."""
+    off = x - x.mean(1, keepdim=True).mean((2, 3), keepdim=True)
+    return off / (off.square().mean(1, keepdim=True).mean((2, 3), keepdim=True) + 1e-5).sqrt()
+
+
 def _with_modes(m: Any, x: Tensor) -> Tensor:
     with torch.autocast("cpu", enabled=False):
         out: Tensor = m.inner(x.float()).relu()
@@ -251,7 +263,7 @@ class Net(nn.Module):
         self.volume = nn.Conv3d(12, 12, 3, padding=1)
         self.row = nn.Conv1d(12, 12, 5, padding=2)
         self.linear = nn.Linear(12, 12)
-        self.across = nn.Linear(8, 8)
+        self.across, self.slope = nn.Linear(8, 8), nn.PReLU()
         self.along = nn.Conv1d(1, 1, 5, padding=4, dilation=2)
         self.filter = nn.Conv2d(4, 4, 3, padding=1, groups=4)
         self.pair = nn.Conv1d(2, 1, 1)

@@ -128,6 +128,54 @@ def test_states_that_are_handed_on_have_the_same_units(kind: Any) -> None:
     assert against_masked(analyse(model, INPUTS[:2]), pruned.plan, pruned.module, INPUTS) < ROUNDING
 
 
+class Cells(nn.Module):
+    """A loop over steps, of two cells."""
+
+    def __init__(self, kind: Any, **options: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.before, self.after = nn.Linear(5, READ), nn.Linear(HELD, 3)
+        self.lower, self.upper = kind(READ, HELD, **options), kind(HELD, HELD)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, first = torch.relu(self.before(x)), self.after.weight.new_zeros(x.shape[0], HELD)
+        two = isinstance(self.lower, nn.LSTMCell)
+        low: Any = (first, first) if two else first
+        high, last = low, first
+        for step in range(STEPS):
+            low = self.lower(x[:, step], low)
+            high = self.upper(low[0] if two else low, high)
+            last = last + (high[0] if two else high)
+        y: Tensor = self.after(last)
+        return y
+
+
+CELLS: dict[str, dict[str, Any]] = {
+    "LSTM": {"kind": nn.LSTMCell},
+    "GRU": {"kind": nn.GRUCell},
+    "RNN": {"kind": nn.RNNCell, "nonlinearity": "relu"},
+    "no biases": {"kind": nn.GRUCell, "bias": False},
+}
+
+
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("way", ["module", "exported"])
+def test_cells_are_spelled_out_and_pruned(name: str, way: str) -> None:
+    model = Cells(**CELLS[name]).eval()
+    graph = list(traces(model, INPUTS[:2]))[("module", "exported").index(way)]
+    assert not any("cell" in str(node.target) for node in graph.graph.nodes)
+    with torch.no_grad():
+        torch.testing.assert_close(fx.Interpreter(graph).run(INPUTS), model(INPUTS))
+    given = model if way == "module" else exported(model)
+    pruned = subprune_fx.prune(given, INPUTS, keep=0.5)
+    assert {group.name: group.kept for group in pruned.report.groups} == {
+        "before": READ // 2,
+        "lower": HELD // 2,
+        "upper": HELD // 2,
+    }
+    assert against_masked(analyse(given, INPUTS[:2]), pruned.plan, pruned.module, INPUTS) < ROUNDING
+
+
 class Given(nn.Module):
     """A layer whose state comes from outside, and one whose state goes there."""
 

@@ -132,8 +132,8 @@ def _function(node: fx.Node) -> Call:
     return found if is_op(target) else dataclasses.replace(found, row=None)
 
 
-_WEIGHTS = ("weight", "weight_ih_l0", "weight_ih_l0_reverse")
-"""What layers call the weight that meets their input."""
+_WEIGHTS = ("weight", "weight_ih_l0", "weight_ih_l0_reverse", "weight_ih", "weight_hh")
+"""What layers call the weight that meets their input, or their state."""
 
 
 def _owner(node: fx.Node, arguments: Mapping[str, Any]) -> str:

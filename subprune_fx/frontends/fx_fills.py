@@ -32,9 +32,10 @@ def expand_fills(graph: fx.Graph) -> None:
             continue
         node.args = (*node.args[:place], (), *rest)
         node.kwargs = {name: value for name, value in node.kwargs.items() if name != "size"}
-        with graph.inserting_after(node):
-            wide = graph.call_function(_aten.expand.default, (node, list(sizes)))
-        node.replace_all_uses_with(wide, delete_user_cb=lambda user, wide=wide: user is not wide)
+        for user in list(node.users):  # to each its own: what it meets here need not be what it meets there
+            with graph.inserting_after(node):
+                wide = graph.call_function(_aten.expand.default, (node, list(sizes)))
+            user.replace_input_with(node, wide)
 
 
 def _sizes(node: fx.Node, place: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:

@@ -18,6 +18,7 @@ from subprune_fx.frontends.calls import bind
 from subprune_fx.frontends.computed import compute_parameters
 from subprune_fx.frontends.detached import Detached
 from subprune_fx.frontends.fx_across import mark
+from subprune_fx.frontends.fx_cells import spell_cells
 from subprune_fx.frontends.fx_computed import compute_weights
 from subprune_fx.frontends.fx_constants import hold_constants
 from subprune_fx.frontends.fx_einsum import pair_einsums
@@ -197,16 +198,15 @@ def functional(graph: fx.GraphModule, example: Inputs | None = None) -> fx.Graph
         if node.op == "call_function":
             node.target = _OUT_OF_PLACE.get(node.target) or _LAYOUTS.get(node.target) or _twin(node.target)
             _by_number(node)
-            if "chunks" in node.kwargs:
-                rest = {name: value for name, value in node.kwargs.items() if name != "chunks"}
-                node.args, node.kwargs = (*node.args, node.kwargs["chunks"]), rest
-            if node.kwargs.get("inplace"):
-                node.kwargs = {**node.kwargs, "inplace": False}
+            _plainly_told(node)
             if isinstance(node.target, torch._ops.OpOverload):  # noqa: SLF001 - the public name of ATen overloads
                 node.target = _functional_overload(node.target)
         elif node.op == "call_method":
             _out_of_place(node)
+            _plainly_told(node)
     if source_of(graph) is None:
+        spell_cells(graph)
+        _spell_shapes(graph.graph)
         shape = shapes(graph, example)
         pair_einsums(graph.graph)
         flatten_weights(graph)
@@ -260,6 +260,32 @@ def _by_number(node: fx.Node) -> None:
     """`x.max(1).values` is `x.max(1)[0]`."""
     if node.target is getattr and node.args[1] in _FIELDS:
         node.target, node.args = operator.getitem, (node.args[0], _FIELDS.index(node.args[1]))
+
+
+def _plainly_told(node: fx.Node) -> None:
+    """How many chunks stands where it usually does; nothing is written in place; a size that is a hint is not given."""
+    told = dict(node.kwargs)
+    if "chunks" in told:
+        node.args = (*node.args, told.pop("chunks"))
+    if told.get("inplace"):
+        told["inplace"] = False
+    if "repeat_interleave" in str(node.target):
+        told.pop("output_size", None)
+    node.kwargs = told
+
+
+def _spell_shapes(graph: fx.Graph) -> None:
+    """`x.view_as(y)` -> `x.reshape(y.size())`: the size can be rewritten where x and y lose other channels."""
+    for node in list(graph.nodes):
+        if node.target not in _SHAPED_LIKE or len(node.args) != 2:
+            continue
+        source, like = node.args
+        with graph.inserting_before(node):
+            size = graph.call_method("size", (like,))
+        node.op, node.target, node.args = "call_method", "reshape", (source, size)
+
+
+_SHAPED_LIKE = ("view_as", "reshape_as", torch.ops.aten.view_as.default, torch.ops.aten.reshape_as.default)
 
 
 def _without_empty(graph: fx.Graph) -> None:

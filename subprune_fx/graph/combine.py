@@ -24,8 +24,8 @@ def combine(state: Propagation, op: str, operands: Sequence[Labels], shape: Shap
         operands: Labels of the operands.
         shape: Of the result.
     """
-    statistics = [labels for labels in operands if _is_statistic(state, labels)]
-    plain = [labels for labels in operands if not _is_statistic(state, labels)]
+    statistics = [labels for labels in operands if is_statistic(state, labels)]
+    plain = [labels for labels in operands if not is_statistic(state, labels)]
     if statistics:
         return _with_statistics(state, op, statistics, plain, shape)
     return _combine(state, op, plain, shape)
@@ -86,7 +86,8 @@ def _spans(labels: Labels, shape: Shape, axes: set[int]) -> bool:
     return all(labels.shape[axis] == shape[axis] for axis in axes)
 
 
-def _is_statistic(state: Propagation, labels: Labels) -> bool:
+def is_statistic(state: Propagation, labels: Labels) -> bool:
+    """Whether all of it is one statistic over channels."""
     if not state.statistics:
         return False
     found = np.unique(compact(labels))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from subprune_fx.graph.combine import combine
+from subprune_fx.graph.combine import combine, is_statistic
 from subprune_fx.graph.labels import Labels, along, compact, expand, varying, vector
 from subprune_fx.graph.optable import Kind, Resize
 from subprune_fx.graph.products import attention, product
@@ -49,7 +49,7 @@ def propagate(state: Propagation, step: Step) -> Tree:
         known = "is used in a way that cannot be followed" if step.attrs.get("known") else "is not in the op table"
         return refuse(state, step, f"{step.op} {known}")
     kind, roles = step.row.kind, step.row.roles
-    if state.statistics and kind is not Kind.ELEMENTWISE and (kind not in _CARRY or len(labelled) > 1):
+    if state.statistics and kind is not Kind.ELEMENTWISE and not _carries(state, kind, labelled):
         step = dataclasses.replace(step, operands=tuple(_settled(state, step, tree) for tree in step.operands))
     if roles and any(isinstance(operand, Param) for operand in step.operands[1:]):
         return refuse(state, step, f"{step.op} takes a parameter of unknown meaning")
@@ -57,6 +57,13 @@ def propagate(state: Propagation, step: Step) -> Tree:
         return RULES[kind](state, step)
     except (IndexError, KeyError, TypeError, ValueError):
         return refuse(state, step, f"{step.op} is called in a way that is not understood")
+
+
+def _carries(state: Propagation, kind: Kind, labelled: list[Labels]) -> bool:
+    """Whether a statistic over channels still is one behind an op: moved, or taken over positions too."""
+    if len(labelled) > 1:
+        return False
+    return kind in _CARRY or (kind is Kind.STATISTIC and all(is_statistic(state, labels) for labels in labelled))
 
 
 _CARRY = (Kind.MOVE, Kind.PERMUTE, Kind.SHAPE)
@@ -376,6 +383,11 @@ def lookup(state: Propagation, step: Step) -> Tree:
 
 def per_channel(state: Propagation, step: Step) -> Tree:
     """Parameters have one entry per channel of dimension 1 (or a single one for all)."""
+    assert step.row is not None
+    alone = step.roles.get("weight")
+    if step.row.roles == ("weight",) and alone is not None and math.prod(alone.shape) == 1:  # PReLU with one slope
+        _whole(state, step)
+        return state.of(step.operands[0])
     labels = by_channel(state, step)
     if labels is None:
         return refuse(state, step, f"{step.op} reads channels on a dimension other than 1")
