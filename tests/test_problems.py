@@ -137,6 +137,7 @@ def test_own_target_is_the_product_with_the_weights() -> None:
 def test_part_of_a_consumer_is_posed_as_the_whole_says(few: int, refit: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind a concatenation a group's own columns, and those that are sure to stay, are enough."""
     monkeypatch.setattr(row_moments, "FEW", few)
+    monkeypatch.setattr(row_moments, "FEW_OF_ONE", few)
     monkeypatch.setattr(row_moments, "MANY", few)
     monkeypatch.setattr(row_moments, "WIDE", few)
     torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from support import Joined
 from torch import Tensor
 
 from subprune_fx.graph.channels import Group
-from subprune_fx.numerics import row_moments
+from subprune_fx.numerics import row_elimination, row_moments
 from subprune_fx.numerics.collect import Collected, Collector
 from subprune_fx.numerics.diagonals import TOLERANCE
 from subprune_fx.numerics.greedy import greedy
@@ -19,6 +20,7 @@ from subprune_fx.numerics.moments import Moments
 from subprune_fx.numerics.prefixes import kept_errors, reweighted_errors
 from subprune_fx.numerics.readers import ConvReader, LinearReader, Reader
 from subprune_fx.numerics.row_elimination import RowBlock
+from subprune_fx.numerics.row_kernels import Kernels
 from subprune_fx.numerics.row_moments import RowMoments
 from subprune_fx.numerics.targets import Targets
 from subprune_fx.passes.dependencies import analyse
@@ -40,6 +42,7 @@ def both(reader: Reader, x: Tensor, y: Tensor, monkeypatch: pytest.MonkeyPatch) 
     found: list[Collected] = []
     for few in (10**9, 0):
         monkeypatch.setattr(row_moments, "FEW", few)
+        monkeypatch.setattr(row_moments, "FEW_OF_ONE", few)
         monkeypatch.setattr(row_moments, "MANY", 0)
         monkeypatch.setattr(row_moments, "WIDE", 0)
         collector = Collector(reader, 2)
@@ -122,6 +125,31 @@ def test_picks_and_errors_are_the_same(
     assert parts[1].explained_by(columns) == pytest.approx(parts[0].explained_by(columns), rel=rounding)
 
 
+@pytest.mark.parametrize("taps", [1, 2])
+@pytest.mark.parametrize("ridge", [1e-1, 1e-3])
+def test_picks_are_the_same_without_the_outputs(taps: int, ridge: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After one panel of pivots that read the weights, and with columns dropped now and then."""
+    inputs, weight, unit = draw(24 * taps, 4), draw(24 * taps, 40, seed=1), torch.arange(24 * taps) // taps
+    part = RowBlock(inputs, draw(4, 40, seed=2), weight, ridge, unit, 0.5)
+    monkeypatch.setattr(row_elimination, "PANEL", 3 * taps)
+    made, found = list[Kernels](), []
+    for pays in (True, False):
+        monkeypatch.setattr(Kernels, "pay", lambda *_, pays=pays: pays)
+        monkeypatch.setattr(Kernels, "__init__", _noted(made))
+        found.append(greedy([part], 24))
+    assert len(made) == 1
+    assert found[0].order.tolist() == found[1].order.tolist()
+    torch.testing.assert_close(found[0].error, found[1].error, rtol=1e-9, atol=1e-9)
+
+
+def _noted(made: list[Kernels], init: Callable[..., None] = Kernels.__init__) -> Callable[..., None]:
+    def noted(self: Kernels, *args: Any) -> None:
+        made.append(self)
+        init(self, *args)
+
+    return noted
+
+
 def test_parts_of_both_forms_are_summed(monkeypatch: pytest.MonkeyPatch) -> None:
     dense, rows = posed(monkeypatch, Settings())
     one, two = (problem.equations.system(0).part(torch.from_numpy(problem.unit[0]), 1.0) for problem in (dense, rows))
@@ -157,15 +185,17 @@ def test_the_form_is_the_cheaper_one() -> None:
     assert row_moments.share(4608, 256, 9) == 1
     assert row_moments.share(4608, 25_088, 9) is None
     assert row_moments.share(512, 8, 9) is None
-    assert row_moments.share(4096, 8, 1) is None
-    assert row_moments.share(11_008, 512, 1) is None
-    assert row_moments.share(11_008, 128, 1) == 1
+    assert row_moments.share(512, 8, 1) is None
+    assert row_moments.share(1024, 64, 1) == 1
+    assert row_moments.share(11_008, 700, 1) is None
+    assert row_moments.share(11_008, 512, 1) == 1
     assert row_moments.share(25_088, 512, 1) == 1
     assert row_moments.share(18_432, 200_000, 9) == pytest.approx(row_moments.ROWS / 200_000)
 
 
 def test_of_too_many_rows_some_are_kept_those_of_input_and_target_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_moments, "FEW", 0)
+    monkeypatch.setattr(row_moments, "FEW_OF_ONE", 0)
     monkeypatch.setattr(row_moments, "SCARCE", 2)
     monkeypatch.setattr(row_moments, "MANY", 10)
     monkeypatch.setattr(row_moments, "WIDE", 10)
@@ -198,6 +228,7 @@ class Both(Team):
 
 def test_rows_of_two_processes_are_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_moments, "FEW", 0)
+    monkeypatch.setattr(row_moments, "FEW_OF_ONE", 0)
     monkeypatch.setattr(row_moments, "MANY", 0)
     monkeypatch.setattr(row_moments, "WIDE", 0)
     x, y, weight = draw(4, 12), draw(4, 5, seed=1), draw(1, 12, 5, seed=2)
@@ -226,6 +257,7 @@ def test_large_weights_stay_in_the_precision_they_came_in(rows: int, monkeypatch
     monkeypatch.setattr(row_moments, "MANY", 0)
     monkeypatch.setattr(row_moments, "WIDE", 0)
     monkeypatch.setattr(row_moments, "FEW", 0)
+    monkeypatch.setattr(row_moments, "FEW_OF_ONE", 0)
     x, weight, unit = draw(rows, 90), draw(1, 90, 7, seed=1), np.repeat(np.arange(30), 3)[None]
     found = []
     for kind in (torch.float32, F64):

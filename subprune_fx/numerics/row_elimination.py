@@ -17,12 +17,19 @@ from subprune_fx.numerics.blocks import sorted_columns
 from subprune_fx.numerics.diagonals import solved
 from subprune_fx.numerics.elimination import Elimination, layout
 from subprune_fx.numerics.geometry import slices
+from subprune_fx.numerics.row_kernels import Kernels
 
 AT_ONCE = 1024
 """Columns whose products with all outputs are in memory at a time."""
 
 PANEL = 64
 """Columns that are eliminated between two updates of all rows."""
+
+MANY = 8
+"""Columns of a unit with which products with W_0 take longer than reading it."""
+
+AFTER = 16
+"""Once one column in so many has read W_0, reading on would take as long as to set up `Kernels`."""
 
 SPENT = 0.05
 """Share of the units that is gone when what is stored shrinks to the others: copying takes as long as a few pivots."""
@@ -104,7 +111,8 @@ class RowElimination(Elimination):
         diagonal = rows @ rows.mT + self._ridge * torch.eye(r, dtype=torch.float64)
         numerator = torch.cat([cross @ cross.mT for cross in self._cross(r)])
         super().__init__(present, torch.tensor([block.scale], dtype=torch.float64), diagonal[None], numerator[None])
-        self._used, self._gone = 0, list[int]()
+        self._used, self._gone, self._pivots = 0, list[int](), 0
+        self._kernels: Kernels | None = None
         self._open_panel()
 
     def _cross(self, r: int) -> Iterator[Tensor]:
@@ -119,19 +127,29 @@ class RowElimination(Elimination):
     def _pivot(self, own: slice) -> tuple[Tensor, Tensor]:
         left, turns, r = self._left[: self._used], self._turns[: self._used], self._r
         self._chosen = torch.addmm(self._inputs[own], left[:, own].mT, turns, alpha=-1)
-        cross = torch.addmm(self._weight[own].double(), self._chosen, self._lacking, beta=self._ridge)
-        both = torch.cat([self._chosen, cross @ self._lacking.mT])
+        lacking, weights = self._products(own)
+        both = torch.cat([self._chosen, lacking])
         products = torch.addmm(both @ self._inputs.mT, both @ turns.mT, left, alpha=-1)
         products[:r, own].diagonal().add_(self._ridge)
-        products[r:].add_(cross.to(self._weight.dtype) @ self._weight.mT, alpha=self._ridge)
+        products[r:].add_(weights, alpha=self._ridge)
         return products[None, :r], products[None, r:]
+
+    def _products(self, own: slice) -> tuple[Tensor, Tensor]:
+        """C_I E', (r, rows), and C_I W_0', (r, d)."""
+        if self._kernels is not None:
+            return self._kernels.pivot(own, self._chosen)
+        cross = torch.addmm(self._weight[own].double(), self._chosen, self._lacking, beta=self._ridge)
+        return cross @ self._lacking.mT, cross.to(self._weight.dtype) @ self._weight.mT
 
     def _take(self, own: slice, root: Tensor, n: Tensor, t: Tensor) -> None:
         del t
         half = solved(root[0], self._chosen)
         turn = _shorter(half) @ half
-        self._lacking.addmm_(self._chosen.mT, self._weight[own].double(), alpha=-1)
-        self._lacking.addmm_(turn.mT, half @ self._lacking, alpha=-1)
+        if self._kernels is not None:
+            self._kernels.take(own, self._chosen, turn, half)
+        else:
+            self._lacking.addmm_(self._chosen.mT, self._weight[own].double(), alpha=-1)
+            self._lacking.addmm_(turn.mT, half @ self._lacking, alpha=-1)
         used = self._used
         self._left[used : used + self._r], self._turns[used : used + self._r] = n[0], turn
         self._used = used + self._r
@@ -141,12 +159,17 @@ class RowElimination(Elimination):
 
     def _close_panel(self) -> None:
         """Bring X up to date and, now and then, drop the chosen units from it."""
-        left, turns = self._left[: self._used], self._turns[: self._used]
+        left, turns, columns = self._left[: self._used], self._turns[: self._used], None
         if SPENT * len(self._units) <= len(self._gone) < len(self._units):
             columns = self._shrink(self._gone)
             self._inputs, self._weight, left = self._inputs[columns], self._weight[columns], left[:, columns]
             self._gone = []
         self._inputs.addmm_(left.mT, turns, alpha=-1)
+        self._pivots += len(turns)
+        if self._kernels is not None:
+            self._kernels.close(columns)
+        elif self._r < MANY and AFTER * self._pivots > len(self._weight) and Kernels.pay(turns.shape[1], self._weight):
+            self._kernels = Kernels(self._lacking, self._weight, self._ridge, len(self._left))
         self._open_panel()
 
     def _open_panel(self) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor
 from subprune_fx.numerics.row_elimination import outputs
 from subprune_fx.numerics.row_normal import RowNormal
 
-FEW = 1024
-"""Columns up to which a Gram matrix costs nothing worth saving."""
+FEW, FEW_OF_ONE = 1024, 512
+"""Columns up to which a Gram matrix costs nothing worth saving: with several a channel, and with one."""
 
 MANY = 6144
 """Columns from which a Gram matrix is too large to work with (300 MB, and several of them)."""
@@ -20,20 +20,16 @@ MANY = 6144
 WIDE = 12_288
 """The same with one column a channel (1.2 GB): there are as many pivots as columns, and each would read all rows.
 
-Measured at 11,008 columns and 4,096 outputs: 4,096 rows take 158 ms a pivot. At 7,392 columns and as many outputs 64
-rows take 23 ms, the Gram matrix 3 ms.
+Measured at 11,008 columns and 4,096 outputs: 4,096 rows take 158 ms a pivot.
 """
 
 SCARCE = 16
 """Columns a row up to which, in between, rows are not worth it: they take less room, but greedy more time.
 
-Every pivot reads all weights. Measured at 4,608 columns of 9 a unit and 512 outputs: 2.4 s with 128 rows instead of
-4.8 s, as long with 256 rows, 3 times as long with 2,048. With one column a unit it is never worth it: at 2,048 columns
-as long with 32 rows and 512 outputs; at 4,096 with 256 rows and as many outputs 61 s instead of 8 s.
+Measured at 4,608 columns of 9 a unit and 512 outputs: 2.4 s with 128 rows instead of 4.8 s, as long with 256 rows, 3
+times as long with 2,048. At 4,096 columns of one a unit and 1,024 outputs, on one thread, from the rows to the new
+weights for half of the units: 1.3 s with 64 rows instead of 3.7 s, 1.8 with 128, 4.2 with 256, 6.5 with 512.
 """
-
-SCARCER = 64
-"""The same with one column a channel, and more than `MANY`: here rows are for the room that they save."""
 
 ROWS = 4096
 """Rows that are enough in place of such a matrix."""
@@ -53,11 +49,11 @@ def share(columns: int, rows: int, taps: int) -> float | None:
     Of a design matrix with fewer rows than columns all rows are kept, which loses nothing. Of one that is too wide for
     second moments and has many rows, a convolution's patches, some are kept in their place.
     """
-    narrow, wide, scarce = (FEW, MANY, SCARCE) if taps > 1 else (max(FEW, MANY), WIDE, SCARCER)
+    narrow, wide = (FEW, MANY) if taps > 1 else (FEW_OF_ONE, WIDE)
     if columns <= narrow:
         return None
     if columns <= wide:
-        return 1.0 if rows <= columns // scarce else None
+        return 1.0 if rows <= columns // SCARCE else None
     return 1.0 if rows <= columns // 2 else min(columns // 2, ROWS) / rows
 
 
