@@ -126,6 +126,7 @@ def asked(colours: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("colours", [1, 3])
 def test_images_are_moved(colours: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "rand", lambda size, **_: torch.ones(size))  # of each pair the first alone
+    monkeypatch.setattr(distil, "MIRRORED", 0)
     images, moved = asked(colours)
     down, right = moved[:, 8, 12] % 1000 // 30 - 8, moved[:, 8, 12] % 1000 % 30 - 12
     assert set(down.tolist()) == {-2, -1, 0, 1, 2}
@@ -138,6 +139,21 @@ def test_images_are_moved(colours: int, monkeypatch: pytest.MonkeyPatch) -> None
 def test_and_mixed() -> None:
     images, mixed = asked(3)
     assert not torch.isin(mixed[:, 8, 12], images).all()
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_and_mirrored_where_the_teacher_gives_the_same(pooled: bool) -> None:
+    class Teacher(Seen):
+        def forward(self, x: Tensor) -> Tensor:
+            flat = super().forward(x)
+            return x.mean((2, 3)) if pooled else flat
+
+    end = nn.AdaptiveAvgPool2d(1) if pooled else nn.Identity()
+    student, teacher = fx.symbolic_trace(nn.Sequential(nn.Conv2d(1, 1, 1), end, nn.Flatten())), Teacher()
+    images = torch.arange(40.0).reshape(-1, 1, 1, 1) + 10 * torch.arange(24.0).expand(1, 1, 16, 24)
+    distil.distil(student, teacher, images, images[:2], 1, 0)
+    falls = teacher.last[:, 0, 8, 16] < teacher.last[:, 0, 8, 8]
+    assert bool(falls.any()) == pooled
 
 
 def test_other_inputs_are_mixed() -> None:
