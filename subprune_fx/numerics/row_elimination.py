@@ -162,8 +162,9 @@ class RowElimination(Elimination):
         left, turns, columns = self._left[: self._used], self._turns[: self._used], None
         if SPENT * len(self._units) <= len(self._gone) < len(self._units):
             columns = self._shrink(self._gone)
-            self._inputs, self._weight, left = self._inputs[columns], self._weight[columns], left[:, columns]
-            self._gone = []
+            self._inputs, left, self._gone = self._inputs[columns], left[:, columns], []
+            if self._kernels is None:
+                self._weight = self._weight[columns]
         self._inputs.addmm_(left.mT, turns, alpha=-1)
         self._pivots += len(turns)
         if self._kernels is not None:
