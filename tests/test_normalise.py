@@ -292,3 +292,30 @@ def test_a_table_that_is_normalised_has_channels(*, export: bool) -> None:
     plan, small = halved(net)
     assert small.get_parameter("table").shape == (7, DIM // 2)
     assert against_masked(net, plan, small, example) < 1e-12  # float64 rounding
+
+
+class Whole(nn.Module):
+    """Of all channels and tokens of a sample, at once or one after the other."""
+
+    def __init__(self, *, at_once: bool) -> None:
+        super().__init__()
+        self.stem, self.head, self.at_once = nn.Linear(5, DIM), nn.Linear(DIM, 3), at_once
+
+    def mean(self, x: Tensor) -> Tensor:
+        return x.mean((1, 2), keepdim=True) if self.at_once else x.mean(2, keepdim=True).mean(1, keepdim=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        off = self.stem(x) - self.mean(self.stem(x))
+        y: Tensor = self.head(off / (self.mean(off.pow(2)) + 1e-5).sqrt())
+        return y
+
+
+def test_a_mean_of_means_is_a_statistic_of_the_same_channels() -> None:
+    x, whole, outputs = torch.randn(3, 4, 5, dtype=torch.float64), Whole(at_once=True), []
+    for at_once in (True, False):
+        whole.at_once = at_once
+        torch.manual_seed(0)
+        net = network(whole, x)
+        assert [len(group.units) for group in net.channels.groups] == [DIM]
+        outputs.append(pruned(net, half(net))(x))
+    assert torch.allclose(*outputs, rtol=0, atol=1e-12)

@@ -43,6 +43,10 @@ BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
     "a norm of means of means": lambda _, x: _normed_twice(x),
     "one gate, repeated": lambda m, x: x * _score(m, x).repeat(1, 12, 1, 1) - _score(m, x).tile((12, 1, 1)),
     "one gate, expanded": lambda m, x: x * _score(m, x).expand(x.size()),
+    "groups by sizes": lambda m, x: (
+        F.conv2d(x, m.grouped.weight, None, 1, m.grouped.weight.shape[2] // 2, 1, x.shape[1] // 4)
+        + F.conv2d(x, m.deep, padding=1, groups=x.size(1))
+    ),
     "expand": lambda _, x: x * x.mean((2, 3), keepdim=True).expand(-1, -1, 8, 8),
     "pad channels": lambda _, x: F.pad(x, (0, 0, 0, 0, 2, 2))[:, 1:13],
     "pad with minus infinity": lambda _, x: F.max_pool2d(F.pad(x, (0, 1, 0, 1), value=float("-inf")), 2, 1),
@@ -268,6 +272,7 @@ class Net(nn.Module):
         self.filter = nn.Conv2d(4, 4, 3, padding=1, groups=4)
         self.pair = nn.Conv1d(2, 1, 1)
         self.alike = nn.CosineSimilarity(2)
+        self.deep = nn.Parameter(torch.randn(12, 1, 3, 3))
         self.down = nn.Linear(12, 4)
         self.up = nn.Linear(4, 12)
         self.weight_normed = parametrizations.weight_norm(nn.Conv2d(12, 12, 3, padding=1))

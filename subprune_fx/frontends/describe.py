@@ -224,7 +224,7 @@ class _Walker(fx.Interpreter):
         )
         if call.row is not None and "weight" in roles:
             if call.row.kind is Kind.CONTRACT:
-                self.readers[node.name] = reader(call, roles["weight"])
+                self.readers[node.name] = reader(self._told(call), roles["weight"])
             elif call.row.kind is Kind.PRODUCT:
                 self.readers[node.name] = product_reader(attrs["letters"], roles["weight"])
         out = self._places(propagate(self.state, step), value, call.label)
@@ -384,6 +384,15 @@ class _Walker(fx.Interpreter):
             return self.constants[node]
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self._number(n, keep))
         return _invoke(node, self.root, args, kwargs, ())
+
+    def _told(self, call: Call) -> Call:
+        """A call with the numbers that the graph computes for it (`groups=x.shape[1]`)."""
+        numbers = {
+            name: self._value(value)
+            for name, value in call.arguments.items()
+            if not isinstance(value, fx.Node) or self._is_number(value)
+        }
+        return dataclasses.replace(call, arguments={**call.arguments, **numbers})
 
     def _value(self, argument: Any) -> Any:
         return fx.node.map_arg(argument, lambda n: self.env[n])

@@ -85,6 +85,8 @@ def _filter(call: Call, graph: fx.GraphModule) -> ConvReader | None:
         weight = _parameters(graph).get(str(weight.target))
     if not isinstance(weight, nn.Parameter) or weight.shape[:2] != (1, 1) or weight.shape[-1] % 2 == 0:
         return None
+    if any(isinstance(call.get(name), fx.Node) for name in ("stride", "padding", "dilation", "groups")):
+        return None
     found = reader(call, Param("", tuple(weight.shape)))
     assert isinstance(found, ConvReader)
     around = _padding(weight.shape[-1], found.dilation[0])

@@ -172,12 +172,13 @@ def _spelled(node: fx.Node) -> Iterator[tuple[tuple[str | int, ...], Any]]:
 def _groups(site: Site, keep: Keep) -> tuple[Constant, ...]:
     """As many groups as still have channels: of a depthwise convolution, one for each."""
     labels = site.before
-    groups = site.call.get("groups", 1)
+    spelled = site.call.get("groups", 1)
+    groups, now = (_evaluated(site, spelled, labels) for labels in (np.ones_like(keep), keep))
     if not isinstance(groups, int) or groups == 1 or labels.ndim < 2 or labels.shape[1] % groups:
         return ()
     alive = _alive(labels, keep)[1]
     count = groups if alive is None else int(alive.reshape(groups, -1).any(axis=1).sum())
-    if count == groups:
+    if count == now:
         return ()
     if site.call.module is not None:
         return (Constant("module", site.call.path, ("groups",), count),)

@@ -60,10 +60,11 @@ def propagate(state: Propagation, step: Step) -> Tree:
 
 
 def _carries(state: Propagation, kind: Kind, labelled: list[Labels]) -> bool:
-    """Whether a statistic over channels still is one behind an op: moved, or taken over positions too."""
+    """Whether a statistic over channels still is one behind an op: moved, or reduced over positions too."""
     if len(labelled) > 1:
         return False
-    return kind in _CARRY or (kind is Kind.STATISTIC and all(is_statistic(state, labels) for labels in labelled))
+    reduced = kind in (Kind.STATISTIC, Kind.REDUCE)
+    return kind in _CARRY or (reduced and all(is_statistic(state, labels) for labels in labelled))
 
 
 _CARRY = (Kind.MOVE, Kind.PERMUTE, Kind.SHAPE)
