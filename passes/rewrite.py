@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection
 from typing import TypeVar
 
@@ -12,7 +11,7 @@ from torch import Tensor, fx, nn
 from subprune_fx.bundle import device_of
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.calls import COMPUTED
-from subprune_fx.frontends.computed import compute_parameters
+from subprune_fx.frontends.computed import compute_parameters, duplicate
 from subprune_fx.frontends.fx_edit import is_written, set_constant
 from subprune_fx.plan import Plan
 
@@ -64,7 +63,7 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
 def copied(module: Module, replaced: Collection[str]) -> Module:
     """A copy that, until they are replaced, shares the tensors that will be: they are most of a network."""
     named = named_tensors(module)
-    return copy.deepcopy(module, {id(named[name]): named[name] for name in replaced if name in named})
+    return duplicate(module, {id(named[name]): named[name] for name in replaced if name in named})
 
 
 _TRACED = "its forward computes it from others: apply the plan to the traced graph module, or use subprune_fx.repeat"

@@ -6,7 +6,6 @@ substitute for the training set (Yin et al. 2020, "Dreaming to Distill"; Cai et 
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from subprune_fx.bundle import Bundle, Inputs, call, parts
+from subprune_fx.frontends.computed import duplicate
 from subprune_fx.frontends.onnx_graph import source_of
 from subprune_fx.frontends.onnx_static import file_batch
 from subprune_fx.numerics.scenes import scenes
@@ -76,7 +76,7 @@ def synthesise(module: nn.Module, wanted: Sequence[Wanted], seed: int = 0, tick:
         A tensor where the network has one input; else a bundle.
     """
     first = start(wanted, 2, seed)
-    twin = copy.deepcopy(module).eval() if source_of(module) is None else module
+    twin = duplicate(module).eval() if source_of(module) is None else module
     layers = 0 if source_of(module) is not None else _count(twin, first)
     samples, steps = _effort(twin, first) if layers else (max(SAMPLES, file_batch(module) or 1), 0)
     inputs = start(wanted, samples, seed)

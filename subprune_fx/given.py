@@ -38,6 +38,9 @@ def network_of(model: object) -> nn.Module:
         network = getattr(network, holder)
     if isinstance(network, torch.jit.ScriptModule):
         raise SubpruneError("is TorchScript, whose layers cannot be changed", where=kind, remedy=_OF_A_SCRIPT)
+    script = next((name for name, part in network.named_modules() if isinstance(part, torch.jit.ScriptModule)), None)
+    if script is not None:
+        raise SubpruneError("is TorchScript, which no tracer looks into", where=script, remedy=_OF_A_SCRIPT)
     for name, parameter in network.named_parameters():
         if is_lazy(parameter):
             raise SubpruneError("has no shape yet (a lazy module)", where=name, remedy="call the network once")

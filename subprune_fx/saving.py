@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,6 +12,7 @@ from torch import nn
 from subprune_fx.arguments import Given, inputs_of
 from subprune_fx.bundle import device_of
 from subprune_fx.formats.write import write_all
+from subprune_fx.frontends.computed import duplicate
 from subprune_fx.frontends.onnx_static import file_batch, ordered
 from subprune_fx.given import network_of
 from subprune_fx.report import FileRow
@@ -48,7 +48,7 @@ def save(
 def _evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """The network in eval mode, or a copy where it is on a GPU, for the length of a block."""
     if device_of(model) != torch.device("cpu"):
-        yield copy.deepcopy(model).cpu().eval()
+        yield duplicate(model).cpu().eval()
         return
     modes = {module: module.training for module in model.modules()}
     try:

@@ -42,6 +42,10 @@ def test_what_only_calls_a_network_is_left_out(wrap: Callable[[nn.Module], nn.Mo
             lambda: torch.jit.trace(network(), X),  # type: ignore[no-untyped-call]
             "TorchScript, whose layers cannot be changed; give the module",
         ),
+        (
+            lambda: nn.Sequential(network(), torch.jit.script(nn.ReLU())),
+            "1: is TorchScript, which no tracer looks into; give the module",
+        ),
         (lambda: nn.Sequential(nn.LazyLinear(3)), r"0\.weight: has no shape yet .*call the network once"),
         (lambda: network().to("meta"), r"0\.weight: holds no numbers .*load the weights"),
     ],

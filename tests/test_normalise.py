@@ -318,4 +318,4 @@ def test_a_mean_of_means_is_a_statistic_of_the_same_channels() -> None:
         net = network(whole, x)
         assert [len(group.units) for group in net.channels.groups] == [DIM]
         outputs.append(pruned(net, half(net))(x))
-    assert torch.allclose(*outputs, rtol=0, atol=1e-12)
+    assert torch.allclose(outputs[0], outputs[1], rtol=0, atol=1e-12)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import subprune_fx
-from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.describe import describe
 from subprune_fx.frontends.tracing import traces
 from subprune_fx.passes.dependencies import analyse
@@ -53,6 +52,7 @@ BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
     "pad positions": lambda _, x: F.pad(x, (1, 1, 0, 2), value=0.5)[:, :, :8, :8],
     "circular pad": lambda _, x: F.pad(x, (1, 1, 1, 1), mode="circular")[:, :, 1:9, 1:9],
     "pixel shuffle": lambda _, x: F.pixel_unshuffle(F.pixel_shuffle(x, 2), 2),
+    "normalised after a shuffle": lambda _, x: F.pixel_unshuffle(_by_hand(F.pixel_shuffle(x, 2)), 2),
     "channel shuffle": lambda _, x: x.view(x.shape[0], 3, 4, 8, 8).transpose(1, 2).reshape(-1, 12, 8, 8),
     "baked reshape": lambda _, x: x.reshape(-1, 12, 64).permute(0, 2, 1).reshape(-1, 8, 8, 12).permute(0, 3, 1, 2),
     "reductions": lambda _, x: x - x.mean((2, 3), keepdim=True) + x.amax(2, keepdim=True) * x.std(3, keepdim=True),
@@ -221,6 +221,11 @@ def _added_up(m: Any, x: Tensor) -> Tensor:
     near = torch.zeros_like(nodes).index_add(1, m.places, nodes[:, :8] * 2)
     far = nodes.scatter_add(1, torch.arange(63, -1, -1)[:, None].expand(nodes.shape[0], 64, 12), nodes)
     return (near + far).transpose(1, 2).reshape(-1, 12, 8, 8)
+
+
+def _by_hand(x: Tensor) -> Tensor:
+    off = x - x.mean(1, keepdim=True)
+    return F.normalize(off / (off.pow(2).mean(1, keepdim=True) + 0.1).sqrt() + x, dim=1)
 
 
 def _score(m: Any, x: Tensor) -> Tensor:
@@ -537,8 +542,18 @@ def test_plans_of_parametrised_networks_fit_their_class() -> None:
     assert hasattr(model.weight_normed, "parametrizations")
 
 
-def test_old_weight_norm_is_refused_in_one_line() -> None:
-    with pytest.warns(FutureWarning):
-        normed = torch.nn.utils.weight_norm(nn.Linear(4, 6))
-    with pytest.raises(SubpruneError, match="parametrizations"):
-        subprune_fx.prune(nn.Sequential(normed, nn.ReLU(), nn.Linear(6, 2)), torch.randn(24, 4), keep=0.5)
+@pytest.mark.parametrize("norm", [torch.nn.utils.weight_norm, torch.nn.utils.spectral_norm])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_weights_that_hooks_compute_become_plain(norm: Callable[[nn.Module], nn.Module]) -> None:
+    model = nn.Sequential(norm(nn.Linear(4, 6)), nn.ReLU(), norm(nn.Linear(6, 2)))
+    x = torch.randn(24, 4)
+    with torch.no_grad():
+        model(x)  # steps of a power iteration
+    pruned = subprune_fx.prune(model.eval(), x, keep=0.5)
+    assert [item.reason for item in pruned.report.frozen] == [OUTPUT]
+    network = analyse(model, x)
+    assert against_masked(network, *halved(network), x) < 1e-5
+    again = subprune_fx.apply(pruned.plan, model)
+    assert difference(again(x), pruned.module(x)) < 1e-5
+    assert sorted(again.state_dict()) == ["0.bias", "0.weight", "2.bias", "2.weight"]
+    assert "0.weight" not in model.state_dict()

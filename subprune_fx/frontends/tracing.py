@@ -15,7 +15,7 @@ from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.autocast import unrounded
 from subprune_fx.frontends.blame import culprit
 from subprune_fx.frontends.calls import bind
-from subprune_fx.frontends.computed import compute_parameters
+from subprune_fx.frontends.computed import compute_parameters, duplicate
 from subprune_fx.frontends.detached import Detached
 from subprune_fx.frontends.fx_across import mark
 from subprune_fx.frontends.fx_cells import spell_cells
@@ -135,12 +135,12 @@ def _plain(module: nn.Module) -> nn.Module:
         SubpruneError: It cannot be copied.
     """
     try:
-        twin = copy.deepcopy(module)
+        twin = duplicate(module)
     except Exception as error:
         raise SubpruneError(
             f"cannot be copied ({_first_line(error)})",
             where=type(module).__name__,
-            remedy="detach its weights; of torch.nn.utils.weight_norm, use the one in torch.nn.utils.parametrizations",
+            remedy="detach the tensors that it holds",
         ) from error
     twin.eval()
     compute_parameters(twin)

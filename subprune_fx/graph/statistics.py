@@ -68,6 +68,7 @@ def statistic(state: Propagation, step: Step) -> Tree:
     labels = state.of(step.operands[0])
     over = over_dims(step, labels.ndim)
     labels = tokens(state, labels, over, f"{step.op} normalises all of it alike")
+    labels = _dealt_out(state, labels, over, f"{step.op} normalises all of it alike")
     channels = set(varying(labels))
     if channels and channels <= over:
         label = state.statistic(labels, step.name)
@@ -112,6 +113,7 @@ def normalise(state: Propagation, step: Step) -> Tree:
     if over & set(varying(labels)) and state.loose(labels):  # a table: what is normalised over is its channels
         labels = state.tie(labels, set(range(rank)) - over, f"{step.op} normalises all of it alike")
     labels = tokens(state, labels, over, f"{step.op} normalises all of it alike")
+    labels = _dealt_out(state, labels, over, f"{step.op} normalises all of it alike")
     channels = set(varying(labels))
     if over & channels and not channels <= over:
         labels = state.tie(labels, over, f"{step.op} mixes it with fixed channels")
@@ -140,6 +142,21 @@ def tokens(state: Propagation, labels: Labels, over: set[int], reason: str) -> L
     vectors = small.reshape(-1, math.prod(small.shape[len(others) :]))
     maker = np.searchsorted([origin.start for origin in state.origins], vectors, side="right")
     if (maker != maker[:, :1]).any() or len(np.unique(vectors, axis=0)) != len(np.unique(maker[:, 0])):
+        return labels
+    return state.tie(labels, others, reason)
+
+
+def _dealt_out(state: Propagation, labels: Labels, over: set[int], reason: str) -> Labels:
+    """Channels that a shuffle has made positions of: the labels with all dimensions but `over` cut to stride 0.
+
+    Such positions have the same channels again and again, while each head has its own.
+    """
+    others = set(range(labels.ndim)) - over
+    if not _on_both(labels, over, others):
+        return labels
+    small = compact(labels).transpose([*sorted(others), *sorted(over)])
+    vectors = small.reshape(math.prod(small.shape[: len(others)]), -1)
+    if len(np.unique(vectors, axis=0)) == len(vectors):
         return labels
     return state.tie(labels, others, reason)
 
