@@ -35,9 +35,6 @@ BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
     "tile": lambda _, x: x.repeat(1, 2, 1, 1)[:, :12],
     "interleave": lambda _, x: x.repeat_interleave(2, 1)[:, ::2],
     "interleave into a known size": lambda _, x: x.repeat_interleave(2, 1, output_size=24)[:, ::2],
-    "as another's shape": lambda m, x: (
-        m.linear(x.flatten(2).mT.flatten(0, 1)).reshape_as(x.flatten(2).mT).mT.view_as(x)
-    ),
     "one slope, of rows": lambda m, x: m.slope(x.flatten(2).mT).mT.reshape(-1, 12, 8, 8),
     "a norm of means of means": lambda _, x: _normed_twice(x),
     "one gate, repeated": lambda m, x: x * _score(m, x).repeat(1, 12, 1, 1) - _score(m, x).tile((12, 1, 1)),

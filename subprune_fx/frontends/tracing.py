@@ -206,7 +206,6 @@ def functional(graph: fx.GraphModule, example: Inputs | None = None) -> fx.Graph
             _plainly_told(node)
     if source_of(graph) is None:
         spell_cells(graph)
-        _spell_shapes(graph.graph)
         shape = shapes(graph, example)
         pair_einsums(graph.graph)
         flatten_weights(graph)
@@ -272,20 +271,6 @@ def _plainly_told(node: fx.Node) -> None:
     if "repeat_interleave" in str(node.target):
         told.pop("output_size", None)
     node.kwargs = told
-
-
-def _spell_shapes(graph: fx.Graph) -> None:
-    """`x.view_as(y)` -> `x.reshape(y.size())`: the size can be rewritten where x and y lose other channels."""
-    for node in list(graph.nodes):
-        if node.target not in _SHAPED_LIKE or len(node.args) != 2:
-            continue
-        source, like = node.args
-        with graph.inserting_before(node):
-            size = graph.call_method("size", (like,))
-        node.op, node.target, node.args = "call_method", "reshape", (source, size)
-
-
-_SHAPED_LIKE = ("view_as", "reshape_as", torch.ops.aten.view_as.default, torch.ops.aten.reshape_as.default)
 
 
 def _without_empty(graph: fx.Graph) -> None:
