@@ -57,6 +57,7 @@ class Scratch:
         }
         self._written: dict[tuple[str, tuple[str | int, ...]], Constant] = {}
         self.edited: set[str] = set()
+        self._nodes = {node.name: node for node in network.graph_module.graph.nodes}
 
     def get(self, name: str) -> Tensor:
         """A parameter or buffer as it is now."""
@@ -100,9 +101,17 @@ class Scratch:
             refresh(child)
         for live in values:
             labels = self.network.channels.values.get(live.node.name)
+            sizes = [self._number(live, keep) for keep in (before, after)]
             for environment in live.environments:
-                environment[live.node] = _cut_tree(environment[live.node], labels, before, after)
+                value, stays = environment[live.node], sizes[0] == sizes[1]
+                environment[live.node] = _cut_tree(value, labels, before, after) if stays else _resized(value, *sizes)
         self.alive = alive
+
+    def _number(self, live: Live, keep: NDArray[np.bool_]) -> Any:
+        """What a size that is live was computed to be for the example that the network was analysed with; else None."""
+        if not self.network.sites or not isinstance(next(iter(live.environments))[live.node], (int, torch.Size)):
+            return None
+        return self.network.sites[0].number(self._nodes[live.node.name], keep)
 
     def constants(self, alive: NDArray[np.bool_]) -> tuple[Constant, ...]:
         """Sizes written in the network that change when only `alive` units are left."""
@@ -148,6 +157,13 @@ def cut(tensor: Tensor, per_axis: tuple[Index | None, ...]) -> Tensor:
     for axis, index in enumerate(per_axis):
         tensor = tensor if index is None else tensor.index_select(axis, torch.from_numpy(index).to(tensor.device))
     return tensor
+
+
+def _resized(value: Any, old: Any, new: Any) -> Any:
+    """A size, or several, that went from `old` to `new` for an example of another number of samples."""
+    if isinstance(value, torch.Size):
+        return torch.Size(_resized(*each) for each in zip(value, old, new, strict=True))
+    return value * new // old if old else new
 
 
 def _cut_tree(value: Any, labels: Tree, before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Any:

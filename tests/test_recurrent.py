@@ -176,6 +176,31 @@ def test_cells_are_spelled_out_and_pruned(name: str, way: str) -> None:
     assert against_masked(analyse(given, INPUTS[:2]), pruned.plan, pruned.module, INPUTS) < ROUNDING
 
 
+class Gated(nn.Module):
+    """A cell that adds to a stream, in the shape of what it reads, which is asked for before it is cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stream, self.branch = nn.Linear(5, READ), nn.Linear(READ, READ)
+        self.cell, self.after = nn.GRUCell(READ, READ), nn.Linear(READ, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stream(x)
+        branch = torch.relu(self.branch(x))
+        size = branch.size()
+        x = self.cell(branch.flatten(0, 1), x.flatten(0, 1))
+        y: Tensor = self.after(x.view(size))
+        return y
+
+
+def test_a_size_that_was_asked_for_is_cut_with_what_it_is_of() -> None:
+    torch.manual_seed(0)
+    model = Gated().eval()
+    pruned = subprune_fx.prune(model, INPUTS, keep=0.5)
+    assert {group.name: group.kept for group in pruned.report.groups} == {"stream": READ // 2, "branch": READ // 2}
+    assert against_masked(analyse(model, INPUTS[:2]), pruned.plan, pruned.module, INPUTS) < ROUNDING
+
+
 class Given(nn.Module):
     """A layer whose state comes from outside, and one whose state goes there."""
 
