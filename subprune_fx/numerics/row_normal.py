@@ -62,7 +62,8 @@ class RowNormal:
         columns, rows = self.inputs.shape
         if columns <= rows:
             cross = self.inputs @ self.targets + self.ridge * self.weight
-            return torch.cholesky_solve(cross, factor(_with(self.inputs @ self.inputs.mT, self.ridge)))[None]
+            solved = torch.cholesky_solve(cross, factor(_with(self.inputs @ self.inputs.mT, self.ridge)))
+            return solved.to(self.weight)[None]
         root = factor(_with(self.inputs.mT @ self.inputs, self.ridge))
         lacking = torch.cholesky_solve(self.targets - outputs(self.inputs, self.weight), root)
         found = self.weight.clone()
