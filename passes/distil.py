@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
@@ -154,7 +155,7 @@ def _drawn(inputs: Inputs, generator: torch.Generator, *, mirrored: bool) -> Inp
     return share * first + (1 - share) * second
 
 
-def _are_images(inputs: Inputs) -> bool:
+def _are_images(inputs: Inputs) -> TypeGuard[Tensor]:
     if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
         return False
     return inputs.ndim == 4 and inputs.shape[1] in COLOURS
@@ -162,7 +163,7 @@ def _are_images(inputs: Inputs) -> bool:
 
 def _may_be_mirrored(teacher: nn.Module, inputs: Inputs) -> bool:
     """Whether it is all the same to the teacher; where places are given, the outputs of mirrored images differ."""
-    if not isinstance(inputs, Tensor) or not _are_images(inputs):
+    if not _are_images(inputs):
         return False
     plain, other = _outputs(teacher, inputs), _outputs(teacher, inputs.flip(3))
     spread = (plain - plain.mean(0)).square().mean()

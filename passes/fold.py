@@ -15,6 +15,8 @@ from collections.abc import Callable
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from subprune_fx.frontends.calls import is_hooked
+
 CONVOLUTIONS: dict[type[nn.Module], bool] = {
     nn.Conv1d: False,
     nn.Conv2d: False,
@@ -76,12 +78,8 @@ def _fit(convolution: nn.Module, norm: nn.Module) -> bool:
         return False
     if CONVOLUTIONS[type(convolution)] and convolution.groups != 1:  # torch takes the weight for an ungrouped one
         return False
-    hooks = [
-        hook
-        for one in (convolution, norm)
-        for hook in (one._forward_hooks, one._forward_pre_hooks)  # noqa: SLF001 - there is no public way to ask
-    ]
-    return not norm.training and getattr(norm, "running_mean", None) is not None and not any(hooks)
+    hooked = is_hooked(convolution) or is_hooked(norm)
+    return not norm.training and getattr(norm, "running_mean", None) is not None and not hooked
 
 
 def _merged(convolution: nn.Module, norm: nn.Module) -> nn.Module:

@@ -54,16 +54,18 @@ class Masked(fx.Interpreter):
         self._small = fx.Interpreter(small)
         self._twins = dict(zip(module.graph.nodes, small.graph.nodes, strict=True))
         self._biases = dict(_new_biases(network, plan))
-        self._names = {id(tensor): name for name, tensor in reversed(named_tensors(network.graph_module).items())}
+        self._tensors = named_tensors(network.graph_module)
+        self._names = {id(tensor): name for name, tensor in reversed(self._tensors.items())}
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node at full size, its dropped channels zero."""
         if n.op == "output":
             return super().run_node(n)
         labels = self._network.channels.values.get(n.name)
-        if self._kind(n) is Kind.RECURRENT:
+        kind = self._kind(n)
+        if kind is Kind.RECURRENT:
             self._mask_weights(n)
-        value = self._counted(n, labels) if self._kind(n) in COUNTING else super().run_node(n)
+        value = self._counted(n, labels) if kind in COUNTING else super().run_node(n)
         if n.name in self._biases:
             value = value + self._bias(n.name, value)
         return value if labels is None else _zeroed(value, labels, self._keep)
@@ -79,7 +81,7 @@ class Masked(fx.Interpreter):
         for used in node.all_input_nodes:
             if used.op != "get_attr":
                 continue
-            name = self._names[id(named_tensors(self._network.graph_module)[str(used.target)])]
+            name = self._names[id(self._tensors[str(used.target)])]
             value = self.env[used].clone()
             for axis, labels in self._network.channels.axes.get(name, {}).items():
                 gone = torch.from_numpy(np.flatnonzero(~self._keep[labels]))

@@ -101,12 +101,12 @@ def bind(node: fx.Node, root: fx.GraphModule) -> Call:
         module = root.get_submodule(str(node.target))
         label = type(module).__name__
         return _call(
-            _NAMES.get(type(module), label.lower()), f"nn.{label}", module, str(node.target), _named(node, ("input",))
+            _NAMES.get(type(module), label.lower()), f"nn.{label}", module, str(node.target), named(node, ("input",))
         )
     if node.op == "call_method":
         name = str(node.target).rstrip("_").lower()
         names = _POSITIONAL.get(name, _DEFAULT_POSITIONAL)
-        return _call(name, f"Tensor.{node.target}", None, node.name, _named(node, names))
+        return _call(name, f"Tensor.{node.target}", None, node.name, named(node, names))
     if isinstance(node.target, OnnxOp):
         row, arguments = describe_call(node, node.target, root)
         name = NAMES.get(node.target.op_type, node.target.op_type.lower())
@@ -123,11 +123,11 @@ def _function(node: fx.Node) -> Call:
         names = tuple("input" if arg.name == "self" else arg.name for arg in target._schema.arguments)  # noqa: SLF001
         names = _EINSUM if names[:1] == ("equation",) else names
         name = target.overloadpacket.__name__
-        arguments = _named(node, names)
+        arguments = named(node, names)
         return _call(name.rstrip("_").lower(), f"{target.namespace}.{name}", None, _owner(node, arguments), arguments)
     name = _NAMES.get(target, getattr(target, "__name__", str(target)).strip("_").lower())
     names = _POSITIONAL.get(name) or _signature(target)
-    arguments = _named(node, names)
+    arguments = named(node, names)
     found = _call(name, name, None, _owner(node, arguments), arguments)
     return found if is_op(target) else dataclasses.replace(found, row=None)
 
@@ -150,11 +150,16 @@ def _call(name: str, label: str, module: nn.Module | None, path: str, arguments:
     row = BY_TORCH.get(name)
     if module is not None and not _is_stock(module):
         row = None
-    if module is not None and (module._forward_hooks or module._forward_pre_hooks):  # noqa: SLF001 - no public name
+    if module is not None and is_hooked(module):
         row, label = None, f"{label} with hooks"
     if name == "pad" and arguments.get("mode", "constant") != "constant":
         row = BY_TORCH["reflectionpad2d"]
     return Call(name, label, row, module, path, arguments)
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether a call of it runs other code before or behind its own."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)  # noqa: SLF001 - no public name
 
 
 def _is_stock(module: nn.Module) -> bool:
@@ -173,7 +178,8 @@ def is_op(target: Any) -> bool:
     return package in _OPS or (package in _SPELLED and not target.__name__.startswith("_"))
 
 
-def _named(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
+def named(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
+    """Arguments of a call by name, its positional ones being called `names`."""
     if names == _EINSUM and len(node.args) > 1 and not isinstance(node.args[1], (tuple, list)):
         return {"equation": node.args[0], "operands": node.args[1:]}
     positional = dict(zip(names, node.args, strict=False))

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from subprune_fx.frontends.calls import is_hooked, named
+
 Weight = Tensor | None
 _aten = torch.ops.aten
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -73,11 +75,11 @@ def _called(node: fx.Node, graph: fx.GraphModule) -> tuple[Spelled, Any, Any, li
         read, state, *weights = node.args
         return _OPS[node.target], read, state, [*weights, None, None][: len(_NAMES)]
     cell = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
-    given = {**dict(zip(("input", "hx"), node.args, strict=False)), **node.kwargs}
+    given = named(node, ("input", "hx"))
     if type(cell) not in (nn.LSTMCell, nn.GRUCell, nn.RNNCell) or given.get("hx") is None:
         return None
     assert isinstance(cell, nn.RNNCellBase)
-    if cell._forward_hooks or cell._forward_pre_hooks:  # noqa: SLF001 - no public name
+    if is_hooked(cell):
         return None
     spelled = _NONLINEAR[cell.nonlinearity] if isinstance(cell, nn.RNNCell) else _CELLS[type(cell)]
     names = [None if getattr(cell, name) is None else f"{node.target}.{name}" for name in _NAMES]

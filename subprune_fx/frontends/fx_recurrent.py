@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from subprune_fx.frontends.calls import is_hooked, named
+
 _PLAIN = {"tanh": "rnn_tanh", "relu": "rnn_relu"}
 _OPS: dict[str, Any] = {kind: getattr(torch.ops.aten, kind).input for kind in ("lstm", "gru", *_PLAIN.values())}
 _ARGUMENTS = 9
@@ -113,16 +115,15 @@ def _called(node: fx.Node, graph: fx.GraphModule) -> _Layer | None:
 
 
 def _module(node: fx.Node, layer: nn.Module, graph: fx.Graph) -> _Layer | None:
-    hooked = layer._forward_hooks or layer._forward_pre_hooks  # noqa: SLF001 - no public name
-    if type(layer) not in (nn.LSTM, nn.GRU, nn.RNN) or hooked:
+    if type(layer) not in (nn.LSTM, nn.GRU, nn.RNN) or is_hooked(layer):
         return None
     assert isinstance(layer, nn.RNNBase)
-    given = {**dict(zip(("input", "hx"), node.args, strict=False)), **node.kwargs}
+    given = named(node, ("input", "hx"))
     read = given["input"]
     assert isinstance(read, fx.Node)
     if getattr(read.target, "__name__", "") in _PACKING:
         return None
-    weights = [graph.get_attr(f"{node.target}.{name}") for name in layer._flat_weights_names]  # noqa: SLF001 - as above
+    weights = [graph.get_attr(f"{node.target}.{name}") for name in layer._flat_weights_names]  # noqa: SLF001 - no public name
     told = {
         "kind": _PLAIN[layer.nonlinearity] if isinstance(layer, nn.RNN) else type(layer).__name__.lower(),
         "biased": layer.bias,
