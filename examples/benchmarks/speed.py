@@ -114,6 +114,9 @@ def draw(known: Known, path: Path) -> None:
         axis.plot(*zip(*points, strict=True), marker="o")
         title = f"exponent {exponent(points):.2f}" if len(points) > 2 else ""
         axis.set(xscale="log", yscale="log", xlabel=curve, ylabel="s", title=title)
+        values = [x for x, _ in points]
+        axis.set_xticks(values, [f"{value:,}" for value in values], rotation=45)
+        axis.tick_params(axis="x", which="minor", labelbottom=False)
         axis.grid(visible=True, which="both", alpha=0.3)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
