@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from subprune_fx.numerics.row_elimination import outputs
-from subprune_fx.numerics.row_normal import RowNormal
+from subprune_fx.numerics.row_normal import RowNormal, RowSystem, stacked
 
 FEW, FEW_OF_ONE = 1024, 512
 """Columns up to which a Gram matrix costs nothing worth saving: with several a channel, and with one."""
@@ -59,12 +59,12 @@ def share(columns: int, rows: int, taps: int) -> float | None:
 
 @dataclasses.dataclass(frozen=True)
 class RowMoments:
-    """What `Moments` are computed of, for a consumer with one channel group.
+    """What `Moments` are computed of.
 
     Attributes:
-        inputs: B', transposed, (1, d, rows).
+        inputs: B, transposed, (groups, d, rows).
         share: Fraction of all rows that is kept.
-        targets: Y, transposed, in pieces of (1, m, some rows).
+        targets: Y, transposed, in pieces of (groups, m, some rows).
         seen: Rows of targets that came by, kept or not.
         centre: Whether rows count about their means.
     """
@@ -77,7 +77,7 @@ class RowMoments:
 
     def only(self, kept: Tensor) -> RowMoments:
         """See `Moments`."""
-        return dataclasses.replace(self, inputs=self.inputs[:, kept[0]])
+        return dataclasses.replace(self, inputs=self.inputs[torch.arange(len(kept))[:, None], kept])
 
     def untargeted(self, targets: int | None = None) -> RowMoments:
         """See `Moments`."""
@@ -85,7 +85,7 @@ class RowMoments:
         return dataclasses.replace(self, targets=[], seen=[])
 
     def add_rows(self, targets: Tensor) -> None:
-        """Add targets (1, m, rows) for the rows that follow."""
+        """Add targets (groups, m, rows) for the rows that follow."""
         self.targets.append(targets[:, :, picked(sum(self.seen), targets.shape[2], self.share)])
         self.seen.append(targets.shape[2])
 
@@ -108,7 +108,7 @@ class RowMoments:
 
     def level(self) -> Tensor:
         """See `Moments`."""
-        return self._inputs().square().sum()[None] / self.inputs.shape[1]
+        return torch.stack([self._about(inputs).square().sum() for inputs in self.inputs]) / self.inputs.shape[1]
 
     @staticmethod
     def weights(weight: Tensor) -> Tensor:
@@ -118,25 +118,23 @@ class RowMoments:
     def normal(self, weight: Tensor, ridge: Tensor, *, own: bool) -> RowNormal:
         """See `Moments`."""
         del own
-        return RowNormal(self._inputs(), self._targets().mT, weight[0], float(ridge))
+        groups = zip(self.inputs, torch.cat(self.targets, 2), weight, ridge.tolist(), strict=True)
+        return RowNormal(tuple(RowSystem(self._about(x), self._about(y).mT, w, pull) for x, y, w, pull in groups))
 
     def towards(self, weight: Tensor) -> RowMoments:
         """See `Moments`."""
-        found = outputs(self.inputs[0].double(), weight[0])
-        return dataclasses.replace(self, targets=[found.mT[None]], seen=[len(found)])
+        found = stacked([outputs(inputs.double(), own).mT for inputs, own in zip(self.inputs, weight, strict=True)])
+        return dataclasses.replace(self, targets=[found], seen=[found.shape[2]])
 
     def intercept(self, weights: Tensor) -> Tensor:
         """See `Moments`."""
-        means = torch.cat(self.targets, 2).mean(2, dtype=torch.float64)
-        return means - outputs(self.inputs.mean(2, dtype=torch.float64).mT, weights[0])
-
-    def _inputs(self) -> Tensor:
-        return self._about(self.inputs[0].double())
-
-    def _targets(self) -> Tensor:
-        return self._about(torch.cat(self.targets, 2)[0].double())
+        means = self.inputs.mean(2, dtype=torch.float64)[:, :, None]
+        held = torch.cat([outputs(mean, own) for mean, own in zip(means, weights, strict=True)])
+        return torch.cat(self.targets, 2).mean(2, dtype=torch.float64) - held
 
     def _about(self, matrix: Tensor) -> Tensor:
+        """One group's, float64."""
+        matrix = matrix.double()
         return matrix - matrix.mean(1, keepdim=True) if self.centre else matrix
 
 

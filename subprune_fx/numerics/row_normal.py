@@ -12,20 +12,44 @@ same ridge and original weights.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from subprune_fx.numerics.elimination import Part
 from subprune_fx.numerics.geometry import slices
-from subprune_fx.numerics.normal import System
 from subprune_fx.numerics.row_elimination import AT_ONCE, RowBlock, outputs, squared
 from subprune_fx.numerics.solve import JITTER, ROUNDING, factor
 
 
 @dataclasses.dataclass(frozen=True)
 class RowNormal:
-    """The regression of a consumer's only channel group.
+    """The regressions of all channel groups; every group has as many columns and outputs."""
+
+    systems: tuple[RowSystem, ...]
+
+    @property
+    def energy(self) -> Tensor:
+        """See `Equations`."""
+        return torch.tensor([system.energy for system in self.systems], dtype=torch.float64)
+
+    def only(self, kept: Tensor) -> RowNormal:
+        """See `Equations`."""
+        return RowNormal(tuple(system.only(own) for system, own in zip(self.systems, kept, strict=True)))
+
+    def solution(self) -> Tensor:
+        """See `Equations`."""
+        return stacked([system.solution() for system in self.systems])
+
+    def system(self, group: int) -> RowSystem:
+        """See `Equations`."""
+        return self.systems[group]
+
+
+@dataclasses.dataclass(frozen=True)
+class RowSystem:
+    """The regression of one channel group.
 
     Attributes:
         inputs: B', (d, rows), float64.
@@ -42,46 +66,41 @@ class RowNormal:
     lost: float = 0.0
 
     @property
-    def energy(self) -> Tensor:
-        """See `Equations`."""
-        return (self.targets.square().sum() + self._pull() + self.lost)[None]
+    def energy(self) -> float:
+        """||Y||^2 + lambda ||W_0||^2."""
+        return float(self.targets.square().sum()) + self._pull() + self.lost
 
-    def _pull(self) -> Tensor:
-        return torch.tensor(self.ridge * squared(self.weight), dtype=torch.float64)
+    def _pull(self) -> float:
+        return self.ridge * squared(self.weight)
 
-    def only(self, kept: Tensor) -> RowNormal:
-        """See `Equations`; also as of a `System`, (kept d,)."""
-        found = self._on(kept.reshape(-1))
-        return dataclasses.replace(found, lost=self.lost + float(self._pull() - found._pull()))  # noqa: SLF001 - its own
+    def only(self, columns: Tensor) -> RowSystem:
+        """See `System`."""
+        found = self._on(columns)
+        return dataclasses.replace(found, lost=self.lost + self._pull() - found._pull())  # noqa: SLF001 - its own
 
-    def _on(self, columns: Tensor) -> RowNormal:
+    def _on(self, columns: Tensor) -> RowSystem:
         return dataclasses.replace(self, inputs=self.inputs[columns], weight=self.weight[columns])
 
     def solution(self) -> Tensor:
-        """See `Equations`: W_0 + B' (B B' + lambda I)^-1 (Y - B W_0), or as usual where there are more rows."""
+        """The best weights: W_0 + B' (B B' + lambda I)^-1 (Y - B W_0), or as usual where there are more rows."""
         columns, rows = self.inputs.shape
         if columns <= rows:
             cross = self.inputs @ self.targets + self.ridge * self.weight
             solved = torch.cholesky_solve(cross, factor(_with(self.inputs @ self.inputs.mT, self.ridge)))
-            return solved.to(self.weight)[None]
+            return solved.to(self.weight)
         root = factor(_with(self.inputs.mT @ self.inputs, self.ridge))
         lacking = torch.cholesky_solve(self.targets - outputs(self.inputs, self.weight), root)
         found = self.weight.clone()
         for part in slices(len(found), AT_ONCE):
             found[part] += self.inputs[part] @ lacking
-        return found[None]
+        return found
 
-    def system(self, group: int) -> System:
-        """See `Equations`."""
-        assert group == 0
-        return self
-
-    def fixed(self, held: Tensor, left: Tensor) -> RowNormal:
+    def fixed(self, held: Tensor, left: Tensor) -> RowSystem:
         """See `System`."""
         targets = self.targets - outputs(self.inputs[held], self.weight[held])
         return dataclasses.replace(self._on(left), targets=targets)
 
-    def eliminated(self, gone: Tensor, left: Tensor) -> RowNormal:
+    def eliminated(self, gone: Tensor, left: Tensor) -> RowSystem:
         """See `System`."""
         chosen = self.inputs[gone]
         squares, basis = torch.linalg.eigh(chosen.mT @ chosen)
@@ -95,6 +114,11 @@ class RowNormal:
     def part(self, unit: Tensor, scale: float) -> Part:
         """See `System`."""
         return RowBlock(self.inputs, self.targets, self.weight, self.ridge, unit, scale, self.lost)
+
+
+def stacked(groups: Sequence[Tensor]) -> Tensor:
+    """One tensor of all groups; of the only one no copy, which may be as large as the network."""
+    return torch.stack(list(groups)) if len(groups) > 1 else groups[0][None]
 
 
 def _with(products: Tensor, ridge: float) -> Tensor:
