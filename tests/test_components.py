@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from subprune_fx.graph.components import components
+from subprune_fx.graph.propagation import Propagation
 
 NODES = 24
 node = st.integers(0, NODES - 1)
@@ -37,3 +38,16 @@ def test_components_are_what_a_search_finds(edges: list[tuple[int, int]]) -> Non
 def test_a_long_chain_in_the_worst_order() -> None:
     order = np.random.default_rng(0).permutation(1 << 14)
     assert not components(order[1:], order[:-1], order.size).any()
+
+
+@given(st.lists(st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), max_size=4), max_size=4))
+def test_sets_that_grow_are_those_found_at_once(rounds: list[list[tuple[int, int]]]) -> None:
+    """Each round makes labels, joins some of those that are there, and looks at the sets, or not at all."""
+    asked, once = Propagation(), Propagation()
+    for pairs in rounds:
+        for state in (asked, once):
+            state.fresh(6, "layer", producer=True)
+            for left, right in pairs:
+                state.unify(np.array([left]), np.array([state.count - right]), "")
+        asked.components()
+    assert np.array_equal(asked.components(), once.components())

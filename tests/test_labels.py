@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from subprune_fx.graph.labels import along, expand, survivors
+from subprune_fx.graph.labels import along, distinct, expand, survivors
 
 SIDE = 1 << 20
 """Positions along each of two dimensions: nobody could go through all of them."""
@@ -21,3 +21,9 @@ def test_survivors_that_are_no_product_are_refused() -> None:
     labels = expand(np.array([[1, 2], [3, 4]])[:, None, :], (2, SIDE, 2))
     with pytest.raises(ValueError, match="not rectangular"):
         survivors(labels, np.array([True, True, False, True, True]))
+
+
+@pytest.mark.parametrize("labels", [[], [3], [[5, 0], [5, 5]], [2, 1, 2, 7]])
+def test_each_label_once_and_in_order(labels: list[int]) -> None:
+    found = np.array(labels, dtype=np.int64)
+    assert distinct(found).tolist() == np.unique(found).tolist()

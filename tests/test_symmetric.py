@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from subprune_fx.numerics import symmetric
-from subprune_fx.numerics.symmetric import Symmetric, squared, strips
+from subprune_fx.numerics.symmetric import Symmetric, product, squared, strips
 
 SIZES = pytest.mark.parametrize(("size", "unit"), [(12, 1), (60, 1), (63, 9), (64, 4)])
 
@@ -47,6 +47,12 @@ def test_updates_and_cuts(size: int, unit: int) -> None:
 def test_products(size: int, unit: int) -> None:
     rows = draw(size, 7)
     torch.testing.assert_close(every(Symmetric(squared(rows, unit)[None], unit), size, unit)[0], rows @ rows.mT)
+
+
+@pytest.mark.parametrize("size", [5, 8, 20, 63])
+def test_a_product_with_itself(size: int) -> None:
+    rows = draw(2, size, 7)
+    torch.testing.assert_close(product(rows), rows @ rows.mT)
 
 
 def test_strips_begin_at_units(monkeypatch: pytest.MonkeyPatch) -> None:

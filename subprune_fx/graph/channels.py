@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subprune_fx.graph.components import components
-from subprune_fx.graph.labels import Labels, compact, varying
+from subprune_fx.graph.labels import Labels, compact, distinct, varying
 from subprune_fx.graph.propagation import Consumer, Origin, Propagation
 from subprune_fx.graph.step import Tree, leaves
 
@@ -186,14 +186,14 @@ def _choices(small: NDArray[np.int64], axis: int, made: NDArray[np.bool_]) -> in
         return 0
     numbers, inverse = np.unique(rows[index, column], return_inverse=True)
     size = rows.shape[0] + numbers.size
-    return int(np.unique(components(index, rows.shape[0] + inverse, size)[rows.shape[0] :]).size)
+    return int(distinct(components(index, rows.shape[0] + inverse, size)[rows.shape[0] :]).size)
 
 
 def _reasons(state: Propagation, unit: NDArray[np.int64], count: int) -> dict[int, str]:
     """By frozen unit, the first reason."""
     reasons: dict[int, str] = {}
     for labels, reason in reversed(state.frozen()):
-        reasons.update(dict.fromkeys(np.unique(unit[labels]).tolist(), reason))
+        reasons.update(dict.fromkeys(distinct(unit[labels]).tolist(), reason))
     reasons[0] = ""
     assert max(reasons) < count
     return reasons
@@ -241,7 +241,7 @@ def _groups(
 
 def _units_in(unit: NDArray[np.int64], runs: Iterable[Labels]) -> NDArray[np.int64]:
     """Units that are part of any of the runs."""
-    return np.unique(unit[np.concatenate([np.zeros(0, np.int64), *(labels.ravel() for labels in runs)])])
+    return distinct(unit[np.concatenate([np.zeros(0, np.int64), *(labels.ravel() for labels in runs)])])
 
 
 def _widths(unit: NDArray[np.int64], origins: Iterable[Origin]) -> dict[tuple[int, int], int]:
@@ -258,7 +258,7 @@ def _by_unit(unit: NDArray[np.int64], runs: Iterable[tuple[Labels, T]]) -> dict[
     """By unit, what is said of runs of labels that it is part of."""
     found: dict[int, list[T]] = {}
     for labels, item in runs:
-        for number in np.unique(unit[labels]).tolist():
+        for number in distinct(unit[labels]).tolist():
             found.setdefault(number, []).append(item)
     return found
 

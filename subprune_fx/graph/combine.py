@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from subprune_fx.graph.labels import Labels, compact, constant, expand, varying
+from subprune_fx.graph.labels import Labels, compact, constant, distinct, expand, varying
 from subprune_fx.graph.propagation import Propagation
 
 Shape = tuple[int, ...]
@@ -40,7 +40,7 @@ def _combine(state: Propagation, op: str, operands: Sequence[Labels], shape: Sha
     axes = set().union(*(varying(labels) for labels in leading))
     full = [labels for labels in leading if _spans(labels, shape, axes)]
     if not full:  # each of them is broadcast over channels of another: those of the one that has most can go
-        most = max(leading, key=lambda labels: np.unique(compact(labels)).size)
+        most = max(leading, key=lambda labels: distinct(compact(labels)).size)
         full, axes = [most], set(varying(most))
     # All are equal under the union; the plainest tells later rules most directly where the channels are.
     result = expand(min(full, key=lambda labels: len(varying(labels))), shape)
@@ -90,7 +90,7 @@ def is_statistic(state: Propagation, labels: Labels) -> bool:
     """Whether all of it is one statistic over channels."""
     if not state.statistics:
         return False
-    found = np.unique(compact(labels))
+    found = distinct(compact(labels))
     return found.size == 1 and int(found[0]) in state.statistics
 
 
@@ -127,5 +127,5 @@ def _misused(state: Propagation, op: str, sources: Sequence[Labels], shape: Shap
 def _same(state: Propagation, left: Labels, right: Labels) -> bool:
     """Whether two sets of labels are the same channels, as far as is known."""
     unit = state.components()
-    a, b = (np.unique(unit[labels[labels > 0]]) for labels in (compact(left), compact(right)))
+    a, b = (distinct(unit[labels[labels > 0]]) for labels in (compact(left), compact(right)))
     return np.array_equal(a, b)

@@ -30,7 +30,7 @@ def components(left: Index, right: Index, count: int) -> Index:
         one, two = root[left], root[right]
         apart = one != two
         if not apart.any():
-            return np.unique(root, return_inverse=True)[1].astype(np.int64)
+            return (np.cumsum(root == np.arange(count)) - 1)[root]
         np.minimum.at(root, np.maximum(one, two)[apart], np.minimum(one, two)[apart])
         while not np.array_equal(followed := root[root], root):
             root = followed

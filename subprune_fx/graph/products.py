@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from subprune_fx.graph.combine import combine
-from subprune_fx.graph.labels import Labels, compact, constant, expand, varying, vector
+from subprune_fx.graph.labels import Labels, compact, constant, distinct, expand, varying, vector
 from subprune_fx.graph.propagation import Consumer, Propagation
 from subprune_fx.graph.statistics import refuse
 from subprune_fx.graph.step import Param, Step, Tree
@@ -224,7 +224,7 @@ def _headless(
             state.freeze(labels, f"{op} sums over it, or all of the result depends on it")
     shape = tuple(sizes[letter] for letter in out)
     wide = [factor for factor in passing if not _shares(factor, passing)]
-    chosen = max(reversed(wide), key=lambda factor: np.unique(compact(factor[0])).size, default=None)
+    chosen = max(reversed(wide), key=lambda factor: distinct(compact(factor[0])).size, default=None)
     for factor in passing:
         if factor is not chosen:
             state.freeze(factor[0], f"{op} multiplies all of it with all of another")

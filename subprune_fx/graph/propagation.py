@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subprune_fx.graph.components import components
-from subprune_fx.graph.labels import Labels, compact, constant, cut, expand, varying
+from subprune_fx.graph.labels import Labels, compact, constant, cut, distinct, expand, varying
 from subprune_fx.graph.step import Param, Tree
 
 
@@ -101,6 +101,7 @@ class Propagation:
         self.count = 1
         self._loose: list[tuple[int, int]] = []
         self._pairs: list[tuple[Labels, Labels]] = []
+        self._unit = np.zeros(0, np.int64)
         self._frozen: list[tuple[Labels, str]] = []
 
     def fresh(self, count: int, name: str, *, producer: bool) -> Labels:
@@ -117,7 +118,7 @@ class Propagation:
 
     def freeze(self, labels: Tree, reason: str) -> None:
         """Keep every channel of `labels`, because of `reason`."""
-        found = np.unique(compact(labels))
+        found = distinct(compact(labels))
         found = found[found > 0]
         if found.size:
             self._frozen.append((found, reason))
@@ -132,7 +133,7 @@ class Propagation:
 
     def statistic(self, channels: Labels, name: str) -> int:
         """The label of something computed from all of `channels`, to be used on those channels only."""
-        found = np.unique(compact(channels))
+        found = distinct(compact(channels))
         found = found[found > 0]
         label = int(self.fresh(1, name, producer=False)[0])
         self.statistics[label] = found
@@ -141,7 +142,7 @@ class Propagation:
 
     def loose(self, labels: Labels) -> bool:
         """Whether all the labels are those of elements of parameters: they follow whatever they meet, or stay."""
-        found = np.unique(compact(labels))
+        found = distinct(compact(labels))
         found = found[found > 0]
         if not self._loose or not found.size:
             return not found.size
@@ -158,7 +159,7 @@ class Propagation:
         differ = a != b
         if not differ.any():
             return
-        pairs = np.stack(np.divmod(np.unique(a[differ] * self.count + b[differ]), self.count), axis=1)
+        pairs = np.stack(np.divmod(distinct(a[differ] * self.count + b[differ]), self.count), axis=1)
         zero = (pairs == 0).any(axis=1)
         self.freeze(pairs[zero], reason)
         both = pairs[~zero]
@@ -207,10 +208,19 @@ class Propagation:
         return cut(labels, set(range(labels.ndim)).difference(varying(unit)))
 
     def components(self) -> NDArray[np.int64]:
-        """By label, the number of its set of equal labels, shape (count,)."""
-        left = np.concatenate([a for a, _ in self._pairs] or [np.zeros(0, np.int64)])
-        right = np.concatenate([b for _, b in self._pairs] or [np.zeros(0, np.int64)])
-        return components(left, right, self.count)
+        """By label, the number of its set of equal labels, shape (count,); not to be written to.
+
+        Sets only grow: what has been found before is gone through again as sets, and not label by label.
+        """
+        known = self._unit
+        if known.size < self.count:
+            sets = int(known.max()) + 1 if known.size else 0
+            self._unit = known = np.concatenate([known, np.arange(sets, sets + self.count - known.size)])
+        if self._pairs:
+            left, right = (np.concatenate(ends) for ends in zip(*self._pairs, strict=True))
+            self._unit = components(known[left], known[right], int(known.max()) + 1)[known]
+            self._pairs.clear()
+        return self._unit
 
     def frozen(self) -> list[tuple[Labels, str]]:
         """Frozen labels with the reason, in the order they were found."""

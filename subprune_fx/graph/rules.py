@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from subprune_fx.graph.combine import combine, is_statistic
-from subprune_fx.graph.labels import Labels, along, compact, expand, varying, vector
+from subprune_fx.graph.labels import Labels, along, compact, distinct, expand, varying, vector
 from subprune_fx.graph.optable import Kind, Resize
 from subprune_fx.graph.products import attention, product
 from subprune_fx.graph.propagation import Consumer, Propagation
@@ -143,7 +143,7 @@ def spread(state: Propagation, step: Step) -> Tree:
     So does a single channel, which stays. Not over samples: how many there are, the graph computes.
     """
     labels, shape = state.of(step.operands[0]), _shape(step)
-    found = np.unique(compact(labels))
+    found = distinct(compact(labels))
     if found.size > 1 or state.statistics.keys() & set(found.tolist()):
         return step.run([labels])
     state.freeze(labels, f"{step.op} repeats it for other channels")
@@ -273,7 +273,7 @@ def _contract_rule(state: Propagation, step: Step, inputs: Labels) -> ContractRu
     if groups == inputs.size:
         return _depthwise
     unit = state.components()[inputs.reshape(groups, -1)]
-    together = (unit == unit[:, :1]).all() and np.unique(unit).size > 1
+    together = (unit == unit[:, :1]).all() and distinct(unit).size > 1
     return _by_group if together or step.name in state.by_group else _grouped
 
 

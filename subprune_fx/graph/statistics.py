@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 
 from subprune_fx.graph.combine import combine
-from subprune_fx.graph.labels import Labels, compact, expand, varying, vector
+from subprune_fx.graph.labels import Labels, compact, distinct, expand, varying, vector
 from subprune_fx.graph.propagation import Propagation
 from subprune_fx.graph.step import Param, Step, Tree, leaves
 
@@ -118,7 +118,7 @@ def normalise(state: Propagation, step: Step) -> Tree:
     if over & channels and not channels <= over:
         labels = state.tie(labels, over, f"{step.op} mixes it with fixed channels")
     elif over & channels:
-        state.normalised.append(np.unique(compact(labels)))
+        state.normalised.append(distinct(compact(labels)))
         for param in step.roles.values():
             weight = state.of(param)
             inner = labels[(*(0,) * (rank - weight.ndim), ...)]
@@ -175,7 +175,7 @@ def normalise_groups(state: Propagation, step: Step) -> Tree:
         return refuse(state, step, f"{step.op} reads channels on a dimension other than 1")
     channels = vector(labels, 1)
     if count == 1:
-        state.normalised.append(np.unique(channels))
+        state.normalised.append(distinct(channels))
     else:
         parts = channels.reshape(count, -1)
         state.unify(np.broadcast_to(parts[:, :1], parts.shape), parts, f"{step.op} groups it with fixed channels")

@@ -20,6 +20,7 @@ from torch import Tensor
 from subprune_fx.numerics.dense import Dense
 from subprune_fx.numerics.geometry import ROWS_AT_ONCE, Geometry, slices
 from subprune_fx.numerics.shifts import Shifts
+from subprune_fx.numerics.symmetric import product
 
 ELEMENTS_AT_ONCE = 1 << 22
 """Elements of the design matrix that are in memory at a time (16 MiB of float32)."""
@@ -57,8 +58,8 @@ class Patches:
         _, d, rows = self._columns(x[:1]).shape
         for part in slices(len(x), min(ROWS_AT_ONCE, ELEMENTS_AT_ONCE // max(1, d)) // max(1, rows)):
             columns = self._columns(x[part])
-            product = (columns @ columns.mT).double()
-            self._sum = product if self._sum is None else self._sum.add_(product)
+            found = product(columns).double()
+            self._sum = found if self._sum is None else self._sum.add_(found)
 
     def total(self) -> Tensor:
         """See `Gram`."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from subprune_fx.numerics.normal import Normal
+from subprune_fx.numerics.symmetric import product
 
 
 @dataclasses.dataclass
@@ -180,7 +181,7 @@ class _Centred:
 
     def add_product(self, other: _Centred, found: Tensor) -> None:
         """Add the product self other' to `found`, (groups, a, b), float64, without a second matrix of that kind."""
-        found += (self.off @ other.off.mT).cpu()
+        found += (product(self.off) if other is self else self.off @ other.off.mT).cpu()
         rows = self.off.shape[2]
         left = torch.cat([self.mean, self.rest], 2).cpu()
         found.baddbmm_(left, torch.cat([other.rest + rows * other.mean, other.mean], 2).mT.cpu())

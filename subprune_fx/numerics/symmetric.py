@@ -69,3 +69,14 @@ def squared(rows: Tensor, unit: int) -> Tensor:
     for strip in strips(len(rows), unit):
         torch.mm(rows[strip], rows[strip.start :].mT, out=found[strip, strip.start :])
     return found
+
+
+def product(rows: Tensor) -> Tensor:
+    """X X' of X (b, d, n); (b, d, d)."""
+    if rows.shape[1] <= LEAST:
+        return rows @ rows.mT
+    found = rows.new_empty(*rows.shape[:2], rows.shape[1])
+    for strip in strips(rows.shape[1], 1):
+        found[:, strip, strip.start :] = rows[:, strip] @ rows[:, strip.start :].mT
+        found[:, strip.stop :, strip] = found[:, strip, strip.stop :].mT
+    return found
