@@ -1,8 +1,8 @@
-"""One run of the original network over the calibration inputs: second moments of every consumer's input."""
+"""One run of the original network over the calibration inputs: second moments of what consumers read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -24,21 +24,28 @@ Tick = Callable[[int, int], None]
 
 
 def calibrate(
-    network: FxNetwork, batches: Sequence[Inputs], tick: Tick | None = None, team: Team = ALONE
+    network: FxNetwork,
+    batches: Sequence[Inputs],
+    tick: Tick | None = None,
+    team: Team = ALONE,
+    consumers: Collection[str] | None = None,
 ) -> tuple[Waiting, list[Any]]:
-    """Moments of every consumer's input in the original network, and the network's outputs.
+    """Moments of consumers' inputs in the original network, and the network's outputs.
 
     Args:
         network: The analysed network.
         batches: Calibration inputs.
         tick: Told (batches done, batches) after each one.
         team: Who has the other batches.
+        consumers: Names of those that moments are wanted of; None: all.
 
     Returns:
         Moments by consumer name, of all batches (without targets: one that is linear in the input follows from them),
         and one output per own batch.
     """
-    recorder = _Recorder(network, team.batches(batches))
+    named = network.channels.consumers
+    wanted = [name for name in named if consumers is None or name in consumers]
+    recorder = _Recorder(network, wanted, team.batches(batches))
     with closing(Walk(network, recorder.reading.keys())) as walk:
         outputs = _outputs(partial(walk, show=recorder.show), batches, tick)
     return recorder.moments(team), outputs
@@ -86,10 +93,9 @@ class _Recorder:
         reading: By node, consumers that read it, each in another way.
     """
 
-    def __init__(self, network: FxNetwork, batches: float) -> None:
+    def __init__(self, network: FxNetwork, consumers: Sequence[str], batches: float) -> None:
         reads: dict[str, tuple[str, Reader]] = {
-            name: (network.channels.contractions[name].source, network.readers[name])
-            for name in network.channels.consumers
+            name: (network.channels.contractions[name].source, network.readers[name]) for name in consumers
         }
         first = {read: name for name, read in reversed(reads.items())}
         self.collectors = {name: Collector(reader, batches) for (_, reader), name in first.items()}

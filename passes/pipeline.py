@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -108,6 +108,7 @@ class Compiler:
         team: Team = ALONE,
         *,
         judges: Inputs | None = None,
+        budgeted: bool = True,
     ) -> None:
         """Analyse, calibrate and select.
 
@@ -122,6 +123,7 @@ class Compiler:
             progress: Told (stage, done, total).
             team: Processes that do the same with the same arguments: each runs its share of the inputs.
             judges: Inputs by which distillation keeps weights; None: the calibration inputs.
+            budgeted: Whether a budget will be asked for; else moments are only taken where the sweep takes none.
 
         Raises:
             SubpruneError: If the network cannot be traced or has nothing to prune.
@@ -169,6 +171,8 @@ class Compiler:
             epsilon=options.stochastic,
             team=team,
         )
+        late = not budgeted and self._row.live and self._decides_late()
+        self._read = readers_of(beforehand(network, late=late))
         with self._clock("calibrate"):
             self._calibrated: Waiting | None = None
             if Need.MOMENTS in self._row.needs:
@@ -181,7 +185,7 @@ class Compiler:
             self._rank,
             team,
             lambda done, total: self._report("select", done, total),
-            lambda: self._evidence.gather(self._row.needs),
+            self._gather,
         )
         self._orders = Orders(self._rankings)
         self._measured = Measures(
@@ -307,8 +311,18 @@ class Compiler:
     def _moments(self) -> Waiting:
         """Of the original network, on first demand."""
         if self._calibrated is None:
-            self._calibrated, self.outputs = calibrate(self.network, self._batches, self._tick("calibrate"), self.team)
+            self._calibrated, self.outputs = calibrate(
+                self.network, self._batches, self._tick("calibrate"), self.team, self._read
+            )
         return self._calibrated
+
+    def _gather(self, names: Collection[str]) -> None:
+        """What groups are ranked by, which all processes find together."""
+        wanted = readers_of(group for group in self.network.channels.groups if group.name in names)
+        if not wanted <= self._read:
+            self._read |= wanted
+            self._forget()
+        self._evidence.gather(self._row.needs)
 
     def _rank(self, group: Group, count: int | None) -> Ranking:
         """Nested order of a group by the original network, of its first units (None: of all)."""
@@ -347,3 +361,8 @@ class Compiler:
             return BUDGETS[self.rule]
         size = self._measured.size
         return lambda _, target: rounded(self._steps, own(self._rankings, size.of, target))
+
+
+def readers_of(groups: Iterable[Group]) -> frozenset[str]:
+    """Names of the consumers that read any of the groups."""
+    return frozenset(name for group in groups for name in group.consumers)

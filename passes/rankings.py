@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ class Rankings(Mapping[str, Ranking]):
         rank: Rank,
         team: Team,
         told: Told,
-        gather: Callable[[], None] = lambda: None,
+        gather: Callable[[Collection[str]], None] = lambda _: None,
     ) -> None:
         """Rank none yet.
 
@@ -39,7 +39,8 @@ class Rankings(Mapping[str, Ranking]):
             rank: Ranks one.
             team: Who shares the work. Its processes must ask for the same groups in the same order.
             told: How many of all are ranked, and all.
-            gather: Called before some are ranked, by all processes: what `rank` reads that all have to find together.
+            gather: Told the groups before some are ranked, by all processes: finds what `rank` reads that all have to
+                find together.
         """
         self._groups = {group.name: group for group in groups}
         self._rank, self._team, self._told, self._gather = rank, team, told, gather
@@ -64,7 +65,7 @@ class Rankings(Mapping[str, Ranking]):
         """
         missing = [name for name, count in counts.items() if not self._enough(name, count)]
         if missing:
-            self._gather()
+            self._gather(missing)
         own = {}
         for place, name in enumerate(missing, 1):
             if place % self._team.size == self._team.rank:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import statistics
@@ -17,7 +18,7 @@ LONG = 0.5
 STRETCH = 5e-4
 """Seconds that calls are timed together: a single one of a small network is no longer than the clock's own noise."""
 ROUNDS, ROUNDS_OF_LONG = 8, 3
-"""How often calls are timed at least."""
+"""How often calls are timed at least: as often as three times long ones, or as many as take as much time."""
 MOST_ROUNDS = 2000
 
 
@@ -41,7 +42,7 @@ def latencies_ms(
     runs = [onnx_runner(path, threads=threads) for path in paths]
     once = [_warm(lambda run=run: run(example)) for run in runs]  # type: ignore[misc]
     calls = [max(1, round(STRETCH / seconds_each)) for seconds_each in once]
-    fewest = ROUNDS_OF_LONG if min(once) > LONG else ROUNDS
+    fewest = max(ROUNDS_OF_LONG, min(ROUNDS, math.ceil(ROUNDS_OF_LONG * LONG / min(once))))
     times: list[list[float]] = [[] for _ in runs]
     order = random.Random(0)  # noqa: S311 - to keep out of step with other programs, not to hide from them
     deadline = time.perf_counter() + seconds * len(runs)

@@ -141,6 +141,7 @@ def prune_each(
         choices.get("progress"),
         choices.get("team", ALONE),
         judges=judges,
+        budgeted=bool(ratios or max_drops),
     )
     _check_reach(compiler, ratios)
     before = None if evaluation is None else accuracy(compiler.network.graph_module, *evaluation)

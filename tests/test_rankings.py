@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from subprune_fx import prune, prune_each
+from subprune_fx.arguments import inputs_of
 from subprune_fx.graph.channels import Group
+from subprune_fx.passes import pipeline
+from subprune_fx.passes.calibrate import calibrate
+from subprune_fx.passes.options import Options
+from subprune_fx.passes.pipeline import Compiler
 from subprune_fx.passes.rankings import Rankings
 from subprune_fx.plan import Layer
 from subprune_fx.selectors import Ranking
@@ -69,3 +76,22 @@ def test_curves_are_of_what_has_been_ranked() -> None:
     curves = {row.name: row.curve for row in found.report.groups}
     assert all(np.isfinite([error for _, error in curve]).all() for curve in curves.values())
     assert [k for k, _ in curves["stem"]] == [12]
+
+
+def test_moments_of_what_is_ranked_before_the_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a budget only the stream's readers are measured beforehand; a budget that comes later has them all."""
+    torch.manual_seed(0)
+    network, inputs = Residual().eval(), inputs_of(torch.randn(24, 3, 8, 8), "x")
+    measured: list[set[str]] = []
+
+    def watched(*arguments: Any) -> Any:
+        found = calibrate(*arguments)
+        measured.append(set(found[0]))
+        return found
+
+    monkeypatch.setattr(pipeline, "calibrate", watched)
+    some, every = (Compiler(network, inputs, Options(), budgeted=budgeted) for budgeted in (False, True))
+    assert measured == [{"branch", "inner"}, {"branch", "inner", "last"}]
+    for one, other in ((some.compile_fraction(0.5), every.compile_fraction(0.5)), (some.compile(2), every.compile(2))):
+        assert one.plan.decisions == other.plan.decisions
+        assert all(torch.equal(value, other.plan.values[name]) for name, value in one.plan.values.items())

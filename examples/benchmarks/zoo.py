@@ -30,6 +30,7 @@ from subprune_fx.api import Pruned
 from subprune_fx.arguments import inputs_of
 from subprune_fx.bundle import Inputs, call, doubled
 from subprune_fx.errors import SubpruneError, ValidationError
+from subprune_fx.heap import keep
 from subprune_fx.passes.dependencies import analyse
 from subprune_fx.passes.masked import masked
 from subprune_fx.passes.proof import difference
@@ -89,6 +90,7 @@ def measure(network: Network, *, onnx: bool = True) -> Row:
         given = network.inputs(network.samples)
         inputs = inputs_of(given, network.name)
         row = dataclasses.replace(row, parameters=sum(p.numel() for p in model.parameters()))
+        keep(row.parameters)  # as the command does
         start = time.perf_counter()
         pruned = subprune_fx.prune(model, given, keep=KEEP)
         frozen: Counter[str] = Counter()
