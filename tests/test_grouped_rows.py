@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import subprune_fx
 from subprune_fx.api import Pruned
+from subprune_fx.numerics import diagonals
 from subprune_fx.numerics.collect import Collected, Collector
 from subprune_fx.numerics.diagonals import TOLERANCE
 from subprune_fx.numerics.greedy import greedy
@@ -140,6 +141,18 @@ def test_picks_and_errors_are_the_same(
     torch.testing.assert_close(two, one, rtol=rounding, atol=rounding)
     one, two = (kept_errors(own, weights, order) for own in parts)
     torch.testing.assert_close(two, one, rtol=1e-9, atol=1e-9)
+
+
+def test_chosen_units_cost_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They lie in what is explained: nothing is subtracted from them any more, which would leave no factor."""
+    problem = posed((3, 6, 3), Settings(), monkeypatch)[1][0]
+    parts = [problem.equations.system(g).part(torch.from_numpy(unit), 1.0) for g, unit in enumerate(problem.unit)]
+
+    def slow(*_: Tensor) -> Tensor:
+        pytest.fail("a factorisation of its diagonal block fails")
+
+    monkeypatch.setattr(diagonals, "_column_by_column", slow)
+    assert sorted(greedy(parts, 6).order.tolist()) == list(range(6))
 
 
 class Grouped(nn.Module):

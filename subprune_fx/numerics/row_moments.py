@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from subprune_fx.numerics.row_elimination import outputs
-from subprune_fx.numerics.row_normal import RowNormal, RowSystem, stacked
+from subprune_fx.numerics.row_elimination import outputs, stacked
+from subprune_fx.numerics.row_normal import RowNormal, RowSystem
 
 FEW, FEW_OF_ONE = 1024, 512
 """Columns up to which a Gram matrix costs nothing worth saving: with several a channel, and with one."""

@@ -12,14 +12,13 @@ same ridge and original weights.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from subprune_fx.numerics.elimination import Part
 from subprune_fx.numerics.geometry import slices
-from subprune_fx.numerics.row_elimination import AT_ONCE, RowBlock, outputs, squared
+from subprune_fx.numerics.row_elimination import AT_ONCE, RowBlock, outputs, squared, stacked
 from subprune_fx.numerics.solve import JITTER, ROUNDING, factor
 
 
@@ -114,11 +113,6 @@ class RowSystem:
     def part(self, unit: Tensor, scale: float) -> Part:
         """See `System`."""
         return RowBlock(self.inputs, self.targets, self.weight, self.ridge, unit, scale, self.lost)
-
-
-def stacked(groups: Sequence[Tensor]) -> Tensor:
-    """One tensor of all groups; of the only one no copy, which may be as large as the network."""
-    return torch.stack(list(groups)) if len(groups) > 1 else groups[0][None]
 
 
 def _with(products: Tensor, ridge: float) -> Tensor:
