@@ -56,7 +56,9 @@ class RowBlock:
 
     @property
     def alike(self) -> object:
-        """See `Part`."""
+        """See `Part`: of those that get by without the outputs, none is."""
+        if int(self.unit.bincount().max()) < MANY and Kernels.pay(len(self.targets), self.weight):
+            return id(self)
         units = np.sort(self.unit.numpy()).tobytes()
         return units, self.inputs.shape, self.targets.shape, self.weight.dtype
 
@@ -183,7 +185,7 @@ class RowElimination(Elimination):
         self._open_panel()
 
     def _needs_kernels(self) -> bool:
-        """Of one part only: of several each has few outputs."""
+        """Whether one part is better off with them; for several at a time there are none."""
         parts, rows, _ = self._lacking.shape
         often = self._r < MANY and AFTER * self._pivots > self._weight.shape[1]
         return parts == 1 and often and Kernels.pay(rows, self._weight[0])
