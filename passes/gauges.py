@@ -26,7 +26,7 @@ from subprune_fx.errors import SubpruneError
 from subprune_fx.formats.write import Job, writer_of
 from subprune_fx.frontends.fx_inputs import spread
 from subprune_fx.passes import search
-from subprune_fx.passes.budget import unreachable
+from subprune_fx.passes.budgets import unreachable
 from subprune_fx.passes.pipeline import Compiled, Compiler
 from subprune_fx.passes.search import bracket
 from subprune_fx.passes.timing import latencies_ms

@@ -14,7 +14,8 @@ from torch import Tensor
 from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.graph.channels import Group
-from subprune_fx.passes.budget import PROBES, Budget, Trial
+from subprune_fx.passes.budget import Budget, Sizes, Trial
+from subprune_fx.passes.budget_output import PROBES
 from subprune_fx.passes.calibrate import Tick
 from subprune_fx.passes.evidence import Errors, Gatherer
 from subprune_fx.passes.memory import Store
@@ -114,8 +115,19 @@ class Measures:
     def _trial(self, made: Callable[[], Metric], batches: Sequence[Inputs]) -> Trial:
         """A trial whose metric is made when it is asked for: one that no rule asks for may not fit the network."""
         metric = functools.cache(made)
-        return functools.cache(
-            lambda sizes: trials(
-                self.network, self._patches, self.orders, dict(sizes), batches, metric(), self.tick, self.store
-            )
-        )
+        found: dict[tuple[str, int], float] = {}
+
+        def measure(sizes: Sizes) -> dict[str, NDArray[np.float64]]:
+            new = {group: fresh for group, ks in sizes if (fresh := [k for k in ks if (group, k) not in found])}
+            if new:
+                values = trials(self.network, self._patches, self.orders, new, batches, metric(), self.tick, self.store)
+                found.update(
+                    {
+                        (group, k): value
+                        for group in new
+                        for k, value in zip(new[group], values[group].tolist(), strict=True)
+                    }
+                )
+            return {group: np.asarray([found[group, k] for k in ks]) for group, ks in sizes}
+
+        return measure

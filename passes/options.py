@@ -22,7 +22,7 @@ class Options:
         target: What the ratio counts, a key of `passes.size.TARGETS`, or measures, one of `MEASURED`.
         file: Suffix of the file whose bytes are measured.
         threads: Of onnxruntime where latency is measured; 0 for all cores.
-        budget: A rule of `passes.budget.BUDGETS`; None: the selector's own, or else the default.
+        budget: A rule of `passes.budgets.BUDGETS`; None: the selector's own, or else the default.
         only: Patterns of the groups to prune; none: all.
         skip: Patterns of groups to leave alone.
         align: What the widths of pruned layers are multiples of; None: what the target, or the layer, does best with.

@@ -20,15 +20,8 @@ from subprune_fx.graph.channels import Group
 from subprune_fx.heap import LARGE, trim
 from subprune_fx.numerics.elimination import Part
 from subprune_fx.numerics.packed import Waiting
-from subprune_fx.passes.budget import (
-    BUDGETS,
-    DEFAULT_BUDGET,
-    Keep,
-    Rule,
-    allot,
-    fraction,
-    least,
-)
+from subprune_fx.passes.budget import Keep, Rule, fraction
+from subprune_fx.passes.budgets import BUDGETS, DEFAULT_BUDGET, allot, least
 from subprune_fx.passes.calibrate import Tick, calibrate, run
 from subprune_fx.passes.clock import Clock
 from subprune_fx.passes.dependencies import analyse, restrict

@@ -1,6 +1,6 @@
 """Which numbers of units a group may keep, and budgets that count in those instead of in units.
 
-A rule of `passes.budget` sees a group that may keep 8, 16 or 24 channels as a group of three: every rule then honours
+A rule of `passes.budgets` sees a group that may keep 8, 16 or 24 channels as a group of three: every rule then honours
 alignment and fixed layers without knowing of them, and sizes are met exactly.
 """
 

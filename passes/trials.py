@@ -48,13 +48,13 @@ def trials(
     tick: Tick | None = None,
     store: Store | None = None,
 ) -> dict[str, NDArray[np.float64]]:
-    """Measure `metric` for every group at every one of its `sizes`.
+    """Measure `metric` for groups at every one of their `sizes`.
 
     Args:
         network: The analysed network.
         patches: New full-size parameters of a group's consumers when only the given units are alive.
         orders: Nested order by group.
-        sizes: Units to keep, by group.
+        sizes: Units to keep, by group; groups that are not in it are not measured.
         batches: Inputs to measure on.
         metric: From outputs to a number.
         tick: Told (trials done, trials).
@@ -66,7 +66,8 @@ def trials(
     nodes = list(network.graph_module.graph.nodes)
     starts: dict[str, list[Group]] = {}
     for group in network.channels.groups:
-        starts.setdefault(group.consumers[0], []).append(group)
+        if group.name in sizes:
+            starts.setdefault(group.consumers[0], []).append(group)
     inputs = [node for node in nodes if node.op == "placeholder"]
     environments: list[dict[fx.Node, Any]] = [dict.fromkeys(inputs, batch) for batch in batches]
     results: dict[str, NDArray[np.float64]] = {}

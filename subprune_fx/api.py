@@ -19,7 +19,7 @@ from subprune_fx.frontends.onnx_graph import source_of
 from subprune_fx.frontends.onnx_static import file_batch, fixed_batch, ordered, settle
 from subprune_fx.given import network_of
 from subprune_fx.graph.channels import ChannelGraph
-from subprune_fx.passes.budget import unreachable
+from subprune_fx.passes.budgets import unreachable
 from subprune_fx.passes.distil import divided
 from subprune_fx.passes.flops import counted, flops
 from subprune_fx.passes.gauges import GAUGES, reached

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from subprune_fx.bundle import Bundle, Inputs
 from subprune_fx.errors import SubpruneError
-from subprune_fx.passes.budget import BUDGETS
+from subprune_fx.passes.budgets import BUDGETS
 from subprune_fx.passes.options import Options
 from subprune_fx.passes.pipeline import Progress
 from subprune_fx.passes.problems import Settings
@@ -38,7 +38,7 @@ class Choices(TypedDict, total=False):
         select: How units are chosen, a key of `subprune_fx.selectors.SELECTORS`.
         variant: Which inputs consumers are fitted on (paper section 5.1): `asym`, the pruned network's, towards the
             original's outputs; `seq`, the pruned network's; `layer`, the original's.
-        budget: How the ratio is shared out among groups, a key of `passes.budget.BUDGETS`; None for the selector's
+        budget: How the ratio is shared out among groups, a key of `passes.budgets.BUDGETS`; None for the selector's
             own rule, where it has one, or the default.
         target: What the ratio counts: `params`, or `flops`, the multiply-adds of one sample; or what it measures:
             `size`, the bytes of the file, or `latency` in onnxruntime. (`keep`, `layers` and `max_drop` measure

@@ -20,8 +20,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from subprune_fx import SubpruneError
 from subprune_fx.frontends.describe import FxNetwork
-from subprune_fx.passes import budget as module
-from subprune_fx.passes.budget import ALPHAS, BUDGETS, Budget, Keep, Sizes, allot, fraction
+from subprune_fx.passes import budget_accuracy as module
+from subprune_fx.passes import budget_output
+from subprune_fx.passes.budget import Budget, Keep, Sizes, fraction
+from subprune_fx.passes.budget_accuracy import ALPHAS, bounds
+from subprune_fx.passes.budget_output import PROBES
+from subprune_fx.passes.budgets import BUDGETS, allot
 from subprune_fx.passes.dependencies import analyse
 from subprune_fx.passes.problems import Settings
 from subprune_fx.passes.rewrite import apply
@@ -139,7 +143,7 @@ def test_savings_are_differences(wild: FxNetwork, seed: int) -> None:
 class Toy:
     """A chain of layers, with made-up accuracies and errors, to try rules on without a network."""
 
-    def __init__(self, widths: tuple[int, ...], seed: int) -> None:
+    def __init__(self, widths: tuple[int, ...], seed: int, noise: float = 0.03) -> None:
         rng = np.random.default_rng(seed)
         layers = [nn.Linear(3, widths[0])]
         layers += [nn.Linear(a, b) for a, b in itertools.pairwise((*widths, 2))]
@@ -151,15 +155,15 @@ class Toy:
         for name, n in self.size.units.items():
             steps = rng.exponential(size=n) ** 2
             self.errors[name] = np.concatenate([np.cumsum(steps[::-1])[::-1], [0.0]]) / steps.sum()
-            noisy = 0.9 - 0.8 * self.errors[name] ** 2 + 0.03 * rng.normal(size=n + 1)
+            noisy = 0.9 - 0.8 * self.errors[name] ** 2 + noise * rng.normal(size=n + 1)
             noisy[-1] = 0.9
             self.accuracies[name] = np.round(noisy, 2)
-        self.asked = 0
+        self.asked: list[tuple[str, int]] = []
 
     def budget(self) -> Budget:
         def trial(curves: Mapping[str, Curve], sign: float) -> Callable[[Sizes], dict[str, Curve]]:
             def run(sizes: Sizes) -> dict[str, Curve]:
-                self.asked += sum(len(ks) for _, ks in sizes)
+                self.asked += [(name, k) for name, ks in sizes for k in ks]
                 return {name: sign * curves[name][list(ks)] for name, ks in sizes}
 
             return run
@@ -231,8 +235,12 @@ def test_no_room_is_left(rule: str, ratio: float) -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("ratio", [1.5, 2, 4])
-def test_accuracy_rule_is_equation_6(seed: int, ratio: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    toy = Toy((12, 7, 9), seed)
+@pytest.mark.parametrize("widths", [(12, 7, 9), (60, 90)])
+def test_accuracy_rule_is_equation_6(
+    seed: int, ratio: float, widths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where accuracy grows with k, what it does not measure changes nothing."""
+    toy = Toy(widths, seed, noise=0)
     expected = equation_6(toy, toy.size.total / ratio)
     keep = allot(BUDGETS["accuracy"], toy.budget(), ratio)
     assert all(keep[name] >= expected[name] for name in keep), "what it leaves unused may be filled, nothing else"
@@ -240,13 +248,55 @@ def test_accuracy_rule_is_equation_6(seed: int, ratio: float, monkeypatch: pytes
     assert allot(BUDGETS["accuracy"], toy.budget(), ratio) == expected
 
 
-def test_accuracy_rule_asks_for_the_papers_fractions_only() -> None:
-    toy = Toy((200, 30), 0)
+@pytest.mark.parametrize("seed", range(8))
+def test_accuracy_rule_with_noise_is_equation_6_on_what_it_measured(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = Toy((12, 70, 9), seed, noise=0.05)
+    monkeypatch.setattr(module, "_filled", lambda budget, target, keep: keep)
+    keep = allot(BUDGETS["accuracy"], toy.budget(), 3)
+    asked = {name: sorted({k for group, k in toy.asked if group == name}) for name in keep}
+    drops = {name: toy.accuracies[name][ks].max() - toy.accuracies[name][ks] for name, ks in asked.items()}
+    tau = max(drops[name][asked[name].index(k)] for name, k in keep.items())
+    for name, k in keep.items():
+        assert all(drop > tau for other, drop in zip(asked[name], drops[name], strict=True) if other < k)
+
+
+def test_accuracy_rule_measures_what_matters() -> None:
+    """Of the paper's fractions, and none twice."""
+    toy = Toy((200, 30, 80, 120), 0, noise=0)
     allot(BUDGETS["accuracy"], toy.budget(), 3.0)
-    assert toy.asked <= 2 * len(ALPHAS)
+    allowed = {(name, max(1, round(alpha * n))) for name, n in toy.size.units.items() for alpha in ALPHAS}
+    assert set(toy.asked) <= allowed
+    assert len(set(toy.asked)) == len(toy.asked) < len(allowed) / 2
     assert len(ALPHAS) == 22
     assert ALPHAS[:4] == (0.01, 0.05, 0.075, 0.1)
     assert ALPHAS[-1] == 1.0
+
+
+def test_where_the_smallest_fractions_are_too_large_nothing_is_measured() -> None:
+    toy = Toy((200, 200), 0)
+    keep = allot(BUDGETS["accuracy"], toy.budget(), 3000.0)
+    assert max(keep.values()) < 0.01 * 200
+    assert toy.asked == []
+
+
+def test_bounds_of_what_is_not_measured_are_its_neighbours() -> None:
+    least, most = bounds(np.asarray([np.nan, 0.5, np.nan, np.nan, 0.4, np.nan, 0.9]))
+    assert least == pytest.approx([0.4, 0.4, 0.4, 0.4, 0.4, 0.0, 0.0])  # the running maximum at k = 4 is 0.5
+    assert most == pytest.approx([np.inf, 0.4, 0.4, 0.4, 0.4, 0.4, 0.0])
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("ratio", [1.2, 2, 6])
+def test_output_rule_needs_no_smaller_probes(seed: int, ratio: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its budgets are those that all probes give."""
+    toy, whole = Toy((40, 90, 60), seed), Toy((40, 90, 60), seed)
+    keep = allot(BUDGETS["output"], toy.budget(), ratio)
+    monkeypatch.setattr(budget_output, "AT_FIRST", len(PROBES))
+    assert allot(BUDGETS["output"], whole.budget(), ratio) == keep
+    assert len(whole.asked) == len(PROBES) * len(keep)
+    assert len(set(toy.asked)) == len(toy.asked)
+    if ratio == 1.2:
+        assert len(toy.asked) < len(whole.asked)
 
 
 def test_error_rule_is_one_threshold() -> None:

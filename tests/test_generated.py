@@ -26,7 +26,7 @@ from subprune_fx import Plan, Pruned, SubpruneError, apply, prune
 from subprune_fx.frontends.calls import COMPUTED
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.frontends.fx_edit import is_written
-from subprune_fx.passes.budget import BUDGETS
+from subprune_fx.passes.budgets import BUDGETS
 from subprune_fx.passes.dependencies import analyse
 from subprune_fx.passes.masked import masked
 from subprune_fx.passes.outputs import is_score

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import subprune_fx
 from subprune_fx import SubpruneError
+from subprune_fx.passes import measures
 
 # More than twice as many as are run at a time.
 INPUTS = torch.randn(150, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -68,3 +69,21 @@ def test_labels_of_all_batches_are_checked(goal: dict[str, Any]) -> None:
     y[-1] = 2
     with pytest.raises(SubpruneError, match="labels: some are none of the network's 2 classes"):
         subprune_fx.prune(Net("scores").eval(), INPUTS, verification=(INPUTS.repeat(3, 1, 1, 1)[:200], y), **goal)
+
+
+@pytest.mark.parametrize("budget", ["accuracy", "output"])
+def test_nothing_is_measured_twice(budget: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not when the ratio is searched for, and several are tried."""
+    asked: list[tuple[str, int]] = []
+
+    def spied(network: Any, patches: Any, orders: Any, sizes: Any, *rest: Any) -> Any:
+        asked.extend((name, k) for name, ks in sizes.items() for k in ks)
+        found = trials(network, patches, orders, sizes, *rest)
+        assert {name: len(values) for name, values in found.items()} == {name: len(ks) for name, ks in sizes.items()}
+        return found
+
+    trials = measures.trials
+    monkeypatch.setattr(measures, "trials", spied)
+    subprune_fx.prune(Net("scores").eval(), INPUTS, max_drop=10, budget=budget)
+    assert asked
+    assert len(set(asked)) == len(asked)

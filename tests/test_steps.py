@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import subprune_fx
 from subprune_fx import Layer, SubpruneError
 from subprune_fx.formats.layers import load_layers
-from subprune_fx.passes.budget import BUDGETS
+from subprune_fx.passes.budgets import BUDGETS
 from subprune_fx.passes.steps import DEPTHWISE
 
 

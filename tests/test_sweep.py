@@ -11,7 +11,7 @@ from support import sweep_of
 from torch import Tensor, nn
 
 from subprune_fx import Pruned, prune, prune_each
-from subprune_fx.passes.budget import BUDGETS
+from subprune_fx.passes.budgets import BUDGETS
 from subprune_fx.passes.options import Options
 from subprune_fx.passes.pipeline import Compiler
 from subprune_fx.passes.problems import Settings
