@@ -8,15 +8,17 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - everyone calls it F
 from support import against_masked
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import subprune_fx
 from subprune_fx.errors import SubpruneError
+from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.graph.optable import BY_TORCH
 from subprune_fx.passes import proof
 from subprune_fx.passes.dependencies import analyse
 from subprune_fx.passes.masked import masked
-from subprune_fx.passes.proof import difference, halved, proven
+from subprune_fx.passes.proof import difference, fewer, halved, proven
+from subprune_fx.plan import Plan
 
 ELEMENTWISE = BY_TORCH["relu"]
 
@@ -153,3 +155,24 @@ def test_masked_network_has_its_own_copies_of_what_it_writes_alone() -> None:
     own = {name for name, tensor in masked(network, fitted).module.named_parameters() if tensor is not whole[name]}
     assert own == fitted.values.keys() & whole.keys() != set()
     assert all(torch.equal(tensor, before[name]) for name, tensor in whole.items())
+
+
+def test_what_is_right_for_one_sample_more_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def watched(network: FxNetwork) -> tuple[Plan, fx.GraphModule]:
+        plan, small = halved(network)
+        small.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+        return plan, small
+
+    network = analyse(Net(), images())
+    monkeypatch.setattr(proof, "halved", watched)
+    assert proven(network, images()) is network
+    assert seen == [3]
+
+
+def test_of_more_samples_no_channel_is_left_out() -> None:
+    wanted = torch.randn(2, 6)
+    more = torch.cat([wanted, wanted[:1]])
+    assert difference(fewer([more, more.t()], [wanted, wanted.t()], 2), [wanted, wanted.t()]) == 0
+    assert difference(fewer(torch.cat([more, more], 1), wanted, 2), wanted) == float("inf")
