@@ -182,7 +182,13 @@ def test_one_group_of_several(others: str, ridge: float, monkeypatch: pytest.Mon
 def test_the_form_is_the_cheaper_one() -> None:
     assert row_moments.share(25_088, 512, 9) == 1
     assert row_moments.share(4608, 2000, 9) is None
-    assert row_moments.share(4608, 256, 9) == 1
+    assert row_moments.share(4608, 576, 9) == 1
+    assert row_moments.share(4608, 577, 9) is None
+    assert row_moments.share(576, 64, 9) is None
+    assert row_moments.share(576, 64, 9, 32) == 1
+    assert row_moments.share(576, 200, 9, 32) is None
+    assert row_moments.share(9, 1, 9, 4096) is None
+    assert row_moments.share(2376, 256, 9, 11) == 1
     assert row_moments.share(4608, 25_088, 9) is None
     assert row_moments.share(512, 8, 9) is None
     assert row_moments.share(512, 8, 1) is None

@@ -70,9 +70,9 @@ class Collector:
 
     def _form(self, x: Tensor) -> tuple[float | None, bool]:
         """Which fraction of the rows to keep, and whether products are to be float64."""
-        _, columns, rows = self._reader.columns(x[:1]).shape
+        groups, columns, rows = self._reader.columns(x[:1]).shape
         expected = round(rows * len(x) * self._batches)
-        return share(columns, expected, self._reader.taps), expected <= columns
+        return share(columns, expected, self._reader.taps, groups), expected <= columns
 
     def _keep_rows(self, x: Tensor, part: float) -> None:
         self._rows = [] if self._rows is None else self._rows

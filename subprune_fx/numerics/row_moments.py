@@ -12,7 +12,10 @@ from subprune_fx.numerics.row_elimination import outputs, stacked
 from subprune_fx.numerics.row_normal import RowNormal, RowSystem
 
 FEW, FEW_OF_ONE = 1024, 512
-"""Columns up to which a Gram matrix costs nothing worth saving: with several a channel, and with one."""
+"""Columns up to which a Gram matrix costs nothing worth saving: with several a channel, and with one.
+
+Those of several channel groups may be as large together.
+"""
 
 MANY = 6144
 """Columns from which a Gram matrix is too large to work with (300 MB, and several of them)."""
@@ -23,12 +26,13 @@ WIDE = 12_288
 Measured at 11,008 columns and 4,096 outputs: 4,096 rows take 158 ms a pivot.
 """
 
-SCARCE = 16
+SCARCE, SCARCE_OF_ONE = 8, 16
 """Columns a row up to which, in between, rows are not worth it: they take less room, but greedy more time.
 
-Measured at 4,608 columns of 9 a unit and 512 outputs: 2.4 s with 128 rows instead of 4.8 s, as long with 256 rows, 3
-times as long with 2,048. At 4,096 columns of one a unit and 1,024 outputs, on one thread, from the rows to the new
-weights for half of the units: 1.3 s with 64 rows instead of 3.7 s, 1.8 with 128, 4.2 with 256, 6.5 with 512.
+Measured on one thread, from the inputs to the new weights for half of the units. At 4,608 columns of 9 a unit and 512
+outputs: 0.9 s with 128 rows instead of 3.9 s, 2.2 with 576, 3.8 with 1,024, 7.3 with 2,048. In 4 groups of 2,376 such
+columns and 264 outputs: 1.3 s with 256 rows instead of 3.2 s. At 4,096 columns of one a unit and 1,024 outputs: 1.3 s
+with 64 rows instead of 3.7 s, 1.8 with 128, 4.2 with 256, 6.5 with 512.
 """
 
 ROWS = 4096
@@ -38,22 +42,23 @@ GOLDEN = 0.6180339887498949
 """Multiples of it, modulo 1, are spread evenly: so are rows whose multiple is below a bound, whatever their order."""
 
 
-def share(columns: int, rows: int, taps: int) -> float | None:
+def share(columns: int, rows: int, taps: int, groups: int = 1) -> float | None:
     """Which fraction of the rows to keep; None where second moments are the better form.
 
     Args:
-        columns: Of the design matrix.
+        columns: Of the design matrix, of one channel group.
         rows: Of the design matrix.
         taps: Columns of a channel.
+        groups: How many such matrices there are.
 
     Of a design matrix with fewer rows than columns all rows are kept, which loses nothing. Of one that is too wide for
     second moments and has many rows, a convolution's patches, some are kept in their place.
     """
-    narrow, wide = (FEW, MANY) if taps > 1 else (FEW_OF_ONE, WIDE)
-    if columns <= narrow:
+    narrow, wide, scarce = (FEW, MANY, SCARCE) if taps > 1 else (FEW_OF_ONE, WIDE, SCARCE_OF_ONE)
+    if groups * columns**2 <= narrow**2:
         return None
     if columns <= wide:
-        return 1.0 if rows <= columns // SCARCE else None
+        return 1.0 if rows <= columns // scarce else None
     return 1.0 if rows <= columns // 2 else min(columns // 2, ROWS) / rows
 
 
