@@ -31,6 +31,7 @@ from typing import Any
 import click
 import numpy as np
 import onnx
+import onnxruntime  # noqa: F401 - its first import leaves a file in the temporary folder, whatever is loaded
 import torch
 from PIL import Image
 from safetensors.torch import save_file
