@@ -13,9 +13,10 @@ from subprune_fx.passes.size import SizeModel
 
 Keep = dict[str, int]
 Curves = Mapping[str, NDArray[np.float64]]
-Sizes = tuple[tuple[str, tuple[int, ...]], ...]
+Sizes = Mapping[str, Sequence[int]]
+"""Units to keep, none or several by group."""
 Trial = Callable[[Sizes], dict[str, NDArray[np.float64]]]
-"""From units to keep, several by group, to what was measured for each with only that group pruned."""
+"""From sizes to what was measured for each with only that group pruned."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +73,3 @@ def first_fit(
         fits = budget.size.of(rule(levels[middle])) <= target
         low, high = (low, middle) if fits else (middle + 1, high)
     return levels[low], rule(levels[low])
-
-
-def frozen(sizes: Mapping[str, Sequence[int]]) -> Sizes:
-    """Sizes to measure; groups without any are left out."""
-    return tuple((group, tuple(ks)) for group, ks in sizes.items() if ks)

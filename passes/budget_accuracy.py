@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from subprune_fx.passes.budget import Budget, Keep, first, first_fit, frozen
+from subprune_fx.passes.budget import Budget, Keep, Sizes, first, first_fit
 
 ALPHAS: tuple[float, ...] = (0.01, 0.05, 0.075, *(i / 20 for i in range(2, 21)))
 """Keep fractions of the paper's Appendix G."""
@@ -36,12 +36,11 @@ def accuracy(budget: Budget, target: int) -> Keep:
     measured = {group: np.full(len(sizes), np.nan) for group, sizes in ks.items()}
     wanted = {group: [*_spread(range(len(sizes) - 1)), len(sizes) - 1] for group, sizes in ks.items()}
     while any(wanted.values()):
-        found = budget.accuracy(frozen({group: [ks[group][i] for i in places] for group, places in wanted.items()}))
+        found = budget.accuracy({group: [ks[group][i] for i in places] for group, places in wanted.items()})
         for group, values in found.items():
             measured[group][wanted[group]] = values
-        least, most = {}, {}
-        for group, values in measured.items():
-            least[group], most[group] = bounds(values)
+        known = {group: bounds(values) for group, values in measured.items()}
+        least, most = ({group: ends[side] for group, ends in known.items()} for side in range(2))
         lowest, _ = _smallest_tau(budget, target, ks, least)
         highest, keep = _smallest_tau(budget, target, ks, most)
         wanted = {
@@ -64,15 +63,13 @@ def bounds(measured: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[
     return values[-1] - values[above], values[-1] - np.concatenate([[-np.inf], values])[below]
 
 
-def _smallest_tau(budget: Budget, target: int, ks: Mapping[str, Sequence[int]], drops: Drops) -> tuple[float, Keep]:
+def _smallest_tau(budget: Budget, target: int, ks: Sizes, drops: Drops) -> tuple[float, Keep]:
     limits = np.unique(np.concatenate(list(drops.values()))).tolist()
-    rule = {group: np.asarray(sizes) for group, sizes in ks.items()}
-    return first_fit(
-        budget,
-        target,
-        lambda tau: {group: int(rule[group][first(drop <= tau)]) for group, drop in drops.items()},
-        limits,
-    )
+
+    def at(tau: float) -> Keep:
+        return {group: ks[group][first(drop <= tau)] for group, drop in drops.items()}
+
+    return first_fit(budget, target, at, limits)
 
 
 def _spread(places: Sequence[int] | NDArray[np.intp]) -> list[int]:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from subprune_fx.passes.budget import Budget, Curves, Keep, frozen
+from subprune_fx.passes.budget import Budget, Curves, Keep
 from subprune_fx.passes.size import SizeModel
 
 PROBES: tuple[float, ...] = (0.06, 0.25, 0.75)
@@ -34,7 +34,7 @@ def output(budget: Budget, target: int) -> Keep:
     wanted = {group: ks[-AT_FIRST:] for group, ks in probes.items()}
     measured: dict[str, dict[int, float]] = {group: {} for group in probes}
     while any(wanted.values()):
-        for group, values in budget.change(frozen(wanted)).items():
+        for group, values in budget.change(wanted).items():
             measured[group].update(zip(wanted[group], values.tolist(), strict=True))
         cost = {group: _interpolated(curve, measured[group]) for group, curve in budget.error.items()}
         keep = _descend(budget, target, cost)

@@ -118,16 +118,13 @@ class Measures:
         found: dict[tuple[str, int], float] = {}
 
         def measure(sizes: Sizes) -> dict[str, NDArray[np.float64]]:
-            new = {group: fresh for group, ks in sizes if (fresh := [k for k in ks if (group, k) not in found])}
+            new = {group: fresh for group, ks in sizes.items() if (fresh := [k for k in ks if (group, k) not in found])}
             if new:
-                values = trials(self.network, self._patches, self.orders, new, batches, metric(), self.tick, self.store)
-                found.update(
-                    {
-                        (group, k): value
-                        for group in new
-                        for k, value in zip(new[group], values[group].tolist(), strict=True)
-                    }
+                measured = trials(
+                    self.network, self._patches, self.orders, new, batches, metric(), self.tick, self.store
                 )
-            return {group: np.asarray([found[group, k] for k in ks]) for group, ks in sizes}
+                for group, values in measured.items():
+                    found.update({(group, k): value for k, value in zip(new[group], values.tolist(), strict=True)})
+            return {group: np.asarray([found[group, k] for k in ks]) for group, ks in sizes.items()}
 
         return measure

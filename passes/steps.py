@@ -129,7 +129,7 @@ def stepped(budget: Budget, steps: Steps) -> Budget:
 
     def at_steps(trial: Trial) -> Trial:
         def measure(sizes: Sizes) -> dict[str, NDArray[np.float64]]:
-            return trial(tuple((name, tuple(int(steps[name][k - 1]) for k in ks)) for name, ks in sizes))
+            return trial({name: [int(steps[name][k - 1]) for k in ks] for name, ks in sizes.items()})
 
         return measure
 

@@ -163,8 +163,8 @@ class Toy:
     def budget(self) -> Budget:
         def trial(curves: Mapping[str, Curve], sign: float) -> Callable[[Sizes], dict[str, Curve]]:
             def run(sizes: Sizes) -> dict[str, Curve]:
-                self.asked += [(name, k) for name, ks in sizes for k in ks]
-                return {name: sign * curves[name][list(ks)] for name, ks in sizes}
+                self.asked += [(name, k) for name, ks in sizes.items() for k in ks]
+                return {name: sign * curves[name][list(ks)] for name, ks in sizes.items()}
 
             return run
 

@@ -25,6 +25,7 @@ RATIO: dict[str, Any] = {"ratios": [3]}
 CHOICES: dict[str, dict[str, Any]] = {
     "plain": RATIO,
     "measured": {**RATIO, "target": "size"},
+    "in rounds": {**RATIO, "budget": "accuracy"},
     "one group": {"ratios": [2], "select": "layersampling", "only": ["5"]},  # one process has none to rank
     "ranked again": {"keeps": [0.25, 0.75], "variant": "layer", "only": ["5"]},
 }
