@@ -12,6 +12,7 @@ from torch import nn
 from subprune_fx.bundle import Inputs
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.describe import FxNetwork, describe
+from subprune_fx.frontends.fx_shuffles import freed
 from subprune_fx.frontends.tracing import traces
 from subprune_fx.graph.channels import Frozen
 
@@ -92,7 +93,7 @@ def clearest(module: nn.Module, example: Inputs) -> FxNetwork:
     """
     best: FxNetwork | None = None
     for graph in traces(module, example):
-        found = describe(graph, example)
+        found = freed(describe(graph, example), example)
         if best is None or len(found.channels.unknown) < len(best.channels.unknown):
             best = found
         if not best.channels.unknown:

@@ -20,7 +20,7 @@ from subprune_fx.bundle import Inputs
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.onnx_graph import Source, as_imported, source_of
 from subprune_fx.frontends.onnx_inner import graphs, tensors
-from subprune_fx.frontends.onnx_op import VARIADIC
+from subprune_fx.frontends.onnx_op import VARIADIC, as_array
 from subprune_fx.frontends.onnx_plain import sweep
 from subprune_fx.frontends.onnx_static import file_batch, record
 from subprune_fx.passes.export import PROTOBUF_LIMIT, check_onnx
@@ -56,7 +56,9 @@ def write_back(module: fx.GraphModule, example: Inputs) -> onnx.ModelProto:
     _attributes(module, source, model)
     nodes = {node.name: node for node in module.graph.nodes}
     for name, position in source.nodes.items():
-        if name in nodes:
+        if name in source.lists:
+            _list(nodes[name], model.graph.node[position], source, sizes)
+        elif name in nodes:
             _operands(nodes[name], model.graph.node[position], module, source, sizes)
     sizes.insert()
     sweep(model)
@@ -115,6 +117,16 @@ def _attributes(module: fx.GraphModule, source: Source, model: onnx.ModelProto) 
             if value != before.get(key):
                 _drop_attribute(proto, key)
                 proto.attribute.append(helper.make_attribute(key, value))
+
+
+def _list(node: fx.Node, proto: onnx.NodeProto, source: Source, sizes: Sizes) -> None:
+    """Where the file shuffles channels and the graph lists them, so does the file; what reshaped them goes unread."""
+    read, order = node.args
+    assert isinstance(read, fx.Node)
+    proto.op_type = "Gather"
+    proto.input[:] = [source.tensor(read.name), sizes.constant(as_array(order), proto.output[0])]
+    del proto.attribute[:]
+    proto.attribute.extend(helper.make_attribute(name, value) for name, value in node.kwargs.items())
 
 
 def _drop_attribute(proto: onnx.NodeProto, name: str) -> None:

@@ -113,7 +113,7 @@ def _freest(graph_module: fx.GraphModule, example: Inputs) -> tuple[_Walker, Cha
     again = stuck(walker.state, channels)
     if again:
         other, found = _walked(graph_module, example, more, again)
-        if _loosened(found) > _loosened(channels):
+        if found.loose > channels.loose:
             walker, other, channels = other, walker, found
         other.sites.clear()  # they know it, see above
     return walker, channels
@@ -126,12 +126,6 @@ def _walked(
     with torch.no_grad():
         walker.run(example)
     return walker, _verified(walker)
-
-
-def _loosened(channels: ChannelGraph) -> int:
-    """How many rows and columns of weights can go; units are larger in one graph than in another."""
-    labels = (labels for axes in channels.axes.values() for labels in axes.values())
-    return sum(int(channels.prunable[channels.unit[part]].sum()) for part in labels)
 
 
 def _verified(walker: _Walker) -> ChannelGraph:

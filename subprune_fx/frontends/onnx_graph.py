@@ -51,6 +51,7 @@ class Source:
         settled: Whether that has been found out.
         biases: Buffers, zeros at first, that nodes without a bias read as theirs: an intercept may go there.
         size: Bytes of the file that it was read from, external data included; 0: it was none.
+        lists: Names of fx nodes that list channels where the file's nodes shuffle them.
     """
 
     model: onnx.ModelProto
@@ -63,6 +64,13 @@ class Source:
     biases: frozenset[str] = frozenset()
     size: int = 0
     places: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    lists: frozenset[str] = frozenset()
+
+    def tensor(self, node: str) -> str:
+        """The tensor of the file that an fx node yields; empty: none, it is a step of a fused node."""
+        graph = self.model.graph
+        own = {*(value.name for value in graph.input), *(name for step in graph.node for name in step.output)}
+        return next((name for name, found in self.values.items() if found == node and name in own), "")
 
     def place(self, node: str, operand: int) -> int:
         """Where an operand of an fx node is among those of its ONNX node; -1: nowhere."""

@@ -88,6 +88,12 @@ class ChannelGraph:
         """Contractions that read at least one prunable unit."""
         return tuple(name for name, c in self.contractions.items() if self.prunable[self.unit[c.labels]].any())
 
+    @property
+    def loose(self) -> int:
+        """How many rows and columns of weights can go; units are larger in one graph than in another."""
+        labels = (labels for axes in self.axes.values() for labels in axes.values())
+        return sum(int(self.prunable[self.unit[part]].sum()) for part in labels)
+
     def keep(self, kept: Iterable[NDArray[np.int64]], groups: Iterable[Group]) -> NDArray[np.bool_]:
         """By label, whether it survives when each of `groups` keeps only its units `kept`."""
         alive = np.ones(self.prunable.size, dtype=bool)
