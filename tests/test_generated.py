@@ -300,6 +300,21 @@ def shuffle(b: Builder) -> Part:
     return part
 
 
+@needs(lambda b: b.channels % 2 == 0 and b.channels >= 4)
+def shuffled(b: Builder) -> Part:
+    """Blocks that convolve half of the channels and shuffle all, one behind the other."""
+    half, count = b.channels // 2, b.integer(1, 3)
+    layers = [b.conv(half, half) for _ in range(count)]
+
+    def part(net: nn.Module, x: Tensor) -> Tensor:
+        for layer in layers:
+            y, z = x.chunk(2, 1)
+            x = torch.stack([y, run(net, layer, z).relu()], 2).flatten(1, 2)
+        return x
+
+    return part
+
+
 @needs(lambda b: b.channels % 4 == 0 and b.size <= 8)
 def pixel_shuffle(b: Builder) -> Part:
     b.channels, b.size = b.channels // 4, 2 * b.size
@@ -527,7 +542,7 @@ def order(b: Builder) -> Part:
 
 PARTS: tuple[Kind, ...] = (
     *(convolution, convolution, convolution, strided, grouped, depthwise, transposed, norm, norm),
-    *(activation, activation, pool, residual, option_a, dense, split, gate, squeeze_excite, shuffle),
+    *(activation, activation, pool, residual, option_a, dense, split, gate, squeeze_excite, shuffle, shuffled),
     *(pixel_shuffle, pixel_unshuffle, channels_last, scale, position, twice, shared_norm),
     *(attention, multihead, feed_forward, group_norm, windows, enlarge, repeated, product),
     *(weight_norm, computed, channel_filter, volume, order),

@@ -166,7 +166,25 @@ class Shuffle(nn.Module):
         return self.head(y.view(y.size(0), -1))
 
 
-@pytest.mark.parametrize("net", [Residual, Shuffle])
+class Stage(nn.Module):
+    """Blocks that shuffle, one behind the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(16, 5)
+        self.blocks = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Any:
+        x = F.relu(self.stem(x))
+        for block in self.blocks:
+            left, right = x.chunk(2, 1)
+            x = torch.cat([left, F.relu(block(right))], 1)
+            n, c, h, w = x.shape
+            x = x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("net", [Residual, Shuffle, Stage])
 @pytest.mark.parametrize("dynamo", [False, True])
 def test_equals_the_masked_original(net: Callable[[], nn.Module], dynamo: bool) -> None:
     torch.manual_seed(0)
@@ -178,6 +196,20 @@ def test_equals_the_masked_original(net: Callable[[], nn.Module], dynamo: bool) 
     for count in (1, 3, 24):
         (got,) = run(model, x[:count])
         np.testing.assert_allclose(got, want[:count], atol=1e-4 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("dynamo", [False, True])
+def test_lists_take_the_place_of_shuffles_that_keep_channels(dynamo: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(24, 3, 8, 8)
+    data = exported(Stage(), x[:2], dynamo=dynamo, opset=18)
+    pruned, model, _ = prune(data, x)
+    ops = [node.op_type for node in model.graph.node]
+    assert ops.count("Gather") >= 4
+    assert "Transpose" not in ops
+    assert [v.name for v in model.graph.output] == [v.name for v in onnx.load_from_string(data).graph.output]
+    again = subprune_fx.repeat(settle(load_onnx(data, "model.onnx").module, x), pruned.plan, x)
+    assert write_back(again.module, x) == model
 
 
 @pytest.mark.parametrize("opset", [9, 10, 13, 20])
@@ -219,7 +251,7 @@ class Split(Residual):
         return super().forward(x.new_ones(1) * both[:, :3]) + both.mean((2, 3))[:, :5]
 
 
-@pytest.mark.parametrize("net", [Residual, Shuffle, Split])
+@pytest.mark.parametrize("net", [Residual, Shuffle, Split, Stage])
 def test_a_sweep_in_sessions_of_many_nodes_ends_with_what_single_nodes_give(net: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     x = torch.randn(40, 3, 8, 8)

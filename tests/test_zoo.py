@@ -27,7 +27,7 @@ SLICE = {
     "inception_v3": 3.3,  # factorised kernels
     "mobilenet_v3_small": 2.5,  # hard activations
     "regnet_x_400mf": 3.5,  # grouped convolutions
-    "shufflenet_v2_x0_5": 2.2,  # chunk and channel shuffle; three quarters of it are the output layer
+    "shufflenet_v2_x1_0": 2.7,  # chunks and channel shuffles; half of it is the output layer
     "squeezenet1_1": 2.7,  # a convolution as the output layer
     "lraspp_mobilenet_v3_large": 3.0,  # dict output, interpolation
     "r3d_18": 3.5,  # three-dimensional convolutions

@@ -75,8 +75,8 @@ def shuffles(network: FxNetwork) -> Iterator[Shuffle]:
     moved: dict[fx.Node, list[tuple[fx.Node, int, Labels]]] = {}
     for site in network.sites:
         source = next(iter(site.node.all_input_nodes), None)
-        if source is None or not _deals(site):
-            continue
+        if source is None or not _deals(site) or not isinstance(network.channels.values.get(source.name), np.ndarray):
+            continue  # it makes something of nothing, joins, or reads a parameter
         axes = varying(site.before)
         starts = moved.get(source, [])
         if len(axes) == 1:

@@ -1,0 +1,111 @@
+"""Blocks that shuffle, one behind the other: no channel stays for that alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from support import against_masked
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+import subprune_fx
+from subprune_fx.errors import SubpruneError
+from subprune_fx.frontends.describe import describe
+from subprune_fx.frontends.fx_shuffles import shuffles
+from subprune_fx.frontends.tracing import traces
+from subprune_fx.passes.dependencies import analyse
+from subprune_fx.passes.proof import halved
+
+CHANNELS, BLOCKS = 8, 3
+
+
+def viewed(x: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    return x.view(n, 2, c // 2, h, w).transpose(1, 2).contiguous().view(n, c, h, w)
+
+
+SPELLINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "view": viewed,
+    "flatten": lambda x: torch.unflatten(x, 1, (2, -1)).permute(0, 2, 1, 3, 4).flatten(1, 2),
+    "einops": lambda x: x.reshape(-1, 2, CHANNELS // 2, *x.shape[2:]).permute(0, 2, 1, 3, 4).reshape(x.shape),
+    "function": lambda x: F.channel_shuffle(x, 2),
+    "module": nn.ChannelShuffle(2),
+}
+
+
+class Stage(nn.Module):
+    """ShuffleNet V2 in small: half of the channels pass, the other half are convolved."""
+
+    def __init__(self, shuffle: Callable[[Tensor], Tensor] = viewed, blocks: int = BLOCKS) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, CHANNELS, 3), nn.Linear(CHANNELS, 3)
+        self.blocks = nn.ModuleList(nn.Conv2d(CHANNELS // 2, CHANNELS // 2, 3, padding=1) for _ in range(blocks))
+        self.shuffle = shuffle
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        for block in self.blocks:
+            left, right = x.chunk(2, 1)
+            x = self.shuffle(torch.cat([left, block(right).relu()], 1))
+        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def x() -> Tensor:
+    torch.manual_seed(0)
+    return torch.randn(2, 3, 8, 8)
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_every_channel_may_go(spelling: str, x: Tensor) -> None:
+    stage = Stage(SPELLINGS[spelling]).eval()
+    assert not describe(next(traces(stage, x)), x).channels.groups
+    network = analyse(stage, x)
+    single = [item.channels for item in network.channels.frozen if item.reason == "it is a single channel"]
+    units = sum(group.units.size for group in network.channels.groups)
+    assert units + sum(single) == CHANNELS + BLOCKS * CHANNELS // 2
+    assert against_masked(network, *halved(network), x) < 1e-5  # float32 rounding; a wrong channel gives 0.1 and more
+
+
+def test_orders_are_those_of_the_network(x: Tensor) -> None:
+    network = describe(next(traces(Stage().eval(), x)), x)
+    found = list(shuffles(network))
+    assert [shuffle.order.tolist() for shuffle in found] == [[0, 4, 1, 5, 2, 6, 3, 7]] * BLOCKS
+    assert {shuffle.axis for shuffle in found} == {1}
+
+
+def test_a_shuffle_that_keeps_nothing_stays_as_it_is_written(x: Tensor) -> None:
+    """A slot of its two parts goes with its partner, and the plan fits the user's class."""
+    stage = Stage(blocks=1).eval()
+    network = analyse(stage, x)
+    assert not any(node.op == "get_attr" for node in network.graph_module.graph.nodes)
+    found = subprune_fx.prune(stage, x, keep=0.5)
+    torch.testing.assert_close(subprune_fx.apply(found.plan, stage)(x), found.module(x))
+
+
+def test_parameters_are_moved_too(x: Tensor) -> None:
+    """And are no values whose channels have an order."""
+
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.inner, self.head = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 6), nn.Linear(6, 8)
+            self.places = nn.Parameter(torch.randn(8, 2, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.embed(x).flatten(2).transpose(1, 2) + self.places.permute(1, 2, 0).reshape(1, 4, 8)
+            return x + self.head(self.inner(x).relu())  # type: ignore[no-any-return]
+
+    network = analyse(Positions().eval(), x)
+    assert [len(group.units) for group in network.channels.groups] == [6]
+    assert not list(shuffles(network))
+
+
+def test_a_plan_with_lists_is_for_the_graph(x: Tensor) -> None:
+    stage = Stage().eval()
+    found = subprune_fx.prune(stage, x, keep=0.5)
+    with pytest.raises(SubpruneError, match=r"written in the code of its forward .*repeat|traced graph module"):
+        subprune_fx.apply(found.plan, stage)
+    torch.testing.assert_close(subprune_fx.repeat(stage, found.plan, x).module(x), found.module(x))
