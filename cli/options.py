@@ -263,8 +263,8 @@ _ALWAYS: tuple[Clash, ...] = ((lambda values: values["quiet"] and values["verbos
               help="What single layers keep: tables [ratio] and [channels], LAYER = NUMBER. Without --ratio only "
                    "these are pruned.")  # fmt: skip
 @click.option("--align", type=click.IntRange(min=1), metavar="N",
-              help="Widths of pruned layers are multiples of N.  [default: 1, and 8 at depthwise convolutions; with "
-                   "--target latency the fastest of 8, 4 and 1]")  # fmt: skip
+              help="Widths of pruned layers are multiples of N.  [default: 1, and 4 where convolutions read 8 or "
+                   "more; with --target latency the fastest of 8, 4 and 1]")  # fmt: skip
 @click.option(
     "--reweight/--no-reweight",
     default=True,

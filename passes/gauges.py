@@ -47,7 +47,7 @@ class Gauge:
     Attributes:
         suffix: Of the file that it is measured on; None for that of the first output.
         compare: Measures.
-        alignments: Of widths, in the order in which they are tried; None: see `passes.steps.alignments`.
+        alignments: Of widths, in the order in which they are tried; None: see `passes.steps.multiples`.
         fine: See `bracket`.
     """
 

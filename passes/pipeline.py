@@ -37,7 +37,7 @@ from subprune_fx.passes.rankings import Orders, Rankings
 from subprune_fx.passes.rewrite import apply
 from subprune_fx.passes.scratch import Scratch
 from subprune_fx.passes.size import parameters
-from subprune_fx.passes.steps import alignments, only_layers, rounded, stepped, steps_of, units_of
+from subprune_fx.passes.steps import multiples, only_layers, rounded, stepped, steps_of, units_of
 from subprune_fx.passes.sweep import Sweep, beforehand
 from subprune_fx.passes.thin import thinned
 from subprune_fx.plan import Plan
@@ -57,7 +57,7 @@ class Compiled:
         ratio: Size before over size after, at least.
         plan: What to do to the network.
         module: The network with that done.
-        align: What the widths of pruned layers are multiples of; None: see `passes.steps.alignments`.
+        align: What the widths of pruned layers are multiples of; None: see `passes.steps.multiples`.
         outputs: The pruned network's outputs on the calibration inputs, by batch.
         seconds: Wall time by stage, from the start of the calibration.
         searched: Measurements that led to the ratio.
@@ -82,7 +82,7 @@ class Compiler:
     Attributes:
         network: The analysed network.
         options: The user's choices.
-        align: What the widths of pruned layers are multiples of; None: see `passes.steps.alignments`.
+        align: What the widths of pruned layers are multiples of; None: see `passes.steps.multiples`.
         outputs: The original network's outputs on this process's calibration inputs, by batch.
         cut: Cuts inputs, or labels, into the batches that the network is run on.
         verification: Labelled inputs of this process by batch; None: there are none.
@@ -189,12 +189,12 @@ class Compiler:
 
     def _align(self, align: int | None) -> None:
         self.align = align
-        by_group = alignments(self.network.channels.groups, align)
+        by_group = multiples(self.network.channels, align)
         self._steps = steps_of(self._widths, by_group, self.options.layers, strict=self.options.align is not None)
         self._budget = stepped(self._measured, self._steps)
 
     def aligned(self, align: int | None) -> Compiler:
-        """The same, calibrated as it is, with widths in multiples of `align`; None: see `passes.steps.alignments`."""
+        """The same, calibrated as it is, with widths in multiples of `align`; None: see `passes.steps.multiples`."""
         found = copy.copy(self)
         found._align(align)  # noqa: SLF001 - its own
         return found

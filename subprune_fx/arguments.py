@@ -47,9 +47,9 @@ class Choices(TypedDict, total=False):
         threads: Of onnxruntime where it is timed; 0 for all cores.
         only: Patterns (`fnmatch`) of layers to prune, as the report names them; none: all that can be.
         skip: Patterns of layers to leave alone.
-        align: Widths of pruned layers are multiples of this: 8 suits many processors. None: 1, and 8 where a depthwise
-            convolution is; for the target `latency` whichever of 8, 4 and 1 meets the ratio at the most
-            multiply-adds.
+        align: Widths of pruned layers are multiples of this: 8 suits many processors. None: 1, and 4 where
+            convolutions read 8 channels and more; for the target `latency` whichever of 8, 4 and 1 meets the ratio at
+            the most multiply-adds.
         layers: What single layers are to keep, whatever the budget; of several that match, the last. Without a ratio
             only these are pruned.
         reweight: Refit the weights of layers that read pruned channels (paper eq. 4).

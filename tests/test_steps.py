@@ -13,7 +13,8 @@ import subprune_fx
 from subprune_fx import Layer, SubpruneError
 from subprune_fx.formats.layers import load_layers
 from subprune_fx.passes.budgets import BUDGETS
-from subprune_fx.passes.steps import DEPTHWISE
+from subprune_fx.passes.dependencies import analyse
+from subprune_fx.passes.steps import BLOCK, SMALL, Multiple, multiples
 
 
 class Coupled(nn.Module):
@@ -85,11 +86,23 @@ def test_a_fraction_is_aligned_too() -> None:
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_only_a_depthwise_convolution_is_aligned_by_itself(budget: str) -> None:
+def test_what_convolutions_read_is_aligned_by_itself(budget: str) -> None:
     report = subprune_fx.prune(network(), INPUTS, ratio=2, budget=budget).report
     kept = {row.name: row.kept for row in report.groups}
-    assert kept.pop("inner") % DEPTHWISE == 0
-    assert any(others % DEPTHWISE for others in kept.values())
+    assert kept["stem"] % BLOCK == kept["inner"] % BLOCK == kept["side"] % BLOCK == 0
+
+
+def test_what_convolutions_read() -> None:
+    """Few channels are read as they are; of those that a depthwise convolution reads, or others join, fewer still."""
+    channels = analyse(network(), INPUTS[:2]).channels
+    free, block = Multiple(), Multiple(BLOCK, BLOCK)
+    wanted = {"stem": block, "inner": block, "side": block, "narrow": free, "head": free}
+    assert multiples(channels, None) == wanted
+    assert multiples(channels, 8) == dict.fromkeys(wanted, Multiple(8))
+    plain = nn.Sequential(nn.Conv2d(3, 24, 3), nn.ReLU(), nn.Conv2d(24, 4, 1)).eval()
+    assert multiples(analyse(plain, INPUTS[:2]).channels, None) == {"0": Multiple(BLOCK, SMALL)}
+    kept = [subprune_fx.prune(plain, INPUTS, keep=k / 24).report.groups[0].kept for k in range(1, 24)]
+    assert kept == [1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 8, 12, 12, 12, 12, 16, 16, 16, 16, 20, 20, 20, 20]
 
 
 def test_a_number_of_channels_that_is_asked_for_need_not_be_a_multiple_that_was_not() -> None:

@@ -54,10 +54,10 @@ def _paper(
 ) -> Method:
     """A system of the paper. Its code reweights all but AsymInChange towards the pruned network's own outputs (`seq`).
 
-    Plain least squares, as in the paper: next to no ridge, and none of what this project adds.
+    Plain least squares and any widths, as in the paper: next to no ridge, and none of what this project adds.
     """
     budget = None if own_budget else "accuracy"
-    plain = {"intercept": False, "feedback": False, "rounds": 0, "ridge": 1e-6}
+    plain = {"intercept": False, "feedback": False, "rounds": 0, "ridge": 1e-6, "align": 1}
     return Method(title, {"select": select, "variant": variant, "budget": budget, **plain}, training=training)
 
 
