@@ -150,8 +150,8 @@ def deliver(request: Request, pruned: Sequence[Pruned], setting: Setting) -> lis
 def slow(rows: Sequence[FileRow], request: Request, saved: float) -> tuple[str, ...]:
     """A warning where a file takes longer than the original, or not so much less as it has less to do.
 
-    Widths that onnxruntime is slow on are kept by default only where layers are narrow: ResNet56 at ratio 2, with 0.57 of
-    the multiply-adds, takes 0.77 times as long, with multiples of 8 0.73 times.
+    By default widths that onnxruntime is slow on remain where layers are narrow: ResNet56 at ratio 2, with 0.57 of the
+    multiply-adds, takes 0.77 times as long, with multiples of 8 0.73 times.
 
     Args:
         rows: The files.
