@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from subprune_fx.bundle import Inputs
+from subprune_fx.bundle import Inputs, device_of
 from subprune_fx.frontends.computed import duplicate
 from subprune_fx.frontends.describe import FxNetwork, describe
 from subprune_fx.frontends.fx_edit import edit_node
@@ -101,7 +101,8 @@ def _shuffle(network: FxNetwork, node: fx.Node, source: fx.Node, axis: int, posi
     if positions.shape != network.channels.values[source.name].shape or varying(positions) != (axis,):
         return None
     order = vector(positions, axis)
-    deals = np.array_equal(np.sort(order), np.arange(order.size)) and not np.array_equal(order, np.sort(order))
+    places = np.arange(order.size)
+    deals = np.array_equal(np.sort(order), places) and not np.array_equal(order, places)
     return Shuffle(node, source, axis, order, positions.shape) if deals else None
 
 
@@ -129,14 +130,13 @@ def _listed(network: FxNetwork, found: list[Shuffle]) -> fx.GraphModule:
     nodes = {node.name: node for node in twin.graph.nodes}
     for shuffle in found:
         node, source = nodes[shuffle.node.name], nodes[shuffle.source.name]
-        before = node.all_input_nodes
         (_as_gather if isinstance(node.target, OnnxOp) else _as_index)(twin, node, source, shuffle)
-        _erase_unread(before)
     for site in network.sites:
         if site.call.row is not None and site.call.row.kind is Kind.CHUNK:
             axis = int(site.call.get("dim", 0))
             sizes = [part.shape[axis] for part in leaves(site.after)]
             edit_node(nodes[site.node.name], Constant("node", site.node.name, _CHUNKS, sizes))
+    twin.graph.eliminate_dead_code()  # what reshaped them
     twin.recompile()
     return twin
 
@@ -144,8 +144,7 @@ def _listed(network: FxNetwork, found: list[Shuffle]) -> fx.GraphModule:
 def _as_index(twin: fx.GraphModule, node: fx.Node, source: fx.Node, shuffle: Shuffle) -> None:
     """As `fx_index` spells what is picked by a list that the network holds."""
     name = f"{node.name}_order"
-    device = next((tensor.device for tensor in twin.parameters()), None)
-    twin.register_buffer(name, torch.tensor(shuffle.order, device=device), persistent=False)
+    twin.register_buffer(name, torch.tensor(shuffle.order, device=device_of(twin)), persistent=False)
     with twin.graph.inserting_before(node):
         order = twin.graph.get_attr(name)
     node.op, node.target, node.kwargs = "call_function", operator.getitem, {}
@@ -161,13 +160,3 @@ def _as_gather(twin: fx.GraphModule, node: fx.Node, source: fx.Node, shuffle: Sh
     known = source_of(twin)
     assert known is not None
     twin.meta[META] = dataclasses.replace(known, lists=known.lists | {node.name})
-
-
-def _erase_unread(nodes: list[fx.Node]) -> None:
-    """Erase these where nothing reads them any more, and what only they read."""
-    pending = dict.fromkeys(nodes)
-    while pending:
-        node, _ = pending.popitem()
-        if not node.users and node.op in ("call_function", "call_method", "call_module", "get_attr"):
-            pending |= dict.fromkeys(node.all_input_nodes)
-            node.graph.erase_node(node)
