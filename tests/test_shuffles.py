@@ -15,7 +15,7 @@ from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.describe import describe
 from subprune_fx.frontends.fx_shuffles import shuffles
 from subprune_fx.frontends.tracing import traces
-from subprune_fx.passes.dependencies import analyse
+from subprune_fx.passes.dependencies import analyse, clearest
 from subprune_fx.passes.proof import halved
 
 CHANNELS, BLOCKS = 8, 3
@@ -67,6 +67,33 @@ def test_every_channel_may_go(spelling: str, x: Tensor) -> None:
     units = sum(group.units.size for group in network.channels.groups)
     assert units + sum(single) == CHANNELS + BLOCKS * CHANNELS // 2
     assert against_masked(network, *halved(network), x) < 1e-5  # float32 rounding; a wrong channel gives 0.1 and more
+    torch.testing.assert_close(network.graph_module(x), stage(x))
+
+
+MIXED: dict[str, Callable[[Tensor], Tensor]] = {
+    "flip": lambda x: viewed(x).flip(1, 2),
+    "roll": lambda x: viewed(x).roll((1, 1), (1, 3)),
+    "permute": lambda x: x.reshape(-1, 2, CHANNELS // 2, 6, 6).permute(0, 2, 1, 4, 3).reshape(x.shape),
+}
+
+
+@pytest.mark.parametrize("spelling", MIXED)
+def test_what_moves_positions_too_is_no_list_of_channels(spelling: str, x: Tensor) -> None:
+    stage = Stage(MIXED[spelling]).eval()
+    torch.testing.assert_close(clearest(stage, x).graph_module(x), stage(x))
+
+
+def test_samples_are_chunked_as_many_as_there_are(x: Tensor) -> None:
+    class Pairs(Stage):
+        """Two views of an image, one behind the other in the batch."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            left, right = super().forward(torch.cat([x, x.flip(3)])).chunk(2)
+            return left - right
+
+    stage = Pairs().eval()
+    found = subprune_fx.prune(stage, x, keep=0.5)
+    torch.testing.assert_close(found.module(x[:1]), found.module(x)[:1])
 
 
 def test_orders_are_those_of_the_network(x: Tensor) -> None:

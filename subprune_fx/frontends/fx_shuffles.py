@@ -72,7 +72,7 @@ def freed(network: FxNetwork, example: Inputs) -> FxNetwork:
 
 def shuffles(network: FxNetwork) -> Iterator[Shuffle]:
     """Those of a network, whatever they are made of: what ops move is known from running them on positions."""
-    moved: dict[fx.Node, list[tuple[fx.Node, int, Labels]]] = {}
+    moved: dict[fx.Node, list[tuple[fx.Node, int, list[Labels]]]] = {}
     for site in network.sites:
         source = next(iter(site.node.all_input_nodes), None)
         if source is None or not _deals(site) or not isinstance(network.channels.values.get(source.name), np.ndarray):
@@ -80,9 +80,8 @@ def shuffles(network: FxNetwork) -> Iterator[Shuffle]:
         axes = varying(site.before)
         starts = moved.get(source, [])
         if len(axes) == 1:
-            size = site.before.shape[axes[0]]
-            starts = [*starts, (source, axes[0], along(np.arange(size), axes[0], site.before.shape))]
-        ends = [(start, axis, site.run([positions])) for start, axis, positions in starts]
+            starts = [*starts, (source, axes[0], _positions(site.before.shape))]
+        ends = [(start, axis, [site.run([part]) for part in positions]) for start, axis, positions in starts]
         found = [shuffle for end in ends if (shuffle := _shuffle(network, site.node, *end)) is not None]
         if found:
             yield found[0]
@@ -96,14 +95,21 @@ def _deals(site: Site) -> bool:
     return deals and len(site.operands) == 1 and isinstance(site.after, np.ndarray)
 
 
-def _shuffle(network: FxNetwork, node: fx.Node, source: fx.Node, axis: int, positions: Labels) -> Shuffle | None:
-    """What `node` is, if these positions of the channels of `source` are another order of them."""
-    if positions.shape != network.channels.values[source.name].shape or varying(positions) != (axis,):
+def _positions(shape: tuple[int, ...]) -> list[Labels]:
+    """Where each element of a tensor is: one array for each dimension, its index there."""
+    return [along(np.arange(size), axis, shape) for axis, size in enumerate(shape)]
+
+
+def _shuffle(network: FxNetwork, node: fx.Node, source: fx.Node, axis: int, positions: list[Labels]) -> Shuffle | None:
+    """What `node` is, if these positions in `source` are another order of its channels and else where they were."""
+    shape = network.channels.values[source.name].shape
+    if any(part.shape != shape or not {axis}.issuperset(varying(part)) for axis, part in enumerate(positions)):
         return None
-    order = vector(positions, axis)
-    places = np.arange(order.size)
-    deals = np.array_equal(np.sort(order), places) and not np.array_equal(order, places)
-    return Shuffle(node, source, axis, order, positions.shape) if deals else None
+    orders = [vector(part, axis) for axis, part in enumerate(positions)]
+    moves = [not np.array_equal(order, np.arange(order.size)) for order in orders]
+    order = orders.pop(axis)
+    deals = moves.pop(axis) and not any(moves) and np.array_equal(np.sort(order), np.arange(order.size))
+    return Shuffle(node, source, axis, order, shape) if deals else None
 
 
 def _is_writable(network: FxNetwork, shuffle: Shuffle) -> bool:
@@ -123,7 +129,7 @@ def _stay(network: FxNetwork, tree: Tree) -> bool:
 
 
 def _listed(network: FxNetwork, found: list[Shuffle]) -> fx.GraphModule:
-    """A copy of the graph, on the same tensors, with these shuffles as lists and all chunks as parts of given sizes."""
+    """A copy of the graph, on the same tensors, with these shuffles as lists and chunks of channels as given sizes."""
     module = network.graph_module
     tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     twin = duplicate(module, tensors)
@@ -132,8 +138,8 @@ def _listed(network: FxNetwork, found: list[Shuffle]) -> fx.GraphModule:
         node, source = nodes[shuffle.node.name], nodes[shuffle.source.name]
         (_as_gather if isinstance(node.target, OnnxOp) else _as_index)(twin, node, source, shuffle)
     for site in network.sites:
-        if site.call.row is not None and site.call.row.kind is Kind.CHUNK:
-            axis = int(site.call.get("dim", 0))
+        axis = int(site.call.get("dim", 0)) if site.call.row is not None and site.call.row.kind is Kind.CHUNK else None
+        if axis is not None and axis % site.before.ndim in varying(site.before):  # how many samples there are may vary
             sizes = [part.shape[axis] for part in leaves(site.after)]
             edit_node(nodes[site.node.name], Constant("node", site.node.name, _CHUNKS, sizes))
     twin.graph.eliminate_dead_code()  # what reshaped them
