@@ -22,7 +22,7 @@ from subprune_fx.frontends.onnx_graph import Source, as_imported, source_of
 from subprune_fx.frontends.onnx_inner import graphs, tensors
 from subprune_fx.frontends.onnx_op import VARIADIC, as_array
 from subprune_fx.frontends.onnx_plain import sweep
-from subprune_fx.frontends.onnx_static import file_batch, record
+from subprune_fx.frontends.onnx_static import file_batch, record, stated_batch
 from subprune_fx.passes.export import PROTOBUF_LIMIT, check_onnx
 from subprune_fx.passes.onnx_sizes import Constants, Sizes, override
 from subprune_fx.passes.validate import validate_onnx
@@ -153,11 +153,11 @@ def _operands(node: fx.Node, proto: onnx.NodeProto, module: fx.GraphModule, sour
 
 def _forget_shapes(model: onnx.ModelProto, source: Source, values: Mapping[str, Any]) -> None:
     """Drop shape annotations that are no longer true or that belong to no tensor."""
-    graph = model.graph
+    graph, batch = model.graph, stated_batch(model)
     made = {name for node in graph.node for name in node.output}
     for k in reversed(range(len(graph.value_info))):
         value = graph.value_info[k]
-        if value.name not in made or not _true(value, _shape(source, value.name, values)):
+        if value.name not in made or not _true(value, _shape(source, value.name, values), batch):
             del graph.value_info[k]
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for value in graph.input:
@@ -174,13 +174,13 @@ def _shape(source: Source, name: str, values: Mapping[str, Any]) -> tuple[int, .
     return tuple(value.shape) if isinstance(value, Tensor) else None
 
 
-def _true(value: onnx.ValueInfoProto, shape: tuple[int, ...] | None) -> bool:
-    """Whether every number in an annotation fits; the first is the batch, which may be any."""
+def _true(value: onnx.ValueInfoProto, shape: tuple[int, ...] | None, batch: int | None) -> bool:
+    """Whether every number in an annotation fits; the first may be the batch that the file states."""
     dims = value.type.tensor_type.shape.dim
     if shape is None or len(dims) != len(shape):
         return False
     return all(
-        not dim.HasField("dim_value") or dim.dim_value == size or axis == 0
+        not dim.HasField("dim_value") or dim.dim_value == size or (axis == 0 and dim.dim_value == batch)
         for axis, (dim, size) in enumerate(zip(dims, shape, strict=True))
     )
 

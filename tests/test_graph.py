@@ -530,11 +530,25 @@ def text_cnn() -> nn.Module:
 
 
 @golden("""
-    frozen a: 8, getitem cannot be written for fewer channels
+    frozen a: 8, Tensor.roll cannot be written for fewer channels
     frozen b: 2, it is an output of the network
     """)
+def rolled() -> nn.Module:
+    """With the positions at once: no list of channels does that."""
+
+    def forward(net: Net, x: Tensor) -> Any:
+        return net.b(net.a(x).roll((3, 1), (1, 2)))
+
+    return Net(forward, a=conv(3, 8), b=conv(8, 2))
+
+
+@golden("""
+    a: 3 of a -> b
+    frozen b: 2, it is an output of the network
+    frozen a: 5, no layer that could be reweighted reads it
+    """)
 def indexed() -> nn.Module:
-    """Channels picked by number cannot be renumbered in the code."""
+    """Channels picked by number are numbered anew."""
 
     def forward(net: Net, x: Tensor) -> Any:
         return net.b(net.a(x)[:, [1, 3, 5]])

@@ -43,8 +43,24 @@ class Kernelised(nn.Module):
         return found
 
 
+class Picks(nn.Module):
+    """Channels in an order of their own, then by turns in two halves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 2)
+        self.inner = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)[..., [0, 4, 1, 5, 2, 6, 3, -1]]
+        for layer in self.inner:
+            x = torch.cat([x[..., ::2], layer(x[..., 1::2]).relu()], -1)
+        found: Tensor = self.last(x)
+        return found
+
+
 @pytest.mark.parametrize("dynamo", [False, True])
-@pytest.mark.parametrize(("make", "widths"), [(Scan, [12]), (Kernelised, [12])])
+@pytest.mark.parametrize(("make", "widths"), [(Scan, [12]), (Kernelised, [12]), (Picks, [2, 2, 4, 2, 2, 4])])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::FutureWarning")
 def test_files_have_the_groups_of_the_network(tmp_path: Path, make: type, widths: list[int], dynamo: bool) -> None:
     torch.manual_seed(0)

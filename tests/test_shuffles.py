@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 import torch
@@ -70,6 +70,48 @@ def test_every_channel_may_go(spelling: str, x: Tensor) -> None:
     torch.testing.assert_close(network.graph_module(x), stage(x))
 
 
+def merged(x: Tensor) -> Tensor:
+    """With the samples among the channels, as in the code published with ShuffleNet V2."""
+    n, c, h, w = x.shape
+    return x.reshape(n * c // 2, 2, h * w).permute(1, 0, 2).reshape(2, -1, c // 2, h, w)
+
+
+HALVES: dict[str, Callable[[Tensor], Iterable[Tensor]]] = {
+    "merged": lambda x: (merged(x)[0], merged(x)[1]),
+    "unbind": lambda x: torch.unflatten(x, 1, (-1, 2)).unbind(2),
+    "chunk": lambda x: (part.squeeze(2) for part in torch.unflatten(x, 1, (-1, 2)).chunk(2, 2)),
+    "strided": lambda x: (x[:, ::2], x[:, 1::2]),
+    "roll": lambda x: x.roll(3, 1).chunk(2, 1),
+    "unequal": lambda x: x.roll(3, 1).tensor_split(2, 1),
+}
+
+
+@pytest.mark.parametrize("spelling", HALVES)
+@pytest.mark.parametrize("exported", [False, True])
+def test_picked_channels_may_go_too(spelling: str, x: Tensor, *, exported: bool) -> None:
+    class Dealt(Stage):
+        """Channels go to both halves by turns."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x).relu()
+            for block in self.blocks:
+                left, right = HALVES[spelling](x)
+                x = torch.cat([left, block(right).relu()], 1)
+            return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+    stage: nn.Module = Dealt().eval()
+    if exported:
+        shapes = ({0: torch.export.Dim.AUTO},)
+        stage = torch.export.export(stage, (x,), dynamic_shapes=shapes).module()
+    network = analyse(stage, x)
+    single = [item.channels for item in network.channels.frozen if item.reason == "it is a single channel"]
+    units = sum(group.units.size for group in network.channels.groups)
+    assert units + sum(single) == CHANNELS + BLOCKS * CHANNELS // 2
+    assert against_masked(network, *halved(network), x) < 1e-5
+    more = torch.cat([x, x[:1]])
+    torch.testing.assert_close(network.graph_module(more), stage(more))
+
+
 MIXED: dict[str, Callable[[Tensor], Tensor]] = {
     "flip": lambda x: viewed(x).flip(1, 2),
     "roll": lambda x: viewed(x).roll((1, 1), (1, 3)),
@@ -81,6 +123,19 @@ MIXED: dict[str, Callable[[Tensor], Tensor]] = {
 def test_what_moves_positions_too_is_no_list_of_channels(spelling: str, x: Tensor) -> None:
     stage = Stage(MIXED[spelling]).eval()
     torch.testing.assert_close(clearest(stage, x).graph_module(x), stage(x))
+
+
+def among_samples(x: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    x = x.reshape(n * c, h, w).relu()
+    return x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n * c, h, w).sigmoid().view(n, c, h, w)
+
+
+def test_lists_are_of_no_number_of_samples(x: Tensor) -> None:
+    stage = Stage(among_samples).eval()
+    network = clearest(stage, x)
+    for inputs in (x[:1], torch.cat([x, x])):
+        torch.testing.assert_close(network.graph_module(inputs), stage(inputs))
 
 
 def test_samples_are_chunked_as_many_as_there_are(x: Tensor) -> None:

@@ -83,6 +83,7 @@ _SIZED: dict[Any, Any] = {
     torch.chunk: torch.split_with_sizes,
     _aten.chunk.default: _aten.split.sizes,
     _aten.split.Tensor: _aten.split_with_sizes.default,
+    _aten.tensor_split.sections: _aten.tensor_split.indices,
 }
 _COUNTED = {sized: counted for counted, sized in _SIZED.items()}
 

@@ -279,6 +279,8 @@ def _picked(item: Any, spelled: Any, position: int) -> slice | list[int] | None:
     """What one item between brackets takes of its dimension, unless all; a list only where the network holds it."""
     if isinstance(item, slice):
         return None if _is_whole(item) else item
+    if isinstance(item, list):
+        return item if all(type(place) is int for place in item) else None
     node = spelled[position] if isinstance(spelled, (tuple, list)) else spelled
     held = isinstance(node, fx.Node) and node.op == "get_attr" and isinstance(item, Tensor)
     return item.tolist() if held and item.ndim == 1 and item.dtype != torch.bool else None

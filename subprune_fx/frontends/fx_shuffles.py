@@ -1,6 +1,7 @@
 """Channel shuffles that would keep channels from going, as lists of channels.
 
 x.view(n, 2, c, ...).transpose(1, 2).reshape(n, 2 * c, ...)  ->  x[:, order]
+x.view(n, c, 2, ...).unbind(2)                               ->  x[:, evens], x[:, odds]
 x.chunk(2, 1)                                                ->  x.split((c, c), 1)
 
 Written as reshapes, a channel can only go with its partners in the other parts. Where blocks that shuffle follow on
@@ -24,12 +25,13 @@ from subprune_fx.frontends.fx_edit import edit_node
 from subprune_fx.frontends.fx_resize import Site
 from subprune_fx.frontends.onnx_graph import META, source_of
 from subprune_fx.frontends.onnx_op import OnnxOp
-from subprune_fx.graph.labels import Labels, along, compact, varying, vector
+from subprune_fx.frontends.original import agree
+from subprune_fx.graph.labels import Labels, along, compact, distinct, varying, vector
 from subprune_fx.graph.optable import Kind
 from subprune_fx.graph.step import Tree, leaves
 from subprune_fx.plan import Constant
 
-_DEALING = (Kind.MOVE, Kind.PERMUTE, Kind.DEAL)
+_DEALING = (Kind.MOVE, Kind.PERMUTE, Kind.DEAL, Kind.CHUNK)
 _SAME = ("contiguous", "clone")
 _CHUNKS = ("args", 1)
 """Where `tracing` puts the number of chunks."""
@@ -37,14 +39,14 @@ _CHUNKS = ("args", 1)
 
 @dataclasses.dataclass(frozen=True)
 class Shuffle:
-    """A node whose value is that of another one, its channels in another order.
+    """A node whose value is that of another one, all or some of its channels in another order.
 
     Attributes:
         node: The node.
         source: The other one.
         axis: Dimension of the channels.
         order: Which channel of the other one stands in each place, shape (channels,).
-        shape: Of both values.
+        shape: Of the value that has all channels.
     """
 
     node: fx.Node
@@ -61,38 +63,67 @@ def freed(network: FxNetwork, example: Inputs) -> FxNetwork:
         network: An analysed network; its graph is not changed.
         example: What it was analysed with.
     """
-    if not any(_reorders(site) and _stay(network, site.after) for site in network.sites):
+    if not any(_deals(network, site) and _stay(network, site.after) for site in network.sites):
         return network
     found = [shuffle for shuffle in shuffles(network) if _is_writable(network, shuffle)]
-    if not any(_stay(network, network.channels.values[shuffle.source.name]) for shuffle in found):
+    read = [network.channels.values[shuffle.source.name] for shuffle in found]
+    read += [site.before for site in network.sites if _chunked(site) is not None]
+    if not any(_stay(network, labels) for labels in read):
         return network
-    other = describe(_listed(network, found), example)
+    listed = _listed(network, found)
+    if not agree(network.graph_module, listed, example):
+        return network  # where samples lie among the channels, a list is of as many as there were
+    other = describe(listed, example)
     return other if other.channels.loose > network.channels.loose else network
 
 
 def shuffles(network: FxNetwork) -> Iterator[Shuffle]:
     """Those of a network, whatever they are made of: what ops move is known from running them on positions."""
-    moved: dict[fx.Node, list[tuple[fx.Node, int, list[Labels]]]] = {}
+    moved: dict[fx.Node, list[_Moved]] = {}
     for site in network.sites:
-        source = next(iter(site.node.all_input_nodes), None)
-        if source is None or not _deals(site) or not isinstance(network.channels.values.get(source.name), np.ndarray):
-            continue  # it makes something of nothing, joins, or reads a parameter
-        axes = varying(site.before)
+        if not _deals(network, site):
+            continue
+        source = site.node.all_input_nodes[0]
         starts = moved.get(source, [])
+        axes = varying(site.before) if len(site.operands) == 1 else ()
         if len(axes) == 1:
-            starts = [*starts, (source, axes[0], _positions(site.before.shape))]
-        ends = [(start, axis, [site.run([part]) for part in positions]) for start, axis, positions in starts]
-        found = [shuffle for end in ends if (shuffle := _shuffle(network, site.node, *end)) is not None]
+            starts = [*starts, _Moved(source, axes[0], _positions(site.before.shape))]
+        ends = [start.by(site) for start in starts]
+        found = [shuffle for end in ends if (shuffle := _shuffle(network, site.node, end)) is not None]
         if found:
             yield found[0]
         else:
             moved[site.node] = ends
 
 
-def _deals(site: Site) -> bool:
-    row = site.call.row
+@dataclasses.dataclass(frozen=True)
+class _Moved:
+    """Where the channels of a value are after some ops.
+
+    Attributes:
+        source: The node of that value.
+        axis: Dimension of its channels.
+        positions: By dimension of it, where in it each element comes from.
+        dealt: Whether channels lay over several dimensions in between, where they have partners.
+    """
+
+    source: fx.Node
+    axis: int
+    positions: list[Tree]
+    dealt: bool = False
+
+    def by(self, site: Site) -> _Moved:
+        """After another one."""
+        ends = [site.run(leaves(part)) for part in self.positions]
+        dealt = self.dealt or any(len(varying(part)) > 1 for part in leaves(ends[self.axis]))
+        return _Moved(self.source, self.axis, ends, dealt)
+
+
+def _deals(network: FxNetwork, site: Site) -> bool:
+    """Whether a node moves what one other node yields; others make something of nothing, join, or read a parameter."""
+    row, source = site.call.row, next(iter(site.node.all_input_nodes), None)
     deals = site.call.name in _SAME or (row is not None and row.kind in _DEALING)
-    return deals and len(site.operands) == 1 and isinstance(site.after, np.ndarray)
+    return deals and source is not None and len(leaves(network.channels.values.get(source.name))) == len(site.operands)
 
 
 def _positions(shape: tuple[int, ...]) -> list[Labels]:
@@ -100,26 +131,33 @@ def _positions(shape: tuple[int, ...]) -> list[Labels]:
     return [along(np.arange(size), axis, shape) for axis, size in enumerate(shape)]
 
 
-def _shuffle(network: FxNetwork, node: fx.Node, source: fx.Node, axis: int, positions: list[Labels]) -> Shuffle | None:
-    """What `node` is, if these positions in `source` are another order of its channels and else where they were."""
-    shape = network.channels.values[source.name].shape
-    if any(part.shape != shape or not {axis}.issuperset(varying(part)) for axis, part in enumerate(positions)):
+def _shuffle(network: FxNetwork, node: fx.Node, moved: _Moved) -> Shuffle | None:
+    """What `node` is, if its value is channels of another one, each once, and else all is where it was."""
+    shape = network.channels.values[moved.source.name].shape
+    parts = [part for part in moved.positions if isinstance(part, np.ndarray) and part.ndim == len(shape)]
+    if len(parts) < len(shape) or any(not {axis}.issuperset(varying(part)) for axis, part in enumerate(parts)):
         return None
-    orders = [vector(part, axis) for axis, part in enumerate(positions)]
-    moves = [not np.array_equal(order, np.arange(order.size)) for order in orders]
-    order = orders.pop(axis)
-    deals = moves.pop(axis) and not any(moves) and np.array_equal(np.sort(order), np.arange(order.size))
-    return Shuffle(node, source, axis, order, shape) if deals else None
+    orders = {axis: vector(part, axis) for axis, part in enumerate(parts)}
+    order = orders.pop(moved.axis)
+    if any(not np.array_equal(other, np.arange(shape[axis])) for axis, other in orders.items()):
+        return None
+    if distinct(order).size < order.size or (bool((np.diff(order) == 1).all()) and not moved.dealt):
+        return None  # some are repeated, or it is a slice
+    return Shuffle(node, moved.source, moved.axis, order, shape)
 
 
 def _is_writable(network: FxNetwork, shuffle: Shuffle) -> bool:
-    """Whether it can be written as a list: in a file, where both values have a name."""
+    """Whether it can be written as a list: in a file, where it is a node and reads a tensor."""
     source = source_of(network.graph_module)
-    return source is None or all(source.tensor(node.name) for node in (shuffle.node, shuffle.source))
+    return source is None or (shuffle.node.name in source.nodes and bool(source.tensor(shuffle.source.name)))
 
 
-def _reorders(site: Site) -> bool:
-    return site.call.row is not None and site.call.row.kind in (Kind.PERMUTE, Kind.DEAL)
+def _chunked(site: Site) -> int | None:
+    """Along which dimension a node cuts channels into a number of parts; of samples there may be any number."""
+    if site.call.row is None or site.call.row.kind is not Kind.CHUNK:
+        return None
+    axis = int(site.call.get("dim", 0)) % site.before.ndim
+    return axis if axis in varying(site.before) else None
 
 
 def _stay(network: FxNetwork, tree: Tree) -> bool:
@@ -138,8 +176,8 @@ def _listed(network: FxNetwork, found: list[Shuffle]) -> fx.GraphModule:
         node, source = nodes[shuffle.node.name], nodes[shuffle.source.name]
         (_as_gather if isinstance(node.target, OnnxOp) else _as_index)(twin, node, source, shuffle)
     for site in network.sites:
-        axis = int(site.call.get("dim", 0)) if site.call.row is not None and site.call.row.kind is Kind.CHUNK else None
-        if axis is not None and axis % site.before.ndim in varying(site.before):  # how many samples there are may vary
+        axis = _chunked(site)
+        if axis is not None:
             sizes = [part.shape[axis] for part in leaves(site.after)]
             edit_node(nodes[site.node.name], Constant("node", site.node.name, _CHUNKS, sizes))
     twin.graph.eliminate_dead_code()  # what reshaped them

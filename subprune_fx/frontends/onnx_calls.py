@@ -138,6 +138,13 @@ def _gather(node: fx.Node, root: Any, arguments: Arguments, row: Row | None) -> 
     return BY_TORCH["index_select"]
 
 
+def _gather_nd(node: fx.Node, _root: Any, _arguments: Arguments, _row: Row | None) -> Row | None:
+    """As torch exports `x[:, list]`: a column of positions of the first dimension, which has been brought there."""
+    places: Any = node.args[1]
+    column = isinstance(places, (list, tuple)) and all(isinstance(row, list) and len(row) == 1 for row in places)
+    return BY_TORCH["index_select"] if column and not node.kwargs.get("batch_dims") else None
+
+
 def _softmax(node: fx.Node, _root: Any, arguments: Arguments, row: Row | None) -> Row | None:
     """Up to opset 12 it flattens: all dimensions from `axis` on, 1 unless stated."""
     assert isinstance(node.target, OnnxOp)
@@ -235,6 +242,7 @@ _SPECIAL: Mapping[str, Rule] = {
     "GroupNormalization": _group_norm,
     "Attention": _attention,
     "Gather": _gather,
+    "GatherND": _gather_nd,
     "Softmax": _softmax,
     "LogSoftmax": _softmax,
     "Pad": _pad,

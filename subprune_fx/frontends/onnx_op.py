@@ -119,11 +119,12 @@ def item(vector: Tensor, index: int) -> int:
 
 
 def as_array(value: Any) -> Array:
-    """A tensor, number or list of numbers as onnxruntime takes it."""
+    """A tensor, number or list of numbers, or of lists, as onnxruntime takes it."""
     if isinstance(value, Tensor):
         return np.asarray(value.detach().contiguous().numpy())
     if isinstance(value, (list, tuple)):
-        return np.asarray([int(entry) for entry in value], dtype=np.int64)
+        entries = [as_array(entry) if isinstance(entry, (list, tuple)) else int(entry) for entry in value]
+        return np.asarray(entries, dtype=np.int64)
     return np.asarray(value, dtype=np.float32 if isinstance(value, float) else np.int64)
 
 

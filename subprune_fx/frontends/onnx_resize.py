@@ -172,6 +172,15 @@ def _gather(site: Any, keep: Keep) -> Changes:
     return [(("args", 1), positions)]
 
 
+def _gather_nd(site: Any, keep: Keep) -> Changes:
+    """The same for a column of positions of the first dimension."""
+    indices, before = site.node.args[1], site.before
+    if isinstance(indices, fx.Node) or 0 not in varying(before):
+        return []
+    chosen = np.asarray(indices)[:, 0] % before.shape[0]
+    return [(("args", 1), [[place] for place in _positions(_alive(before, 0, keep), chosen)])]
+
+
 def _group(site: Any, keep: Keep) -> Changes:
     """As many groups as still have channels: of a depthwise convolution, one for each."""
     groups, before = site.node.kwargs.get("group", 1), site.before
@@ -196,6 +205,7 @@ _RULES: Mapping[str, Callable[[Any, Keep], Changes]] = {
     "Split": _split,
     "Pad": _pad,
     "Gather": _gather,
+    "GatherND": _gather_nd,
     "Conv": _group,
     "ConvTranspose": _group,
     "GroupNormalization": _num_groups,

@@ -29,7 +29,7 @@ LARGEST = 4096
 SPELLED = frozenset({
     "Reshape", "Expand", "Slice", "Split", "Pad", "Resize", "Tile", "Gather", "Squeeze", "Unsqueeze", "ConstantOfShape",
     "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceSumSquare",
-    "ReduceLogSum", "ReduceLogSumExp", "CumSum", "TopK", "CenterCropPad",
+    "ReduceLogSum", "ReduceLogSumExp", "CumSum", "TopK", "CenterCropPad", "GatherND",
 })  # fmt: skip
 """Ops that take integer operands (after the first) as sizes, positions or axes: they are written as lists."""
 
@@ -63,9 +63,9 @@ def specialise(module: fx.GraphModule, example: Inputs) -> fx.GraphModule:
         node.meta["shape"] = tuple(operand.shape) if isinstance(operand, Tensor) else None
         if not isinstance(node.target, OnnxOp) or (node in writer.static and not _is_filled(first[node])):
             continue
-        spelled = node.target.op_type in SPELLED
+        rank = (2 if node.target.op_type == "GatherND" else 1) if node.target.op_type in SPELLED else -1
         with module.graph.inserting_before(node):
-            node.args = tuple(writer.written(arg, spelled=spelled and k > 0) for k, arg in enumerate(node.args))
+            node.args = tuple(writer.written(arg, rank if k else -1) for k, arg in enumerate(node.args))
         _DEFAULTS.get(node.target.op_type, _nothing)(node, first)
     module.graph.eliminate_dead_code()
     module.recompile()
@@ -182,15 +182,15 @@ class _Writer:
     first: Values
     second: Values
 
-    def written(self, arg: Any, *, spelled: bool) -> Any:
-        """An argument with the sizes in it as numbers: in lists where `spelled`, else as constant tensors."""
+    def written(self, arg: Any, rank: int) -> Any:
+        """An argument with the sizes in it as numbers: in lists up to a number of dimensions, else constant tensors."""
         if isinstance(arg, (list, tuple)):
-            return [self.written(entry, spelled=spelled) for entry in arg]
+            return [self.written(entry, rank) for entry in arg]
         if arg not in self.static or not isinstance(self.first[arg], Tensor) or self.first[arg].numel() > LARGEST:
             return arg
         one, two = self.first[arg], self.second[arg]
         same = one.shape == two.shape and torch.equal(one, two)
-        if spelled and not one.is_floating_point() and one.ndim <= 1:
+        if one.ndim <= rank and not one.is_floating_point():
             return one.tolist() if same else self._partly(arg, one, two)
         return self._constant(arg, one) if same and arg.op != "get_attr" else arg
 

@@ -123,6 +123,20 @@ class Original:
         raise SubpruneError(what, where=self._name, remedy=f"{how}return its tensors in a tuple or dict")
 
 
+def agree(graph: fx.GraphModule, other: fx.GraphModule, example: Inputs) -> bool:
+    """Whether two graphs compute the same, of one sample more too if the first takes any number of them.
+
+    What the second says of numbers is noted in its `meta`, as by `Original.fault`.
+    """
+    more = one_more(example)
+    wanted, numbers = _attempt(Numbers(graph), more), Numbers(other)
+    if wanted is None:
+        return _equal(_attempt(numbers, example), _attempt(Numbers(graph), example))
+    found = _equal(_attempt(numbers, more), wanted)
+    other.meta[NUMBERS] = len(more), numbers.found
+    return found
+
+
 def _attempt(numbers: Numbers, inputs: Inputs) -> Any:
     """What a graph computes; None where it does not take so many samples."""
     try:
