@@ -17,6 +17,7 @@ from subprune_fx.numerics.collect import Collector
 from subprune_fx.numerics.moments import Moments
 from subprune_fx.numerics.packed import Waiting
 from subprune_fx.numerics.readers import Reader
+from subprune_fx.passes.segment import operand
 from subprune_fx.passes.walk import Walk
 from subprune_fx.team import ALONE, Team
 
@@ -65,11 +66,6 @@ def _outputs(walk: Callable[[Inputs], Any], batches: Sequence[Inputs], tick: Tic
             if tick is not None:
                 tick(done, len(batches))
     return outputs
-
-
-def operand(node: fx.Node, source: str) -> fx.Node:
-    """The input of `node` that is called `source`."""
-    return next(used for used in node.all_input_nodes if used.name == source)
 
 
 def empty_moments(network: FxNetwork, consumer: Consumer, weight: Tensor) -> Moments:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -50,10 +50,7 @@ def restrict(network: FxNetwork, only: Sequence[str], skip: Sequence[str]) -> Fx
         SubpruneError: If a pattern matches no group, or no group is left.
     """
     groups = network.channels.groups
-    for pattern in (*only, *skip):
-        if not any(fnmatchcase(group.name, pattern) for group in groups):
-            known = ", ".join(group.name for group in groups[:8]) + (", ..." if len(groups) > 8 else "")
-            raise SubpruneError(f"no prunable layer is called {pattern!r}", remedy=f"there are {known}")
+    check_patterns((*only, *skip), [group.name for group in groups])
 
     def wanted(name: str) -> bool:
         chosen = not only or any(fnmatchcase(name, pattern) for pattern in only)
@@ -63,6 +60,18 @@ def restrict(network: FxNetwork, only: Sequence[str], skip: Sequence[str]) -> Fx
     if len(left) == len(groups):
         raise SubpruneError("nothing to prune: every prunable layer is excluded", remedy="exclude fewer")
     return narrowed(network, left)
+
+
+def check_patterns(patterns: Iterable[str], names: Sequence[str]) -> None:
+    """Refuse patterns (`fnmatch`) that match none of the prunable layers `names`.
+
+    Raises:
+        SubpruneError: One does not.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            known = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+            raise SubpruneError(f"no prunable layer is called {pattern!r}", remedy=f"there are {known}")
 
 
 def narrowed(network: FxNetwork, reasons: Mapping[str, str]) -> FxNetwork:

@@ -20,11 +20,11 @@ from subprune_fx.numerics.greedy import greedy
 from subprune_fx.numerics.moments import Moments
 from subprune_fx.numerics.readers import Reader
 from subprune_fx.numerics.submodularity import error_bound, path_ratio, sampled_ratio
-from subprune_fx.passes.calibrate import empty_moments, operand, parameter
+from subprune_fx.passes.calibrate import empty_moments, parameter
 from subprune_fx.passes.dependencies import analyse, restrict
-from subprune_fx.passes.evidence import positions
 from subprune_fx.passes.outputs import batches_of
 from subprune_fx.passes.problems import Settings, blocks, column_units, pose
+from subprune_fx.passes.segment import operand
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +96,7 @@ def diagnose(
 def _diagnosis(
     network: FxNetwork, group: Group, moments: dict[str, Moments], samples: int, generator: torch.Generator
 ) -> Diagnosis:
-    local = positions(group, network.channels.prunable.size)
+    local = network.channels.positions(group)
     everything = np.ones(network.channels.prunable.size, dtype=bool)
     parts, found = [], []
     for name in group.consumers:

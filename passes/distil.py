@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from subprune_fx.bundle import Inputs
 from subprune_fx.errors import SubpruneError
+from subprune_fx.layouts import COLOURS
 from subprune_fx.passes.calibrate import Tick
 from subprune_fx.passes.outputs import flat
 from subprune_fx.plan import Plan
@@ -29,8 +30,6 @@ LEAST = 1e-3
 """The least size of a parameter that counts: biases start at zero."""
 HELD_OUT = 8
 """One calibration input of so many is neither fitted nor trained on."""
-COLOURS = (1, 3, 4)
-"""Channels of what is taken for an image."""
 SHIFT = 8
 """Images are moved by up to one part in so many of their height and width."""
 MIRRORED = 0.2

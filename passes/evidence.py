@@ -21,7 +21,7 @@ from subprune_fx.numerics.packed import Waiting
 from subprune_fx.numerics.prefixes import kept_errors, reweighted_errors
 from subprune_fx.passes.calibrate import parameter
 from subprune_fx.passes.losses import GroupLosses, Reading, among, within
-from subprune_fx.passes.problems import Settings, blocks, column_units
+from subprune_fx.passes.problems import Settings, blocks, column_units, live_units
 from subprune_fx.passes.scratch import Scratch
 from subprune_fx.passes.sensitivities import sensitivities
 from subprune_fx.passes.taylor import taylor
@@ -73,7 +73,7 @@ class Gatherer:
     def reweighter(self) -> Reweighter:
         """New weights by the original network's moments."""
         if self._reweighter is None:
-            self._reweighter = Reweighter(self.network, self._moments(), self._settings, reweight=True)
+            self._reweighter = Reweighter(self.network, self._moments(), self._settings)
         return self._reweighter
 
     def forget(self) -> None:
@@ -120,13 +120,13 @@ class Gatherer:
         self, group: Group, module: fx.GraphModule, needs: frozenset[Need], alive: NDArray[np.bool_] | None = None
     ) -> GroupLosses:
         """Of a network in which only the `alive` units are left (None: all)."""
-        local = positions(group, self.network.channels.prunable.size)
+        local = self.network.channels.positions(group)
         readings = []
         for name in group.consumers:
             consumer, reader = self.network.channels.contractions[name], self.network.readers[name]
             units = column_units(consumer, reader.taps, self.network.channels.unit)
             if alive is not None:
-                units = units[alive[units]].reshape(units.shape[0], -1)
+                units = live_units(units, alive)
             readings.append(Reading(consumer.weight, reader, local[units]))
         if Need.TRAINING in needs:
             assert self._training is not None
@@ -143,7 +143,7 @@ class Gatherer:
     def sensitivity(self, group: Group) -> Sensitivity:
         """Largest share of a consumer's output; of several consumers the largest."""
         channels = self.network.channels
-        local = positions(group, channels.prunable.size)
+        local = channels.positions(group)
         largest = np.zeros(len(group.units) + 1)  # the last takes what belongs to other groups
         patches, taps = 1, 1
         for name in group.consumers:
@@ -172,7 +172,7 @@ class Gatherer:
 
     def readouts(self, group: Group) -> list[Readout]:
         """Weights of the group's consumers, in the order of `blocks`."""
-        local = positions(group, self.network.channels.prunable.size)
+        local = self.network.channels.positions(group)
         found = []
         for name in group.consumers:
             consumer, reader = self.network.channels.contractions[name], self.network.readers[name]
@@ -208,13 +208,6 @@ TOGETHER: dict[Need, Callable[[Gatherer], object]] = {
     Need.ACTIVATIONS: lambda gatherer: gatherer._sensitivities,  # noqa: SLF001 - of this file
 }
 """By need: what is made of all processes' inputs."""
-
-
-def positions(group: Group, units: int) -> NDArray[np.int64]:
-    """By unit of the network, its position in the group; -1 elsewhere."""
-    local = np.full(units, -1, dtype=np.int64)
-    local[group.units] = np.arange(group.units.size)
-    return local
 
 
 def generator_of(seed: int, group: int, *, live: bool = False) -> torch.Generator:

@@ -20,7 +20,7 @@ from subprune_fx.heap import trim
 from subprune_fx.passes.forward import Forward
 from subprune_fx.passes.memory import Store
 from subprune_fx.passes.scratch import Live, Scratch
-from subprune_fx.passes.segment import chains, evaluated
+from subprune_fx.passes.segment import chains, evaluated, operand
 from subprune_fx.sessions import give_back
 from subprune_fx.team import ALONE, Team
 
@@ -182,11 +182,11 @@ class Lockstep:
 
     def reads_other(self, node: fx.Node, source: str) -> bool:
         """Whether the input `source` of `node` differs between the two networks."""
-        return self._apart(_input(node, source))
+        return self._apart(operand(node, source))
 
     def differs(self, node: fx.Node, source: str, axis: int) -> bool:
         """Whether that input has another size in the two networks, but for its channels on dimension `axis`."""
-        used = _input(node, source)
+        used = operand(node, source)
         if used in self._constant:
             return False
         pairs = zip(self._originals, self._pruned, strict=True)
@@ -206,14 +206,14 @@ class Lockstep:
 
     def inputs(self, node: fx.Node, source: str) -> Iterator[Tensor]:
         """The pruned network's input `source` to `node`, batch by batch."""
-        used = _input(node, source)
+        used = operand(node, source)
         if used in self._constant:
             return (self._parameter(used) for _ in self._batches)
         return self._store.passed(environment[self._twin[used]] for environment in self._pruned)
 
     def original_inputs(self, node: fx.Node, source: str) -> Iterator[Tensor]:
         """The original network's input `source` to `node`, batch by batch."""
-        used = _input(node, source)
+        used = operand(node, source)
         return self._store.passed(environment[used] for environment in self._originals)
 
     def originals(self, node: fx.Node) -> Iterator[Tensor]:
@@ -229,7 +229,7 @@ class Lockstep:
             axis: Channel dimension of that input.
             kept: Which channels of the original input the pruned network still has.
         """
-        used = _input(node, source)
+        used = operand(node, source)
         for environment, x in zip(self._originals, self.inputs(node, source), strict=True):
             whole = environment[used].index_copy(axis, kept.to(x.device), x)
             yield _run(self._first, node, {**environment, used: whole}, None)
@@ -246,10 +246,6 @@ class Lockstep:
         """Activations of the pruned network that are still needed."""
         constant = {self._twin[node] for node in self._constant}
         return [Live(node, self._pruned) for node in self._pruned[0] if node not in constant]
-
-
-def _input(node: fx.Node, source: str) -> fx.Node:
-    return next(used for used in node.all_input_nodes if used.name == source)
 
 
 def _others(value: Tensor, axis: int) -> list[int]:

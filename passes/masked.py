@@ -96,7 +96,7 @@ class Masked(fx.Interpreter):
         found, spec = pytree.tree_flatten(self._small.run_node(twin))
         tensors = iter(leaves(labels))
         full = [
-            _put(item.new_zeros(_size(item, one := next(tensors))), _index(one, self._keep), item)
+            _put(item.new_zeros(_size(item, one := next(tensors))), survivors(one, self._keep), item)
             if isinstance(item, Tensor)
             else item
             for item in found
@@ -110,7 +110,7 @@ class Masked(fx.Interpreter):
         labels, value = self._network.channels.values.get(node.name), self.env[node]
         if labels is None or not isinstance(value, Tensor):
             return value
-        for axis, index in enumerate(_index(labels, self._keep)):
+        for axis, index in enumerate(survivors(labels, self._keep)):
             value = value if index is None else value.index_select(axis, torch.from_numpy(index).to(value.device))
         return value
 
@@ -120,11 +120,6 @@ class Masked(fx.Interpreter):
         full[torch.from_numpy(np.flatnonzero(self._keep[consumer.outputs]))] = self._biases[name].to(value)
         axis = consumer.axis % value.ndim
         return full.reshape([-1 if d == axis else 1 for d in range(value.ndim)])
-
-
-def masked(network: FxNetwork, plan: Plan, small: fx.GraphModule | None = None) -> Masked:
-    """See `Masked`."""
-    return Masked(network, plan, small)
 
 
 def _copied(module: fx.GraphModule, plan: Plan) -> fx.GraphModule:
@@ -138,10 +133,6 @@ def _size(item: Tensor, labels: Labels) -> Sequence[int]:
     """Full size of a value; batch and positions are the value's own."""
     picked = compact(labels).shape
     return [new if old == 1 else full for new, old, full in zip(item.shape, picked, labels.shape, strict=True)]
-
-
-def _index(labels: Labels, keep: Keep) -> tuple[NDArray[np.int64] | None, ...]:
-    return survivors(labels, keep)
 
 
 def _put(full: Tensor, index: Sequence[NDArray[np.int64] | None], value: Tensor) -> Tensor:
@@ -175,7 +166,7 @@ def _scatter(network: FxNetwork, plan: Plan, keep: Keep, module: nn.Module) -> N
             continue
         full = parameter(module, name)
         if name in channels.elements:
-            index = _index(channels.elements[name], keep)
+            index = survivors(channels.elements[name], keep)
         else:
             axes = channels.axes.get(name, {})
             index = tuple(np.flatnonzero(keep[axes[d]]) if d in axes else None for d in range(full.ndim))

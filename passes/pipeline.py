@@ -236,11 +236,9 @@ class Compiler:
                 where = self.network.intercepts.get(name)
                 if where is not None and where.new:  # ones: an exporter might drop zeros
                     scratch.set(where.name, torch.ones(self.network.channels.contractions[name].outputs.shape))
-        alive = np.ones_like(scratch.alive)
-        for group in self.network.channels.groups:
-            alive[group.units] = False
-            alive[group.units[self._orders[group.name][: keep[group.name]]]] = True
-        scratch.shrink(alive)
+        channels = self.network.channels
+        kept = (group.units[self._orders[group.name][: keep[group.name]]] for group in channels.groups)
+        scratch.shrink(channels.alive(kept, channels.groups))
         return apply(scratch.plan(()), self.network.graph_module)
 
     def compile_fraction(self, alpha: float) -> Compiled:

@@ -177,8 +177,7 @@ def blocks(
         alive: By unit, whether it is there at all.
         energy: Of the consumer's whole target; None: that of `problem`.
     """
-    local = np.full(channels.prunable.size, -1, dtype=np.int64)
-    local[group.units] = np.arange(group.units.size)
+    local = channels.positions(group)
     total = (float(problem.energy.sum()) if energy is None else energy) or 1.0
     found = []
     for g, columns in enumerate(problem.unit):

@@ -27,7 +27,7 @@ from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.frontends.onnx_graph import source_of
 from subprune_fx.graph.channels import Group
 from subprune_fx.passes.dependencies import narrowed
-from subprune_fx.passes.masked import masked
+from subprune_fx.passes.masked import Masked
 from subprune_fx.passes.rewrite import apply
 from subprune_fx.passes.scratch import Scratch
 from subprune_fx.plan import Decision, Plan
@@ -72,12 +72,9 @@ def halved(network: FxNetwork, seed: int = 0) -> tuple[Plan, fx.GraphModule]:
     """A plan in which every group keeps a random half of its units, weights as they are, and what it makes."""
     rng, channels = np.random.default_rng(seed), network.channels
     kept = [np.sort(rng.permutation(group.units.size)[: max(1, group.units.size // 2)]) for group in channels.groups]
-    alive = np.ones(channels.prunable.size, dtype=bool)
-    for group, chosen in zip(channels.groups, kept, strict=True):
-        alive[group.units] = False
-        alive[group.units[chosen]] = True
     scratch = Scratch(network)
-    scratch.shrink(alive)
+    units = (group.units[chosen] for group, chosen in zip(channels.groups, kept, strict=True))
+    scratch.shrink(channels.alive(units, channels.groups))
     decisions = tuple(
         Decision(group.name, group.units.size, tuple(chosen.tolist()), 0.0)
         for group, chosen in zip(channels.groups, kept, strict=True)
@@ -138,7 +135,7 @@ def _fault(network: FxNetwork, groups: Sequence[Group], *, example: Inputs) -> s
 @torch.no_grad()
 def _apart(network: FxNetwork, example: Inputs, limit: float) -> float:
     plan, small = halved(network)
-    wanted = functools.cache(lambda: masked(network, plan, small).run(example))
+    wanted = functools.cache(lambda: Masked(network, plan, small).run(example))
     with contextlib.suppress(Exception):  # what a network raises that takes this number of samples is raised below
         apart = difference(fewer(small(one_more(example)), wanted(), len(example)), wanted())
         if apart < limit:  # it is right, and of any number of samples: it need not be run on as many as the example

@@ -26,6 +26,11 @@ def chains(graph: fx.Graph, apart: Collection[str] = ()) -> dict[fx.Node, list[f
     return found
 
 
+def operand(node: fx.Node, source: str) -> fx.Node:
+    """The input of `node` that is called `source`."""
+    return next(used for used in node.all_input_nodes if used.name == source)
+
+
 def evaluated(chain: Sequence[fx.Node], interpreter: fx.Interpreter) -> Any:
     """The value of the last node of a chain, with the interpreted module's parameters as they are now."""
     interpreter.env = {}

@@ -19,6 +19,7 @@ from subprune_fx.errors import SubpruneError
 from subprune_fx.graph.channels import ChannelGraph, Group
 from subprune_fx.graph.propagation import Consumer
 from subprune_fx.passes.budget import Budget, Curves, Keep, Sizes, Trial
+from subprune_fx.passes.dependencies import check_patterns
 from subprune_fx.passes.size import SizeModel
 from subprune_fx.plan import Layer
 
@@ -83,11 +84,7 @@ def steps_of(
     Raises:
         SubpruneError: A pattern matches no group, or asks for what a group does not have.
     """
-    names = list(widths.units)
-    for layer in layers:
-        if not any(fnmatchcase(name, layer.pattern) for name in names):
-            known = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-            raise SubpruneError(f"no prunable layer is called {layer.pattern!r}", remedy=f"there are {known}")
+    check_patterns((layer.pattern for layer in layers), list(widths.units))
     found = {}
     for name, units in widths.units.items():
         every = np.arange(1, units + 1)

@@ -11,8 +11,8 @@ from torch import Tensor, fx
 
 from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.describe import FxNetwork
-from subprune_fx.passes.calibrate import operand
 from subprune_fx.passes.outputs import loss
+from subprune_fx.passes.segment import operand
 
 
 def taylor(network: FxNetwork, batches: Sequence[Inputs], labels: Sequence[Tensor]) -> Tensor:

@@ -85,9 +85,7 @@ def trials(
             for group in starts[node.name]:
                 values, rest = [], None
                 for k in sizes[group.name]:
-                    alive = np.ones(network.channels.prunable.size, dtype=bool)
-                    alive[group.units] = False
-                    alive[group.units[orders[group.name][:k]]] = True
+                    alive = network.channels.alive([group.units[orders[group.name][:k]]], [group])
                     patch = patches(group, alive)
                     rest = rest or Segment(interpreter, nodes[position:], known, patch)
                     with patched(network.graph_module, patch):
@@ -123,10 +121,9 @@ def _copy(module: fx.GraphModule, values: Mapping[str, Tensor]) -> None:
 class Reweighter:
     """Full-size parameters of consumers when some of their channels are gone, by the original network's moments."""
 
-    def __init__(self, network: FxNetwork, moments: Waiting, settings: Settings, *, reweight: bool) -> None:
+    def __init__(self, network: FxNetwork, moments: Waiting, settings: Settings) -> None:
         self.network = network
         self.settings = settings
-        self.reweight = reweight
         self._inputs = moments
         self._posed: dict[str, tuple[Collected, Problem]] = {}
         self._sizes: dict[str, int] = {}
@@ -192,7 +189,7 @@ class Reweighter:
         consumer = network.channels.contractions[name]
         mask = torch.from_numpy(alive[problem.unit])
         full = torch.zeros_like(problem.weight)
-        solved = self.reweight and consumer.weight not in network.channels.shared
+        solved = consumer.weight not in network.channels.shared
         full[mask] = problem.reweighted(alive).reshape(-1, full.shape[2]) if solved else problem.weight[mask]
         weight = parameter(network.graph_module, consumer.weight)
         patch = {consumer.weight: network.readers[name].weight(full, weight).to(weight)}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from subprune_fx.frontends.describe import FxNetwork
-from subprune_fx.passes.masked import masked
+from subprune_fx.passes.masked import Masked
 from subprune_fx.passes.pipeline import Compiler
 from subprune_fx.passes.proof import difference
 from subprune_fx.passes.sweep import Sweep
@@ -23,7 +23,7 @@ def parameters(module: torch.nn.Module) -> int:
 def against_masked(network: FxNetwork, plan: Plan, small: fx.GraphModule, *inputs: Any) -> float:
     """How far a pruned network is from the masked and reweighted original, see `difference`."""
     with torch.no_grad():
-        return difference(small(*inputs), masked(network, plan).run(*inputs))
+        return difference(small(*inputs), Masked(network, plan).run(*inputs))
 
 
 class Joined(nn.Module):

@@ -28,7 +28,7 @@ from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.frontends.fx_edit import is_written
 from subprune_fx.passes.budgets import BUDGETS
 from subprune_fx.passes.dependencies import analyse
-from subprune_fx.passes.masked import masked
+from subprune_fx.passes.masked import Masked
 from subprune_fx.passes.outputs import is_score
 from subprune_fx.passes.proof import difference
 from subprune_fx.passes.sweep import VARIANTS
@@ -632,7 +632,7 @@ def test_pruned_is_masked(
         return
     network = analyse(net, x[:2])
     other = torch.randn(4, 2, 8, 8, dtype=torch.float64)
-    reference = masked(network, found.plan)  # knows activations of two samples, where heads and samples share an axis
+    reference = Masked(network, found.plan)  # knows activations of two samples, where heads and samples share an axis
     with torch.no_grad():
         wanted = torch.cat([reference.run(other[:2]), reference.run(other[2:])])
         assert difference(found.module(other), wanted) < ROUNDING

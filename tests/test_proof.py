@@ -16,7 +16,7 @@ from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.graph.optable import BY_TORCH
 from subprune_fx.passes import proof
 from subprune_fx.passes.dependencies import analyse
-from subprune_fx.passes.masked import masked
+from subprune_fx.passes.masked import Masked
 from subprune_fx.passes.proof import difference, fewer, halved, proven
 from subprune_fx.plan import Plan
 
@@ -150,9 +150,9 @@ def test_masked_network_has_its_own_copies_of_what_it_writes_alone() -> None:
     whole = dict(network.graph_module.named_parameters())
     before = {name: tensor.detach().clone() for name, tensor in whole.items()}
     plan, _ = halved(network)
-    assert all(tensor is whole[name] for name, tensor in masked(network, plan).module.named_parameters())
+    assert all(tensor is whole[name] for name, tensor in Masked(network, plan).module.named_parameters())
     fitted = subprune_fx.prune(Net(), images(), keep=0.5).plan
-    own = {name for name, tensor in masked(network, fitted).module.named_parameters() if tensor is not whole[name]}
+    own = {name for name, tensor in Masked(network, fitted).module.named_parameters() if tensor is not whole[name]}
     assert own == fitted.values.keys() & whole.keys() != set()
     assert all(torch.equal(tensor, before[name]) for name, tensor in whole.items())
 

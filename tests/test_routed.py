@@ -16,7 +16,7 @@ from subprune_fx.frontends.fx_inputs import spread
 from subprune_fx.frontends.fx_routed import routed, sent
 from subprune_fx.frontends.tracing import traces
 from subprune_fx.passes.dependencies import analyse
-from subprune_fx.passes.masked import masked
+from subprune_fx.passes.masked import Masked
 from subprune_fx.passes.proof import difference, halved
 
 ROUNDING = 1e-5
@@ -135,7 +135,7 @@ def test_odd_widths_that_grouped_mm_refuses_run_all_the_same() -> None:
     network = analyse(model, x[:2])
     assert dict(small.named_parameters())["up"].shape == (4, 6, 6)
     with torch.no_grad():
-        assert difference(small(x), masked(network, plan).run(x)) < ROUNDING
+        assert difference(small(x), Masked(network, plan).run(x)) < ROUNDING
 
 
 def test_experts_are_written(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from subprune_fx.bundle import Inputs, call, doubled
 from subprune_fx.errors import SubpruneError, ValidationError
 from subprune_fx.heap import keep
 from subprune_fx.passes.dependencies import analyse
-from subprune_fx.passes.masked import masked
+from subprune_fx.passes.masked import Masked
 from subprune_fx.passes.proof import difference
 from subprune_fx.plan import Plan
 
@@ -135,7 +135,7 @@ def _compared(row: Row, model: torch.nn.Module, pruned: Pruned, inputs: Inputs) 
 
 @torch.no_grad()
 def _apart(model: torch.nn.Module, pruned: torch.nn.Module, plan: Plan, few: Inputs) -> float:
-    return difference(call(pruned, few), masked(analyse(model, few), plan).run(few))
+    return difference(call(pruned, few), Masked(analyse(model, few), plan).run(few))
 
 
 def _written(row: Row, module: torch.nn.Module, model: torch.nn.Module, inputs: Inputs) -> Row:

@@ -94,13 +94,23 @@ class ChannelGraph:
         labels = (labels for axes in self.axes.values() for labels in axes.values())
         return sum(int(self.prunable[self.unit[part]].sum()) for part in labels)
 
-    def keep(self, kept: Iterable[NDArray[np.int64]], groups: Iterable[Group]) -> NDArray[np.bool_]:
-        """By label, whether it survives when each of `groups` keeps only its units `kept`."""
-        alive = np.ones(self.prunable.size, dtype=bool)
+    def positions(self, group: Group) -> NDArray[np.int64]:
+        """By unit, its position in `group`, -1 elsewhere; shape (units,)."""
+        found = np.full(self.prunable.size, -1, dtype=np.int64)
+        found[group.units] = np.arange(group.units.size)
+        return found
+
+    def alive(self, kept: Iterable[NDArray[np.int64]], groups: Iterable[Group]) -> NDArray[np.bool_]:
+        """By unit, whether it survives when each of `groups` keeps only its units `kept`; shape (units,)."""
+        found = np.ones(self.prunable.size, dtype=bool)
         for group, units in zip(groups, kept, strict=True):
-            alive[group.units] = False
-            alive[units] = True
-        return np.asarray(alive[self.unit])
+            found[group.units] = False
+            found[units] = True
+        return found
+
+    def keep(self, kept: Iterable[NDArray[np.int64]], groups: Iterable[Group]) -> NDArray[np.bool_]:
+        """The same by label; shape (labels,)."""
+        return np.asarray(self.alive(kept, groups)[self.unit])
 
     def samples(self) -> tuple[NDArray[np.bool_], ...]:
         """Pairs of `keep` masks for trying an op: of every group some at random, and the others.

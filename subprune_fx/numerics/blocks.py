@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from subprune_fx.numerics.cholesky import factor
 from subprune_fx.numerics.elimination import Elimination, layout
-from subprune_fx.numerics.solve import factor
 from subprune_fx.numerics.symmetric import Symmetric, squared
 
 PANEL = 128

@@ -11,7 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from subprune_fx.numerics.solve import attempt, factor
+from subprune_fx.numerics.cholesky import attempt, factor
 
 TOLERANCE = 1e-10
 """A residual below this fraction of the column's own square is rounding: such a column adds nothing.

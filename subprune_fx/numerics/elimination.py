@@ -24,8 +24,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from subprune_fx.numerics.cholesky import check_finite
 from subprune_fx.numerics.diagonals import diagonals
-from subprune_fx.numerics.solve import check_finite
 
 
 class Part(Protocol):

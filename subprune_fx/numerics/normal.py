@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from subprune_fx.numerics.blocks import Block
+from subprune_fx.numerics.cholesky import factor
 from subprune_fx.numerics.elimination import Part
-from subprune_fx.numerics.solve import factor
 
 
 class System(Protocol):

@@ -7,7 +7,7 @@ Matrices come transposed, (groups, columns, rows), since that is the layout one 
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -130,7 +130,7 @@ class ConvReader:
     @property
     def taps(self) -> int:
         """See `Reader`."""
-        return _product(self.kernel)
+        return math.prod(self.kernel)
 
     def columns(self, x: Tensor) -> Tensor:
         """See `Reader`."""
@@ -213,7 +213,7 @@ class TransposedConvReader:
     @property
     def taps(self) -> int:
         """See `Reader`."""
-        return _product(self.kernel)
+        return math.prod(self.kernel)
 
     def columns(self, x: Tensor) -> Tensor:
         """See `Reader`."""
@@ -290,19 +290,12 @@ def _patches(x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: 
         *(strides[2 + d] * stride[d] for d in range(rank)),
     )
     view = by_channel.as_strided(shape, steps, by_channel.storage_offset())
-    return view.reshape(groups, by_channel.shape[0] // groups * _product(kernel), -1)
+    return view.reshape(groups, by_channel.shape[0] // groups * math.prod(kernel), -1)
 
 
 def _last(tensor: Tensor, axis: int) -> Tensor:
     """(1, size of `axis`, everything else)."""
     return tensor.movedim(axis, -1).reshape(1, -1, tensor.shape[axis]).transpose(1, 2)
-
-
-def _product(sizes: Sequence[int]) -> int:
-    total = 1
-    for size in sizes:
-        total *= size
-    return total
 
 
 def same_padding(kernel: Sequence[int], dilation: Sequence[int]) -> tuple[tuple[int, int], ...]:
@@ -311,5 +304,5 @@ def same_padding(kernel: Sequence[int], dilation: Sequence[int]) -> tuple[tuple[
     >>> same_padding((3, 4), (1, 1))
     ((1, 1), (1, 2))
     """
-    totals = [gap * (taps - 1) for taps, gap in itertools.zip_longest(kernel, dilation)]
+    totals = [gap * (taps - 1) for taps, gap in zip(kernel, dilation, strict=True)]
     return tuple((total // 2, total - total // 2) for total in totals)

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from subprune_fx.numerics.blocks import sorted_columns
+from subprune_fx.numerics.cholesky import factor
 from subprune_fx.numerics.diagonals import solved
 from subprune_fx.numerics.elimination import Elimination, layout
 from subprune_fx.numerics.geometry import slices
 from subprune_fx.numerics.row_kernels import Kernels
-from subprune_fx.numerics.solve import factor
 
 AT_ONCE = 1024
 """Columns whose products with all outputs are in memory at a time."""

@@ -16,10 +16,10 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from subprune_fx.numerics.cholesky import JITTER, ROUNDING, factor
 from subprune_fx.numerics.elimination import Part
 from subprune_fx.numerics.geometry import slices
 from subprune_fx.numerics.row_elimination import AT_ONCE, RowBlock, outputs, squared, stacked
-from subprune_fx.numerics.solve import JITTER, ROUNDING, factor
 
 
 @dataclasses.dataclass(frozen=True)

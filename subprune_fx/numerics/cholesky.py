@@ -1,4 +1,4 @@
-"""Least squares on kept columns, from moments (paper eq. 4)."""
+"""Cholesky factors of matrices that may be singular up to rounding."""
 
 from __future__ import annotations
 
@@ -12,20 +12,6 @@ JITTER = 1e-12
 
 ROUNDING = 1e-14
 """A pivot below this fraction of its diagonal entry is rounding."""
-
-
-def solve(gram: Tensor, cross: Tensor, kept: Tensor) -> Tensor:
-    """argmin_W tr(W' G_SS W) - 2 tr(W' C_S), that is, G_SS^-1 C_S.
-
-    Args:
-        gram: B'B, (d, d), positive semidefinite.
-        cross: B'Y, (d, m).
-        kept: Columns S, (k,), int64.
-
-    Returns:
-        Weights of the kept columns, (k, m).
-    """
-    return torch.cholesky_solve(cross[kept], factor(gram[kept[:, None], kept]))
 
 
 def factor(matrix: Tensor) -> Tensor:
@@ -56,13 +42,17 @@ def factor(matrix: Tensor) -> Tensor:
 
 
 def check_finite(matrix: Tensor) -> None:
-    """Raise an error where second moments hold infinite or undefined entries."""
+    """Refuse second moments with infinite or undefined entries.
+
+    Raises:
+        SubpruneError: There are some.
+    """
     if not bool(torch.isfinite(matrix).all()):
         raise SubpruneError("second moments overflow", where="least squares", remedy="check the calibration inputs")
 
 
 def attempt(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Lower Cholesky factors, and which of them are of no use: where it is not positive definite beyond rounding."""
+    """Lower Cholesky factors, (..., n, n), and which of them failed: not positive definite beyond rounding, (...)."""
     found, info = torch.linalg.cholesky_ex(matrix)
     pivots, entries = found.diagonal(dim1=-2, dim2=-1).square(), matrix.diagonal(dim1=-2, dim2=-1)
     return found, (info != 0) | (pivots < ROUNDING * entries).any(-1)
