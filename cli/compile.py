@@ -18,11 +18,11 @@ from subprune_fx.cli.inputs import calibration_of, labelled_of, probe
 from subprune_fx.cli.options import FILES, Request
 from subprune_fx.cli.progress import Progress
 from subprune_fx.errors import SubpruneError
-from subprune_fx.formats import write
 from subprune_fx.formats.layers import load_layers
 from subprune_fx.formats.load import Loaded, load_model
 from subprune_fx.frontends.onnx_static import file_batch, fixed_batch, settle
 from subprune_fx.heap import keep
+from subprune_fx.passes import write
 from subprune_fx.passes.explain import explain
 from subprune_fx.plan import Plan
 from subprune_fx.repeating import repeat

@@ -14,10 +14,9 @@ from subprune_fx.arguments import enough
 from subprune_fx.bundle import Bundle, Inputs, call, parts
 from subprune_fx.cli.options import Request
 from subprune_fx.cli.progress import Progress
-from subprune_fx.errors import SubpruneError
+from subprune_fx.errors import SubpruneError, first_line
 from subprune_fx.formats.arrays import Samples
 from subprune_fx.formats.images import Preparation
-from subprune_fx.formats.lines import first_line
 from subprune_fx.formats.load import Loaded
 from subprune_fx.formats.presets import preset
 from subprune_fx.formats.sources import Wish, load_samples

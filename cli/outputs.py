@@ -19,11 +19,12 @@ from subprune_fx.bundle import Inputs
 from subprune_fx.cli import table
 from subprune_fx.cli.options import PROGRAM, Request
 from subprune_fx.errors import SubpruneError
-from subprune_fx.formats import atomic, write
+from subprune_fx.formats import atomic
 from subprune_fx.formats.drawing import drawing_of
 from subprune_fx.formats.page import page
-from subprune_fx.formats.quantise import quantise
-from subprune_fx.formats.stages import stages
+from subprune_fx.passes import write
+from subprune_fx.passes.quantise import quantise
+from subprune_fx.passes.stages import stages
 from subprune_fx.report import FileRow, Report, Stage, curve
 from subprune_fx.team import Team
 
@@ -110,7 +111,7 @@ def deliver(request: Request, pruned: Sequence[Pruned], setting: Setting) -> lis
         The reports with what was written.
 
     Raises:
-        SubpruneError: See `subprune_fx.formats.write.fill`.
+        SubpruneError: See `subprune_fx.passes.write.fill`.
     """
     reports = []
     baseline = write.Baseline(setting.original, setting.example)

@@ -14,15 +14,14 @@ from torch.export import Dim, ExportedProgram
 
 from subprune_fx.bundle import Inputs, arguments, joined
 from subprune_fx.collecting import seldom
-from subprune_fx.errors import SubpruneError
-from subprune_fx.formats.lines import first_line
+from subprune_fx.errors import SubpruneError, first_line
 from subprune_fx.frontends.fx_inputs import free_samples
 from subprune_fx.passes.headed import laid_out
 from subprune_fx.passes.settled import settled
 from subprune_fx.silence import silence
+from subprune_fx.sizes import PROTOBUF_LIMIT
 
 BATCH = "batch"
-PROTOBUF_LIMIT = 2**31 - 2**20  # a protobuf message holds less than 2 GiB; leave room for the graph
 
 
 def export(module: nn.Module, example: Inputs) -> tuple[ExportedProgram, bool]:

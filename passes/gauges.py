@@ -23,13 +23,13 @@ from torch import nn
 
 from subprune_fx.bundle import Inputs
 from subprune_fx.errors import SubpruneError
-from subprune_fx.formats.write import Job, writer_of
 from subprune_fx.frontends.fx_inputs import spread
 from subprune_fx.passes import search
 from subprune_fx.passes.budgets import unreachable
 from subprune_fx.passes.pipeline import Compiled, Compiler
 from subprune_fx.passes.search import bracket
 from subprune_fx.passes.timing import latencies_ms
+from subprune_fx.passes.write import Job, writer_of
 from subprune_fx.report import Step
 
 Compare = Callable[[Path, Path, Inputs, int], float]

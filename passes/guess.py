@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from subprune_fx.bundle import Bundle, Inputs, call
-from subprune_fx.errors import SubpruneError
-from subprune_fx.formats.lines import first_line
+from subprune_fx.errors import SubpruneError, first_line
 from subprune_fx.formats.npy import check_memory
 from subprune_fx.formats.takes import Taken
 from subprune_fx.frontends.onnx_static import trial_sizes

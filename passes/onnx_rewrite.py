@@ -23,9 +23,10 @@ from subprune_fx.frontends.onnx_inner import graphs, tensors
 from subprune_fx.frontends.onnx_op import VARIADIC, as_array
 from subprune_fx.frontends.onnx_plain import sweep
 from subprune_fx.frontends.onnx_static import file_batch, record, stated_batch
-from subprune_fx.passes.export import PROTOBUF_LIMIT, check_onnx
+from subprune_fx.passes.export import check_onnx
 from subprune_fx.passes.onnx_sizes import Constants, Sizes, override
 from subprune_fx.passes.validate import validate_onnx
+from subprune_fx.sizes import PROTOBUF_LIMIT
 
 Array = NDArray[Any]
 _HALVES = frozenset({onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16})

@@ -22,7 +22,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from subprune_fx.bundle import Inputs, doubled, one_more
-from subprune_fx.errors import SubpruneError
+from subprune_fx.errors import SubpruneError, first_line
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.frontends.onnx_graph import source_of
 from subprune_fx.graph.channels import Group
@@ -128,7 +128,7 @@ def _fault(network: FxNetwork, groups: Sequence[Group], *, example: Inputs) -> s
             limit = DOUBLE
             worst = _apart(wide, doubled(example), limit)
     except Exception as error:  # noqa: BLE001 - whatever the user's code raises on a size or type it did not expect
-        return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        return f"{type(error).__name__}: {first_line(error)}"
     return "" if worst < limit else f"by {worst:.1e} of the largest output"
 
 

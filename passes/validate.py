@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from subprune_fx.bundle import Inputs, arguments, call, joined, parts
-from subprune_fx.errors import SubpruneError, ValidationError
-from subprune_fx.formats.lines import first_line
+from subprune_fx.errors import SubpruneError, ValidationError, first_line
 from subprune_fx.passes.apart import FLOOR, Apart, Array, aparts, arrays, scales, tolerances_of
 from subprune_fx.sessions import opened, quiet
 

@@ -1,4 +1,4 @@
-"""The one error that users of this package see."""
+"""The one error that users of this package see, and other libraries' errors in one line."""
 
 from __future__ import annotations
 
@@ -32,6 +32,22 @@ class ValidationError(SubpruneError):
     """The compiled network ran but does not agree with its reference; nothing was written (exit code 1)."""
 
     exit_code = 1
+
+
+LONGEST = 200
+"""Characters of another library's message that are repeated."""
+
+
+def first_line(error: BaseException) -> str:
+    r"""The first line of an exception's message, cut to `LONGEST`; its type where it has none.
+
+    >>> first_line(ValueError("bad size\nsee the manual"))
+    'bad size'
+    >>> first_line(KeyboardInterrupt())
+    'KeyboardInterrupt'
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0][:LONGEST] if lines else type(error).__name__
 
 
 def _one_line(text: str) -> str:

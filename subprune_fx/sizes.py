@@ -1,8 +1,11 @@
-"""Sizes of memory as people write them."""
+"""Sizes of memory and files: as people write them, and the largest ONNX file."""
 
 from __future__ import annotations
 
 import re
+
+PROTOBUF_LIMIT = 2**31 - 2**20
+"""Bytes of the largest ONNX model: a protobuf message holds less than 2 GiB, and some room is left for the graph."""
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 
@@ -21,3 +24,13 @@ def size_of(text: str) -> int:
         message = f"{text!r} is not a size such as 4GiB or 500MB"
         raise ValueError(message)
     return int(float(found[1]) * UNITS[found[2].upper()])
+
+
+def size_text(size: int) -> str:
+    """A number of bytes for people.
+
+    >>> size_text(4096), size_text(3 * 10**12)
+    ('4.1 kB', '3,000.0 GB')
+    """
+    unit, word = next(row for row in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"), (1, "bytes")) if size >= row[0] - 1)
+    return f"{size / unit:,.1f} {word}" if unit > 1 else f"{size} {word}"

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 import subprune_fx
 from subprune_fx.errors import SubpruneError
-from subprune_fx.formats.write import write_all
 from subprune_fx.frontends.fx_across import across
 from subprune_fx.frontends.fx_inputs import spread
 from subprune_fx.frontends.tracing import traces
 from subprune_fx.passes.dependencies import analyse
 from subprune_fx.passes.proof import halved
+from subprune_fx.passes.write import write_all
 
 
 class Gate(nn.Module):

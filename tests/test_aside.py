@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from subprune_fx import aside
-from subprune_fx.formats import write
+from subprune_fx.passes import write
 
 forks = pytest.mark.skipif(not aside.possible(), reason="needs Linux and two processors")
 

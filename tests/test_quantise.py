@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from subprune_fx import SubpruneError, ValidationError
 from subprune_fx.cli.main import main
-from subprune_fx.formats import quantise as module
-from subprune_fx.formats.quantise import outputs_of, quantise
-from subprune_fx.formats.write import write_all
+from subprune_fx.passes import quantise as module
+from subprune_fx.passes.quantise import outputs_of, quantise
 from subprune_fx.passes.timing import latencies_ms
+from subprune_fx.passes.write import write_all
 
 INPUTS = torch.randn(48, 3, 10, 10, generator=torch.Generator().manual_seed(1))
 

@@ -14,11 +14,11 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import subprune_fx
 from subprune_fx.errors import SubpruneError
-from subprune_fx.formats.write import write_all
 from subprune_fx.frontends.fx_inputs import spread
 from subprune_fx.frontends.fx_recurrent import recurrent
 from subprune_fx.frontends.tracing import traces
 from subprune_fx.passes.dependencies import analyse
+from subprune_fx.passes.write import write_all
 
 STEPS, READ, HELD = 7, 16, 6
 ROUNDING = 1e-5

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import subprune_fx
 from subprune_fx import Plan, SubpruneError
 from subprune_fx.cli.main import main
-from subprune_fx.formats.quantise import outputs_of
+from subprune_fx.passes.quantise import outputs_of
 
 INPUTS = torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 

@@ -11,13 +11,13 @@ from support import against_masked
 from torch import Tensor, nn
 
 import subprune_fx
-from subprune_fx.formats.write import write_all
 from subprune_fx.frontends.fx_inputs import spread
 from subprune_fx.frontends.fx_routed import routed, sent
 from subprune_fx.frontends.tracing import traces
 from subprune_fx.passes.dependencies import analyse
 from subprune_fx.passes.masked import Masked
 from subprune_fx.passes.proof import difference, halved
+from subprune_fx.passes.write import write_all
 
 ROUNDING = 1e-5
 """Relative, of float32; a wrong channel gives 0.1 and more."""

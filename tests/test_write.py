@@ -16,9 +16,9 @@ from torch import Tensor, fx, nn
 
 import subprune_fx
 from subprune_fx.errors import SubpruneError, ValidationError
-from subprune_fx.formats import atomic, write
+from subprune_fx.formats import atomic
 from subprune_fx.formats.load import load_model
-from subprune_fx.passes import validate
+from subprune_fx.passes import validate, write
 from subprune_fx.plan import same
 
 

@@ -140,7 +140,7 @@ def _apart(model: torch.nn.Module, pruned: torch.nn.Module, plan: Plan, few: Inp
 
 def _written(row: Row, module: torch.nn.Module, model: torch.nn.Module, inputs: Inputs) -> Row:
     """Parity and latencies of the ONNX file."""
-    from subprune_fx.formats.write import write_all  # noqa: PLC0415 - imports onnx
+    from subprune_fx.passes.write import write_all  # noqa: PLC0415 - imports onnx
 
     with tempfile.TemporaryDirectory(prefix="zoo-") as folder:
         (file,) = write_all(module, model, inputs[:1], inputs, [Path(folder) / "small.onnx"])

@@ -1,1 +1,1 @@
-"""Files in and out: networks (`load`, `write`), arrays (`arrays`), no half-written files (`atomic`)."""
+"""Files in and out: networks (`load`), arrays (`arrays`), no half-written files (`atomic`)."""

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from subprune_fx.errors import SubpruneError
-from subprune_fx.formats.lines import first_line
+from subprune_fx.errors import SubpruneError, first_line
 from subprune_fx.formats.takes import Taken
 from subprune_fx.layouts import channels_last
 

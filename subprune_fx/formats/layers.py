@@ -9,8 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from subprune_fx.errors import SubpruneError
-from subprune_fx.formats.lines import first_line
+from subprune_fx.errors import SubpruneError, first_line
 from subprune_fx.plan import Layer
 
 EXAMPLE = "write [ratio] or [channels], and under it lines such as conv1 = 2"

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from numpy.lib import format as npy
 
 from subprune_fx.errors import SubpruneError
-from subprune_fx.formats.lines import size_text
+from subprune_fx.sizes import size_text
 
 Array = npt.NDArray[Any]
 Read = Callable[[], Array]

@@ -11,9 +11,8 @@ import numpy.typing as npt
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from subprune_fx.errors import SubpruneError
+from subprune_fx.errors import SubpruneError, first_line
 from subprune_fx.formats.images import Preparation, prepare
-from subprune_fx.formats.lines import first_line
 from subprune_fx.formats.takes import LABELS, ONE, Taken, required
 
 Array = npt.NDArray[Any]

@@ -13,15 +13,14 @@ import torch
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 from torch import fx
 
-from subprune_fx.errors import SubpruneError
-from subprune_fx.formats.lines import first_line
+from subprune_fx.errors import SubpruneError, first_line
 from subprune_fx.formats.takes import Taken
 from subprune_fx.frontends.onnx_computed import compute_weights
 from subprune_fx.frontends.onnx_graph import META, import_graph, source_of
 from subprune_fx.frontends.onnx_inner import graphs, tensors
 from subprune_fx.frontends.onnx_plain import plain
-from subprune_fx.passes.export import PROTOBUF_LIMIT
 from subprune_fx.sessions import opened, quiet
+from subprune_fx.sizes import PROTOBUF_LIMIT
 
 OLDEST = 9
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")

@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from safetensors.torch import load
 from torch import Tensor
 
-from subprune_fx.errors import SubpruneError
-from subprune_fx.formats.lines import first_line
+from subprune_fx.errors import SubpruneError, first_line
 from subprune_fx.formats.npy import check_memory
 from subprune_fx.plan import FORMAT
 

@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from subprune_fx.bundle import Bundle, Inputs, arguments
-from subprune_fx.errors import SubpruneError
+from subprune_fx.errors import SubpruneError, first_line
 from subprune_fx.frontends.autocast import unrounded
 from subprune_fx.frontends.blame import culprit
 from subprune_fx.frontends.calls import bind
@@ -125,7 +125,7 @@ def _candidates(module: nn.Module, example: Inputs, failures: list[str]) -> Iter
 
 def _failure(name: str, error: Exception) -> str:
     place = culprit(error)
-    return f"{name}: {_first_line(error)}" + (f" at {place}" if place else "")
+    return f"{name}: {first_line(error)}" + (f" at {place}" if place else "")
 
 
 def _plain(module: nn.Module) -> nn.Module:
@@ -138,7 +138,7 @@ def _plain(module: nn.Module) -> nn.Module:
         twin = duplicate(module)
     except Exception as error:
         raise SubpruneError(
-            f"cannot be copied ({_first_line(error)})",
+            f"cannot be copied ({first_line(error)})",
             where=type(module).__name__,
             remedy="detach the tensors that it holds",
         ) from error
@@ -337,7 +337,3 @@ def _functional_overload(overload: Any) -> Any:
     if overload.namespace != "aten" or not name.endswith("_") or packet is None:
         return overload
     return getattr(packet, overload._overloadname, overload)  # noqa: SLF001
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

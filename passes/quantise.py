@@ -14,8 +14,7 @@ from onnxruntime import quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from subprune_fx.bundle import Inputs
-from subprune_fx.errors import SubpruneError, ValidationError
-from subprune_fx.formats.lines import first_line
+from subprune_fx.errors import SubpruneError, ValidationError, first_line
 from subprune_fx.passes.outputs import batches_of
 from subprune_fx.passes.validate import feeder
 from subprune_fx.sessions import opened, quiet

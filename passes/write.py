@@ -25,9 +25,8 @@ from torch.export import ExportedProgram
 
 from subprune_fx.aside import Aside, possible
 from subprune_fx.bundle import Inputs
-from subprune_fx.errors import SubpruneError, ValidationError
+from subprune_fx.errors import SubpruneError, ValidationError, first_line
 from subprune_fx.formats.atomic import check_targets, staged
-from subprune_fx.formats.lines import first_line
 from subprune_fx.formats.load import load_model
 from subprune_fx.frontends.onnx_graph import source_of
 from subprune_fx.passes import export, fold, onnx_rewrite, validate

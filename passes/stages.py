@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from subprune_fx.bundle import Inputs
-from subprune_fx.formats.quantise import outputs_of
 from subprune_fx.passes.outputs import deviation
+from subprune_fx.passes.quantise import outputs_of
 from subprune_fx.passes.timing import latencies_ms
 from subprune_fx.report import Stage
 
