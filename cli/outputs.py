@@ -23,6 +23,7 @@ from subprune_fx.formats import atomic
 from subprune_fx.formats.drawing import drawing_of
 from subprune_fx.formats.page import page
 from subprune_fx.passes import write
+from subprune_fx.passes.clock import Progress
 from subprune_fx.passes.quantise import quantise
 from subprune_fx.passes.stages import stages
 from subprune_fx.report import FileRow, Report, Stage, curve
@@ -34,7 +35,6 @@ SLOWER, MEASURABLE = 1.25, 0.2
 
 LAGS = 0.7
 """Of the multiply-adds that are saved, what latency should gain at least."""
-Progress = Callable[[str, int, int], None]
 
 
 def networks(request: Request) -> list[list[Path]]:

@@ -11,7 +11,7 @@ from rich.progress import Progress as Bars
 
 
 class Progress:
-    """A `subprune_fx.api.Progress` callback that draws bars while its `with` block runs."""
+    """A `passes.clock.Progress` callback that draws bars while its `with` block runs."""
 
     def __init__(self, *, shown: bool) -> None:
         console = Console(stderr=True)

@@ -13,13 +13,13 @@ from torch import Tensor, fx
 
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.frontends.fx_tails import Tail, affine
+from subprune_fx.frontends.tensors import parameter
 from subprune_fx.graph.propagation import Consumer
 from subprune_fx.numerics.collect import Collected, parts
 from subprune_fx.numerics.readers import Reader
 from subprune_fx.numerics.saturation import correction
 from subprune_fx.numerics.targets import Targets
 from subprune_fx.numerics.thinned_reader import picked
-from subprune_fx.passes.calibrate import parameter
 from subprune_fx.passes.lockstep import Lockstep
 from subprune_fx.passes.problems import Problem, Settings
 from subprune_fx.passes.scratch import Scratch

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subprune_fx.passes.size import SizeModel
+from subprune_fx.selectors import Keep
 
-Keep = dict[str, int]
 Curves = Mapping[str, NDArray[np.float64]]
 Sizes = Mapping[str, Sequence[int]]
 """Units to keep, none or several by group."""

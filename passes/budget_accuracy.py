@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from subprune_fx.passes.budget import Budget, Keep, Sizes, first, first_fit
+from subprune_fx.passes.budget import Budget, Sizes, first, first_fit
+from subprune_fx.selectors import Keep
 
 ALPHAS: tuple[float, ...] = (0.01, 0.05, 0.075, *(i / 20 for i in range(2, 21)))
 """Keep fractions of the paper's Appendix G."""

@@ -7,8 +7,9 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from subprune_fx.passes.budget import Budget, Curves, Keep
+from subprune_fx.passes.budget import Budget, Curves
 from subprune_fx.passes.size import SizeModel
+from subprune_fx.selectors import Keep
 
 PROBES: tuple[float, ...] = (0.06, 0.25, 0.75)
 """Keep fractions at which `output` measures a group; between them the group's error curve interpolates.

@@ -7,9 +7,10 @@ import math
 import numpy as np
 
 from subprune_fx.errors import SubpruneError
-from subprune_fx.passes.budget import Budget, Keep, Rule, first, first_fit, scaled
+from subprune_fx.passes.budget import Budget, Rule, first, first_fit, scaled
 from subprune_fx.passes.budget_accuracy import accuracy
 from subprune_fx.passes.budget_output import output
+from subprune_fx.selectors import Keep
 
 
 def uniform(budget: Budget, target: int) -> Keep:

@@ -8,20 +8,17 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.describe import FxNetwork
-from subprune_fx.graph.propagation import Consumer
 from subprune_fx.numerics.collect import Collector
-from subprune_fx.numerics.moments import Moments
 from subprune_fx.numerics.packed import Waiting
 from subprune_fx.numerics.readers import Reader
+from subprune_fx.passes.clock import Tick
 from subprune_fx.passes.segment import operand
 from subprune_fx.passes.walk import Walk
 from subprune_fx.team import ALONE, Team
-
-Tick = Callable[[int, int], None]
 
 
 def calibrate(
@@ -66,20 +63,6 @@ def _outputs(walk: Callable[[Inputs], Any], batches: Sequence[Inputs], tick: Tic
             if tick is not None:
                 tick(done, len(batches))
     return outputs
-
-
-def empty_moments(network: FxNetwork, consumer: Consumer, weight: Tensor) -> Moments:
-    """Moments of no rows for a consumer whose weight is now `weight`."""
-    groups, columns, targets = network.readers[consumer.name].matrix(weight).shape
-    return Moments.zeros(groups, columns, targets)
-
-
-def parameter(module: torch.nn.Module, name: str) -> Tensor:
-    """A parameter or buffer by its qualified name."""
-    path, _, leaf = name.rpartition(".")
-    found = getattr(module.get_submodule(path), leaf)
-    assert isinstance(found, Tensor)
-    return found.detach()
 
 
 class _Recorder:

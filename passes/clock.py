@@ -1,13 +1,19 @@
-"""Wall time by stage, and what is to be done between stages."""
+"""Stages: how far one has come, how long each has taken, and what is to be done between them."""
 
 from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from subprune_fx.heap import trim
+
+Tick = Callable[[int, int], None]
+"""Told (steps done, steps)."""
+
+Progress = Callable[[str, int, int], None]
+"""Told (stage, steps done, steps)."""
 
 
 class Clock:

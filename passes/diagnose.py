@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from subprune_fx.arguments import Given, inputs_of
 from subprune_fx.frontends.describe import FxNetwork
+from subprune_fx.frontends.tensors import parameter
 from subprune_fx.given import network_of
 from subprune_fx.graph.channels import Group
 from subprune_fx.numerics.grams import ELEMENTS_AT_ONCE
@@ -20,7 +21,6 @@ from subprune_fx.numerics.greedy import greedy
 from subprune_fx.numerics.moments import Moments
 from subprune_fx.numerics.readers import Reader
 from subprune_fx.numerics.submodularity import error_bound, path_ratio, sampled_ratio
-from subprune_fx.passes.calibrate import empty_moments, parameter
 from subprune_fx.passes.dependencies import analyse, restrict
 from subprune_fx.passes.outputs import batches_of
 from subprune_fx.passes.problems import Settings, blocks, column_units, pose
@@ -160,7 +160,8 @@ class _Recorder(fx.Interpreter):
         self.moments: dict[str, Moments] = {}
         for name in network.channels.consumers:
             consumer = network.channels.contractions[name]
-            self.moments[name] = empty_moments(network, consumer, parameter(network.graph_module, consumer.weight))
+            weight = network.readers[name].matrix(parameter(network.graph_module, consumer.weight))
+            self.moments[name] = Moments.zeros(*weight.shape)
 
     def run_node(self, n: fx.Node) -> Any:
         if n.name in self.moments:

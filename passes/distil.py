@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from subprune_fx.bundle import Inputs
 from subprune_fx.errors import SubpruneError
 from subprune_fx.layouts import COLOURS
-from subprune_fx.passes.calibrate import Tick
+from subprune_fx.passes.clock import Tick
 from subprune_fx.passes.outputs import flat
 from subprune_fx.plan import Plan
 

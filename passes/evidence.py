@@ -14,12 +14,12 @@ from torch import Tensor, fx
 
 from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.describe import FxNetwork
+from subprune_fx.frontends.tensors import parameter
 from subprune_fx.graph.channels import Group
 from subprune_fx.graph.step import leaves
 from subprune_fx.numerics.elimination import Part
 from subprune_fx.numerics.packed import Waiting
 from subprune_fx.numerics.prefixes import kept_errors, reweighted_errors
-from subprune_fx.passes.calibrate import parameter
 from subprune_fx.passes.losses import GroupLosses, Reading, among, within
 from subprune_fx.passes.problems import Settings, blocks, column_units, live_units
 from subprune_fx.passes.scratch import Scratch

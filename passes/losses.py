@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from subprune_fx.bundle import Inputs
+from subprune_fx.frontends.tensors import parameter
 from subprune_fx.numerics.readers import Reader
-from subprune_fx.passes.calibrate import parameter
 from subprune_fx.passes.outputs import loss
 from subprune_fx.passes.segment import Segment, chains
 from subprune_fx.passes.trials import patched

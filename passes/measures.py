@@ -16,7 +16,7 @@ from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.graph.channels import Group
 from subprune_fx.passes.budget import Budget, Sizes, Trial
 from subprune_fx.passes.budget_output import PROBES
-from subprune_fx.passes.calibrate import Tick
+from subprune_fx.passes.clock import Tick
 from subprune_fx.passes.evidence import Errors, Gatherer
 from subprune_fx.passes.memory import Store
 from subprune_fx.passes.options import Options

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from subprune_fx.frontends.describe import FxNetwork
+from subprune_fx.frontends.tensors import parameter
 from subprune_fx.graph.channels import Group
 from subprune_fx.graph.propagation import Consumer
-from subprune_fx.passes.calibrate import parameter
 from subprune_fx.passes.problems import column_units
 from subprune_fx.selectors import Ranking
 

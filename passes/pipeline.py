@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,10 @@ from subprune_fx.graph.channels import Group
 from subprune_fx.heap import LARGE, trim
 from subprune_fx.numerics.elimination import Part
 from subprune_fx.numerics.packed import Waiting
-from subprune_fx.passes.budget import Keep, Rule, fraction
+from subprune_fx.passes.budget import Rule, fraction
 from subprune_fx.passes.budgets import BUDGETS, DEFAULT_BUDGET, allot, least
-from subprune_fx.passes.calibrate import Tick, calibrate, run
-from subprune_fx.passes.clock import Clock
+from subprune_fx.passes.calibrate import calibrate, run
+from subprune_fx.passes.clock import Clock, Progress, Tick
 from subprune_fx.passes.dependencies import analyse, restrict
 from subprune_fx.passes.distil import distil, trained
 from subprune_fx.passes.evidence import Gatherer
@@ -42,11 +42,11 @@ from subprune_fx.passes.sweep import Sweep, beforehand
 from subprune_fx.passes.thin import thinned
 from subprune_fx.plan import Plan
 from subprune_fx.report import Step
-from subprune_fx.selectors import SELECTORS, Need, Ranking
+from subprune_fx.selectors import SELECTORS, Keep, Need, Ranking
 from subprune_fx.team import ALONE, Team
 
 CURVE_POINTS = 25
-Progress = Callable[[str, int, int], None]
+"""Most points of an error curve that the report has."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +177,7 @@ class Compiler:
             groups,
             self._rank,
             team,
-            lambda done, total: self._report("select", done, total),
+            self._tick("select"),
             self._gather,
         )
         self._orders = Orders(self._rankings)

@@ -8,13 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subprune_fx.graph.channels import Group
+from subprune_fx.passes.clock import Tick
 from subprune_fx.selectors import Ranking
 from subprune_fx.team import Team
 
 Rank = Callable[[Group, int | None], Ranking]
 """From a group and how many of its units are wanted (None: all of them) to a ranking of at least so many."""
-
-Told = Callable[[int, int], None]
 
 
 class Rankings(Mapping[str, Ranking]):
@@ -29,7 +28,7 @@ class Rankings(Mapping[str, Ranking]):
         groups: Sequence[Group],
         rank: Rank,
         team: Team,
-        told: Told,
+        tick: Tick,
         gather: Callable[[Collection[str]], None] = lambda _: None,
     ) -> None:
         """Rank none yet.
@@ -38,12 +37,12 @@ class Rankings(Mapping[str, Ranking]):
             groups: What to rank.
             rank: Ranks one.
             team: Who shares the work. Its processes must ask for the same groups in the same order.
-            told: How many of all are ranked, and all.
+            tick: Told (groups ranked, groups).
             gather: Told the groups before some are ranked, by all processes: finds what `rank` reads that all have to
                 find together.
         """
         self._groups = {group.name: group for group in groups}
-        self._rank, self._team, self._told, self._gather = rank, team, told, gather
+        self._rank, self._team, self._tick, self._gather = rank, team, tick, gather
         self._known: dict[str, tuple[int | None, Ranking]] = {}
 
     def __getitem__(self, name: str) -> Ranking:
@@ -70,7 +69,7 @@ class Rankings(Mapping[str, Ranking]):
         for place, name in enumerate(missing, 1):
             if place % self._team.size == self._team.rank:
                 own[name] = counts[name], self._rank(self._groups[name], counts[name])
-            self._told(min(len(self._known) + place, len(self)), len(self))
+            self._tick(min(len(self._known) + place, len(self)), len(self))
         for some in self._team.gathered(own) if missing else ():
             self._known |= some
         return {name: self._known[name][1] for name in counts}

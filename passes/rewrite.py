@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor, fx, nn
 from subprune_fx.bundle import device_of
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.calls import COMPUTED
-from subprune_fx.frontends.computed import compute_parameters, duplicate
+from subprune_fx.frontends.computed import compute_parameters
 from subprune_fx.frontends.fx_edit import is_written, set_constant
+from subprune_fx.frontends.tensors import copied, named_tensors, owners, parameter, put
 from subprune_fx.plan import Plan
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -39,7 +40,7 @@ def apply(plan: Plan, module: Module) -> Module:
     _check(plan, smaller)
     places = owners(smaller)
     for item in plan.slices:
-        whole = _get(smaller, item.parameter).detach()
+        whole = parameter(smaller, item.parameter)
         index = torch.tensor(item.index, device=whole.device)
         put(smaller, places, item.parameter, whole.index_select(item.axis, index))
     for name, value in plan.values.items():
@@ -53,17 +54,6 @@ def apply(plan: Plan, module: Module) -> Module:
         smaller.graph.lint()
         smaller.recompile()
     return smaller
-
-
-def named_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, tied parameters by each of theirs."""
-    return {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
-
-
-def copied(module: Module, replaced: Collection[str]) -> Module:
-    """A copy that, until they are replaced, shares the tensors that will be: they are most of a network."""
-    named = named_tensors(module)
-    return duplicate(module, {id(named[name]): named[name] for name in replaced if name in named})
 
 
 _TRACED = "its forward computes it from others: apply the plan to the traced graph module, or use subprune_fx.repeat"
@@ -102,48 +92,6 @@ def _check_fits(name: str, module: nn.Module) -> None:
             where=name,
             remedy="apply the plan to the traced graph module, where it is spelled out",
         )
-
-
-Owners = dict[int, list[tuple[nn.Module, str]]]
-
-
-def owners(module: nn.Module) -> Owners:
-    """Every place where a tensor hangs, by its identity (tied parameters hang in several)."""
-    found: Owners = {}
-    for child in module.modules():
-        for store in (child._parameters, child._buffers):  # noqa: SLF001 - the only list that shows ties
-            for name, tensor in store.items():
-                if tensor is not None:
-                    found.setdefault(id(tensor), []).append((child, name))
-    return found
-
-
-def _get(module: nn.Module, name: str) -> Tensor:
-    path, _, leaf = name.rpartition(".")
-    tensor = getattr(module.get_submodule(path), leaf)
-    assert isinstance(tensor, Tensor)
-    return tensor
-
-
-def put(module: nn.Module, places: Owners, name: str, value: Tensor) -> None:
-    """Set a parameter or buffer by name, in every place where it hangs; add it if it is new.
-
-    Parameters stay parameters with their `requires_grad`, buffers stay buffers; the dtype stays.
-    """
-    path, _, leaf = name.rpartition(".")
-    owner = module.get_submodule(path)
-    old = getattr(owner, leaf, None)
-    if old is None:
-        weight = getattr(owner, "weight", value)
-        setattr(owner, leaf, nn.Parameter(value.to(weight.dtype)))
-        return
-    new: Tensor = value.to(old.dtype)
-    if isinstance(old, nn.Parameter):
-        new = nn.Parameter(new, requires_grad=old.requires_grad)
-    hanging = places.pop(id(old), [(owner, leaf)])
-    for place, attribute in hanging:
-        setattr(place, attribute, new)
-    places[id(new)] = hanging
 
 
 Shape = tuple[int, ...]

@@ -15,10 +15,10 @@ from torch.utils import _pytree as pytree
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.frontends.fx_edit import edited_over, set_constant
 from subprune_fx.frontends.fx_resize import resize
+from subprune_fx.frontends.tensors import copied, named_tensors, owners, parameter, put
 from subprune_fx.graph.labels import Labels, relative, shrink
 from subprune_fx.graph.step import Tree, leaves
-from subprune_fx.passes.calibrate import parameter
-from subprune_fx.passes.rewrite import copied, named_tensors, owners, put, refresh
+from subprune_fx.passes.rewrite import refresh
 from subprune_fx.plan import Constant, Decision, Plan, Slice
 
 Index = NDArray[np.int64]

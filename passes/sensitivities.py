@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.describe import FxNetwork
-from subprune_fx.passes.calibrate import parameter
+from subprune_fx.frontends.tensors import parameter
 from subprune_fx.passes.forward import Forward
 from subprune_fx.passes.segment import operand
 from subprune_fx.team import ALONE, Team

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from subprune_fx.errors import SubpruneError
 from subprune_fx.graph.channels import ChannelGraph, Group
 from subprune_fx.graph.propagation import Consumer
-from subprune_fx.passes.budget import Budget, Curves, Keep, Sizes, Trial
+from subprune_fx.passes.budget import Budget, Curves, Sizes, Trial
 from subprune_fx.passes.dependencies import check_patterns
 from subprune_fx.passes.size import SizeModel
 from subprune_fx.plan import Layer
+from subprune_fx.selectors import Keep
 
 Steps = Mapping[str, NDArray[np.int64]]
 """By group, the numbers of units that it may keep, ascending, at least one."""

@@ -19,6 +19,7 @@ from torch import fx
 
 from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.describe import FxNetwork
+from subprune_fx.frontends.tensors import parameter
 from subprune_fx.graph.channels import Group
 from subprune_fx.graph.propagation import Consumer
 from subprune_fx.numerics.collect import Collected, Collector
@@ -28,7 +29,7 @@ from subprune_fx.numerics.targets import Targets
 from subprune_fx.numerics.thinned_reader import Inputs as Looked
 from subprune_fx.numerics.thinned_reader import picked
 from subprune_fx.passes.aims import Aim, aim, saturated
-from subprune_fx.passes.calibrate import Tick, parameter
+from subprune_fx.passes.clock import Tick
 from subprune_fx.passes.lockstep import Lockstep
 from subprune_fx.passes.memory import Store
 from subprune_fx.passes.patches import unit_factors

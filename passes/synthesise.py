@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,9 +20,8 @@ from subprune_fx.frontends.computed import duplicate
 from subprune_fx.frontends.onnx_graph import source_of
 from subprune_fx.frontends.onnx_static import file_batch
 from subprune_fx.numerics.scenes import scenes
+from subprune_fx.passes.clock import Tick
 from subprune_fx.passes.flops import counted
-
-Tick = Callable[[int, int], None]
 
 SAMPLES, FEWEST_SAMPLES = 192, 64
 STEPS, FEWEST_STEPS = 10, 6

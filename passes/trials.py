@@ -19,14 +19,16 @@ from torch import Tensor, fx
 from subprune_fx.bundle import Inputs, parts
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.frontends.onnx_fused import fusable
+from subprune_fx.frontends.tensors import parameter
 from subprune_fx.graph.channels import Group
 from subprune_fx.heap import trim
 from subprune_fx.numerics.collect import Collected
 from subprune_fx.numerics.moments import Moments
 from subprune_fx.numerics.packed import Waiting
-from subprune_fx.passes.calibrate import Tick, parameter
+from subprune_fx.passes.clock import Tick
 from subprune_fx.passes.forward import Forward
 from subprune_fx.passes.memory import Store
+from subprune_fx.passes.patches import Patches
 from subprune_fx.passes.problems import Problem, Settings, column_units, pose
 from subprune_fx.passes.segment import Segment, chains
 from subprune_fx.sessions import give_back
@@ -40,7 +42,7 @@ Metric = Callable[[Sequence[Any]], float]
 
 def trials(
     network: FxNetwork,
-    patches: Callable[[Group, NDArray[np.bool_]], dict[str, Tensor]],
+    patches: Patches,
     orders: Mapping[str, NDArray[np.int64]],
     sizes: Mapping[str, Sequence[int]],
     batches: Sequence[Inputs],
@@ -52,7 +54,7 @@ def trials(
 
     Args:
         network: The analysed network.
-        patches: New full-size parameters of a group's consumers when only the given units are alive.
+        patches: New parameters of a group's consumers.
         orders: Nested order by group.
         sizes: Units to keep, by group; groups that are not in it are not measured.
         batches: Inputs to measure on.

@@ -30,11 +30,10 @@ from subprune_fx.formats.atomic import check_targets, staged
 from subprune_fx.formats.load import load_model
 from subprune_fx.frontends.onnx_graph import source_of
 from subprune_fx.passes import export, fold, onnx_rewrite, validate
+from subprune_fx.passes.clock import Progress
 from subprune_fx.passes.timing import latencies_ms
 from subprune_fx.plan import Plan, same
 from subprune_fx.report import FileRow
-
-Progress = Callable[[str, int, int], None]
 
 ROOM = 1 << 29
 """Parameters up to which a network may be captured twice at a time."""

@@ -14,8 +14,8 @@ from torch import Tensor
 from subprune_fx.bundle import Bundle, Inputs
 from subprune_fx.errors import SubpruneError
 from subprune_fx.passes.budgets import BUDGETS
+from subprune_fx.passes.clock import Progress
 from subprune_fx.passes.options import Options
-from subprune_fx.passes.pipeline import Progress
 from subprune_fx.passes.problems import Settings
 from subprune_fx.passes.size import MEASURED, TARGETS
 from subprune_fx.passes.sweep import VARIANTS

@@ -15,8 +15,8 @@ from torch import Tensor, fx, nn
 
 import subprune_fx
 from subprune_fx.frontends.describe import FxNetwork, describe
+from subprune_fx.frontends.tensors import parameter
 from subprune_fx.frontends.tracing import functional, traces
-from subprune_fx.passes.calibrate import parameter
 from subprune_fx.passes.dependencies import analyse
 from subprune_fx.passes.proof import halved
 from subprune_fx.passes.rewrite import apply

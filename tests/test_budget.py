@@ -22,7 +22,7 @@ from subprune_fx import SubpruneError
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.passes import budget_accuracy as module
 from subprune_fx.passes import budget_output
-from subprune_fx.passes.budget import Budget, Keep, Sizes, fraction
+from subprune_fx.passes.budget import Budget, Sizes, fraction
 from subprune_fx.passes.budget_accuracy import ALPHAS, bounds
 from subprune_fx.passes.budget_output import PROBES
 from subprune_fx.passes.budgets import BUDGETS, allot
@@ -31,7 +31,7 @@ from subprune_fx.passes.problems import Settings
 from subprune_fx.passes.rewrite import apply
 from subprune_fx.passes.size import TARGETS, SizeModel
 from subprune_fx.passes.sweep import Sweep
-from subprune_fx.selectors import Ranking
+from subprune_fx.selectors import Keep, Ranking
 
 Curve = NDArray[np.float64]
 

@@ -14,9 +14,9 @@ from support import against_masked
 from torch import Tensor, fx, nn
 
 from subprune_fx.frontends.describe import FxNetwork, describe
+from subprune_fx.frontends.tensors import parameter
 from subprune_fx.frontends.tracing import functional
 from subprune_fx.graph.labels import vector
-from subprune_fx.passes.calibrate import parameter
 from subprune_fx.passes.proof import halved
 from subprune_fx.passes.rewrite import apply
 from subprune_fx.passes.scratch import Scratch

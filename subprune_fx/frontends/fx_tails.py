@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from subprune_fx.frontends.calls import Call
+from subprune_fx.frontends.tensors import parameter
 from subprune_fx.graph.step import Param
 
 _ADDITIONS = ("add", "iadd")
@@ -116,17 +117,10 @@ def affine(found: Tail, module: nn.Module, like: Tensor) -> tuple[Tensor, Tensor
     """Scale and shift of a tail, z = scale y + shift, shape (channels,) as `like`; 1 and 0 where nothing does."""
     norm = found.norm
     if norm is None:
-        shift = torch.zeros_like(like) if found.constant is None else _get(module, found.constant).reshape(-1)
+        shift = torch.zeros_like(like) if found.constant is None else parameter(module, found.constant).reshape(-1)
         return torch.ones_like(like), shift
-    mean, variance = _get(module, norm.mean), _get(module, norm.variance)
-    weight = torch.ones_like(mean) if norm.weight is None else _get(module, norm.weight)
-    bias = torch.zeros_like(mean) if norm.bias is None else _get(module, norm.bias)
+    mean, variance = parameter(module, norm.mean), parameter(module, norm.variance)
+    weight = torch.ones_like(mean) if norm.weight is None else parameter(module, norm.weight)
+    bias = torch.zeros_like(mean) if norm.bias is None else parameter(module, norm.bias)
     scale = weight / (variance + norm.eps).sqrt()
     return scale, bias - scale * mean
-
-
-def _get(module: nn.Module, name: str) -> Tensor:
-    path, _, leaf = name.rpartition(".")
-    value = getattr(module.get_submodule(path), leaf)
-    assert isinstance(value, Tensor)
-    return value.detach()

@@ -13,6 +13,7 @@ from torch import Tensor
 from subprune_fx.numerics.elimination import Part
 
 Keep = dict[str, int]
+"""Units to keep by group."""
 
 
 class Need(enum.Enum):
