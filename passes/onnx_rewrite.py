@@ -20,7 +20,7 @@ from subprune_fx.bundle import Inputs
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.onnx_graph import Source, as_imported, source_of
 from subprune_fx.frontends.onnx_inner import graphs, tensors
-from subprune_fx.frontends.onnx_op import VARIADIC, as_array
+from subprune_fx.frontends.onnx_op import VARIADIC, OnnxOp, as_array
 from subprune_fx.frontends.onnx_plain import sweep
 from subprune_fx.frontends.onnx_static import file_batch, record, stated_batch
 from subprune_fx.passes.export import check_onnx
@@ -70,10 +70,11 @@ def write_back(module: fx.GraphModule, example: Inputs) -> onnx.ModelProto:
 def _weights(module: fx.GraphModule, source: Source, constants: Constants, sizes: Sizes) -> None:
     """Parameters that differ from the file's are written in the file's own precision.
 
-    Where readers of one constant now need different values, the first keeps its name and the others get their own.
+    Where readers of one constant now need different values, the first keeps its name and the others get their own;
+    first are those that know it by its name.
     """
     written: dict[str, Array | None] = {}
-    for node in module.graph.nodes:
+    for node in sorted(module.graph.nodes, key=lambda node: not any(map(_names_it, node.users))):
         name = source.tensors.get(str(node.target)) if node.op == "get_attr" else None
         if name is None:
             continue
@@ -87,6 +88,11 @@ def _weights(module: fx.GraphModule, source: Source, constants: Constants, sizes
                 constants.write(name, value)
         elif not _equal(written[name], value):
             _rewire(node, sizes, source, sizes.constant(old if value is None else value, name))
+
+
+def _names_it(user: fx.Node) -> bool:
+    """Whether what a node reads is called by its name elsewhere than among a node's operands: in a graph inside."""
+    return user.op == "output" or (isinstance(user.target, OnnxOp) and bool(user.target.captured))
 
 
 def _same(left: Array, right: Array) -> bool:
@@ -164,7 +170,7 @@ def _forget_shapes(model: onnx.ModelProto, source: Source, values: Mapping[str, 
     for value in graph.input:
         if value.name in shapes:
             kind = value.type.tensor_type.elem_type
-            value.CopyFrom(helper.make_tensor_value_info(value.name, kind, shapes[value.name]))
+            value.type.CopyFrom(helper.make_tensor_type_proto(kind, shapes[value.name]))
 
 
 def _shape(source: Source, name: str, values: Mapping[str, Any]) -> tuple[int, ...] | None:

@@ -20,6 +20,8 @@ from subprune_fx.frontends.onnx_static import SIZES
 Array = NDArray[Any]
 _INITIALIZERS_ARE_INPUTS = 4
 """Below this IR version every initializer must also be a graph input: new constants are nodes there."""
+_NOTES = ("doc_string", "metadata_props")
+"""What may be said about a tensor beside what it holds."""
 
 
 class Constants:
@@ -55,10 +57,9 @@ class Constants:
             attribute.CopyFrom(helper.make_attribute(attribute.name, value.tolist()))
             return
         proto = self._protos[name]
-        label, note = proto.name, proto.doc_string
-        proto.CopyFrom(numpy_helper.from_array(value, label))
-        if note:
-            proto.doc_string = note
+        notes = onnx.TensorProto(**{field.name: said for field, said in proto.ListFields() if field.name in _NOTES})
+        proto.CopyFrom(numpy_helper.from_array(value, proto.name))
+        proto.MergeFrom(notes)
 
 
 def _numbers(node: onnx.NodeProto) -> Array:

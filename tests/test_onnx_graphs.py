@@ -127,6 +127,19 @@ def test_only_tensors_change(compiled: Compile) -> None:
     assert found == made
 
 
+def test_what_is_said_about_weights_stays(compiled: Compile) -> None:
+    made = mlp(ir=10)
+    for tensor in made.graph.initializer:
+        made.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    for part in (*made.graph.initializer, *made.graph.input):
+        part.doc_string = f"about {part.name}"
+        helper.set_metadata_props(part, {"origin": part.name})
+    found = compiled(made)
+    for part in (*found.graph.initializer, *found.graph.input):
+        assert part.doc_string == f"about {part.name}"
+        assert [(entry.key, entry.value) for entry in part.metadata_props] == [("origin", part.name)]
+
+
 def test_weights_in_constant_nodes(compiled: Compile) -> None:
     made = mlp()
     constants = [helper.make_node("Constant", [], [t.name], value=t) for t in made.graph.initializer]
@@ -348,6 +361,35 @@ def test_equal_biases_stored_once_go_their_own_ways(compiled: Compile) -> None:
     ]
     found = compiled(model(nodes, weights, [BATCH, 6], out=[BATCH, 3]), "--budget", "error", ratio=3.5, tolerance=1e-3)
     assert len({tensor.dims[0] for tensor in found.graph.initializer if len(tensor.dims) == 1}) == 2
+
+
+def test_a_bias_that_a_graph_inside_reads_too_keeps_its_name(compiled: Compile) -> None:
+    """The If is further from the input, so that the layer's bias comes first."""
+    made = mlp()
+    held = [helper.make_node(op, ["b"], [op]) for op in ("Neg", "Relu")]
+    then, other = (
+        helper.make_graph(
+            [node], node.op_type, [], [helper.make_tensor_value_info(node.op_type, TensorProto.FLOAT, [16])]
+        )
+        for node in held
+    )
+    deep = [helper.make_node("Sigmoid", ["x" if k == 0 else f"s{k}"], [f"s{k + 1}"]) for k in range(9)]
+    made.graph.node[-1].output[0] = "z"
+    made.graph.node.extend(
+        [
+            *deep,
+            helper.make_node("ReduceSum", ["s9"], ["sum"], keepdims=0),
+            helper.make_node("Less", ["sum", "sum"], ["no"]),
+            helper.make_node("If", ["no"], ["t"], then_branch=then, else_branch=other),
+            helper.make_node("MatMul", ["t", "u"], ["r"]),
+            helper.make_node("Add", ["z", "r"], ["y"]),
+        ]
+    )
+    made.graph.initializer.append(numpy_helper.from_array(random(16, 3, seed=3), "u"))
+    found = compiled(made, ratio=1.3)
+    dims = {tensor.name: list(tensor.dims) for tensor in found.graph.initializer}
+    assert dims["b"] == [16]
+    assert dims["w"][1] < 16
 
 
 def test_a_weight_that_two_nodes_share(compiled: Compile) -> None:
@@ -613,6 +655,20 @@ def test_attention_that_hands_on_its_keys_stays(tmp_path: Path) -> None:
     made = attention(2, ["z", "present"])
     made.graph.output.append(helper.make_tensor_value_info("present", TensorProto.FLOAT, [BATCH, 2, 16, 4]))
     assert "query: Attention is used in a way that cannot be followed" in frozen_reasons(made, tmp_path / "a.onnx")
+
+
+def test_attention_whose_heads_are_attributes_stays(compiled: Compile) -> None:
+    """Shape inference says that its output is empty where hidden sizes are left open, as in a part of a network."""
+    weights = {"w": random(8, 16), "v": dead(random(16, 8)), "u": random(8, 3)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h0"], "first"),
+        helper.make_node("Relu", ["h0"], ["h"]),
+        helper.make_node("MatMul", ["h", "v"], ["z"], "second"),
+        helper.make_node("Attention", ["z", "z", "z"], ["a"], q_num_heads=2, kv_num_heads=2),
+        helper.make_node("MatMul", ["a", "u"], ["y"], "last"),
+    ]
+    found = compiled(model(nodes, weights, [BATCH, 5, 8], opset=23, ir=10, out=[BATCH, 5, 3]), ratio=1.3)
+    assert next(tensor.dims[1] for tensor in found.graph.initializer if tensor.name == "w") < 16
 
 
 def test_elementwise_operators(compiled: Compile) -> None:

@@ -86,7 +86,7 @@ class Fused:
             sample: Values of the other nodes that are read, to see their types.
         """
         self.wanted = list(wanted)
-        self._inside, self._constants, self._sample = set(nodes), constants, sample
+        self._nodes, self._inside, self._constants, self._sample = nodes, set(nodes), constants, sample
         self._feeds: dict[str, tuple[Any, onnx.ValueInfoProto]] = {}
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._large: dict[str, onnxruntime.OrtValue] = {}
@@ -106,7 +106,7 @@ class Fused:
         model = helper.make_model(graph, opset_imports=imports, ir_version=8)
         options = quiet(torch.get_num_threads(), pooled=True)
         options.add_external_initializers(list(self._large), list(self._large.values()))
-        self._session = opened(model.SerializeToString(), options)
+        self._session = _session(model, options)
 
     def __call__(self, environment: Environment) -> dict[fx.Node, Any]:
         """The values of the wanted nodes.
@@ -114,6 +114,8 @@ class Fused:
         Args:
             environment: Values of what the nodes read, as far as they are no constants.
         """
+        if self._session is None:
+            return self._apart(environment)
         feeds = {name: as_array(_value(argument, environment)) for name, (argument, _) in self._feeds.items()}
         fetched = dict(zip(self._fetched, self._session.run(self._fetched, feeds), strict=True))
         tensors = {name: torch.from_numpy(array) for name, array in fetched.items()}
@@ -122,6 +124,14 @@ class Fused:
             values = tuple(tensors[name] if name else None for name in names)
             found[node] = values if _several(node) else values[0]
         return found
+
+    def _apart(self, environment: Environment) -> dict[fx.Node, Any]:
+        """The same node by node."""
+        known = {**self._constants, **environment}
+        for node in self._nodes:
+            target: Any = node.target
+            known[node] = target(*_value(node.args, known), **_value(node.kwargs, known))
+        return {node: known[node] for node in self.wanted}
 
     def _proto(self, node: fx.Node) -> onnx.NodeProto:
         op = node.target
@@ -157,6 +167,14 @@ class Fused:
         for key, value in {"location": "memory", "offset": "0", "length": str(array.nbytes)}.items():
             made.external_data.add(key=key, value=value)
         return made
+
+
+def _session(model: onnx.ModelProto, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession | None:
+    """A session; None where shape inference errs on sizes that are left open (Attention's, on hidden sizes)."""
+    try:
+        return opened(model.SerializeToString(), options)
+    except Exception:  # noqa: BLE001 - onnxruntime's own classes share no base but Exception
+        return None
 
 
 def _info(name: str, kind: Kind) -> onnx.ValueInfoProto:
