@@ -111,6 +111,10 @@ BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
         + torch.tensordot(m.across.weight, x.transpose(0, 2), dims=1).transpose(0, 2)
     ),
     "fixed order": lambda m, x: x[:, m.order] + torch.index_select(x, 1, m.order) * x.flip(1).index_select(1, m.order),
+    "fixed order, other spellings": lambda m, x: (
+        torch.index_select(input=x, index=m.order, dim=1) * x.index_select(dim=-3, index=m.order)
+        + x.permute(0, 2, 3, 1).index_select(-1, m.short).permute(0, 3, 1, 2)
+    ),
     "unfold and fold": lambda _, x: F.fold(F.unfold(x, 3, padding=1), (8, 8), 3, padding=1),
     "windows": lambda _, x: x.unfold(2, 2, 2).mean(-1).repeat_interleave(2, 2),
     "three factors": lambda _, x: torch.einsum("bchw, bcij, bcij -> bchw", x, x, x.sigmoid()),
@@ -290,7 +294,9 @@ class Net(nn.Module):
         self.turn = nn.Parameter(torch.rand(4, 4))
         self.each = nn.Parameter(torch.rand(3, 4))
         self.register_buffer("near", torch.rand(64, 64, 4))
-        self.register_buffer("order", torch.randperm(12))
+        order = torch.randperm(12)
+        self.register_buffer("order", order)
+        self.register_buffer("short", order.int())
         self.register_buffer("places", torch.randperm(8))
         self.register_buffer("grid", torch.rand(1, 8, 8, 2) - 0.5)
         self.register_buffer("mask", torch.rand(8, 8) > 0.7)

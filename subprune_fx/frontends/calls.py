@@ -32,7 +32,7 @@ _POSITIONAL: dict[str, tuple[str, ...]] = {
     "tensor_split": ("input", "indices_or_sections", "dim"),
     "narrow": ("input", "dim", "start", "length"),
     "chunk": ("input", "chunks", "dim"),
-    "gather": ("input", "dim", "index"),
+    **dict.fromkeys(("gather", "index_select"), ("input", "dim", "index")),
     **dict.fromkeys((f"{kind}_pool{n}d" for kind in ("avg", "max") for n in (1, 2, 3)), _POOL),
     "topk": ("input", "k", "dim"),
     "channel_shuffle": ("input", "groups"),
