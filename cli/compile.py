@@ -15,13 +15,14 @@ from subprune_fx.arguments import enough
 from subprune_fx.bundle import Inputs
 from subprune_fx.cli import outputs
 from subprune_fx.cli.inputs import calibration_of, labelled_of, probe
-from subprune_fx.cli.options import FILES, Request
+from subprune_fx.cli.options import Request
 from subprune_fx.cli.progress import Progress
 from subprune_fx.errors import SubpruneError
 from subprune_fx.formats.layers import load_layers
 from subprune_fx.formats.load import Loaded, load_model
 from subprune_fx.frontends.onnx_static import file_batch, fixed_batch, settle
 from subprune_fx.heap import keep
+from subprune_fx.option_values import FILES
 from subprune_fx.passes import write
 from subprune_fx.passes.explain import explain
 from subprune_fx.plan import Plan
@@ -29,21 +30,8 @@ from subprune_fx.repeating import repeat
 from subprune_fx.team import Team, team_of_environment
 
 CHOICES = (
-    *(
-        "select",
-        "variant",
-        "budget",
-        "target",
-        "threads",
-        "only",
-        "skip",
-        "align",
-        "reweight",
-        "intercept",
-        "feedback",
-        "rounds",
-    ),
-    *("ridge", "rows", "distil", "stochastic", "memory", "precision", "seed"),
+    *("select", "variant", "budget", "target", "threads", "only", "skip", "align", "reweight", "intercept"),
+    *("feedback", "rounds", "ridge", "rows", "distil", "stochastic", "memory", "precision", "seed"),
 )
 """Options that `subprune_fx.prune` has under the same name."""
 

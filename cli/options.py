@@ -14,30 +14,20 @@ from click.core import ParameterSource
 
 from subprune_fx.cli.input_options import input_options
 from subprune_fx.cli.sections import Sectioned
-from subprune_fx.precisions import DEFAULT_PRECISION, PRECISIONS
-from subprune_fx.seeds import SEEDS
+from subprune_fx.option_values import (
+    BUDGETS,
+    DEFAULT_PRECISION,
+    FILES,
+    PRECISIONS,
+    QUANTISED,
+    SEEDS,
+    SELECTORS,
+    TARGETS,
+    VARIANTS,
+)
 from subprune_fx.sizes import size_of
 
 PROGRAM = "subprune-compile"
-SELECTORS = (
-    "inchange",
-    "stochastic",
-    "layergreedyfs",
-    "layergreedyfs-fd",
-    "layersampling",
-    "actgrad",
-    "layeractgrad",
-    "layerweightnorm",
-    "weightnorm",
-    "random",
-    "layerrandom",
-)
-VARIANTS = ("asym", "seq", "layer")
-FILES = (".onnx", ".pt2", ".pt")
-"""Formats whose bytes `--target size` counts: those that hold a network."""
-TARGETS = ("params", "flops", "size", "latency")
-QUANTISED = ("int8",)
-BUDGETS = ("output", "accuracy", "error", "uniform")
 
 EPILOG = """
 \b

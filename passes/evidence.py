@@ -20,13 +20,13 @@ from subprune_fx.graph.step import leaves
 from subprune_fx.numerics.elimination import Part
 from subprune_fx.numerics.packed import Waiting
 from subprune_fx.numerics.prefixes import kept_errors, reweighted_errors
+from subprune_fx.option_values import SEEDS
 from subprune_fx.passes.losses import GroupLosses, Reading, among, within
 from subprune_fx.passes.problems import Settings, blocks, column_units, live_units
 from subprune_fx.passes.scratch import Scratch
 from subprune_fx.passes.sensitivities import sensitivities
 from subprune_fx.passes.taylor import taylor
 from subprune_fx.passes.trials import Reweighter
-from subprune_fx.seeds import SEEDS
 from subprune_fx.selectors import Evidence, Need, Ranking, Readout, Sensitivity
 from subprune_fx.team import ALONE, Team
 

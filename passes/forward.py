@@ -15,7 +15,7 @@ from subprune_fx.bundle import device_of
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.frontends.onnx_graph import source_of
-from subprune_fx.precisions import DEFAULT_PRECISION
+from subprune_fx.option_values import DEFAULT_PRECISION
 
 
 def _bf16(kind: str) -> AbstractContextManager[Any]:
@@ -38,7 +38,7 @@ WITHIN: dict[str, Callable[[str], AbstractContextManager[Any]]] = {
     "bf16": _bf16,
     "tf32": _tf32,
 }
-"""By precision: in what nodes run, given the kind of device; keys as `subprune_fx.precisions.PRECISIONS`."""
+"""By precision: in what nodes run, given the kind of device; keys as `subprune_fx.option_values.PRECISIONS`."""
 
 
 class Forward(fx.Interpreter):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 from subprune_fx.errors import SubpruneError
+from subprune_fx.option_values import DEFAULT_PRECISION
 from subprune_fx.passes.problems import Settings
 from subprune_fx.plan import Layer
-from subprune_fx.precisions import DEFAULT_PRECISION
-from subprune_fx.selectors import DEFAULT_SELECTOR, LABELLED, SELECTORS
+from subprune_fx.selectors import LABELLED, SELECTORS
 from subprune_fx.team import Team
 
 
@@ -34,10 +34,10 @@ class Options:
         seed: Of everything random.
         batch: Most samples a forward pass.
         memory: Most bytes of activations that are kept in memory, see `passes.memory`; None: no limit.
-        precision: What forward passes are computed in, see `subprune_fx.precisions`.
+        precision: What forward passes are computed in, see `subprune_fx.option_values.PRECISIONS`.
     """
 
-    select: str = DEFAULT_SELECTOR
+    select: str = "inchange"
     variant: str = "asym"
     target: str = "params"
     file: str = ".onnx"

@@ -15,9 +15,6 @@ from subprune_fx.numerics.collect import Collected
 from subprune_fx.numerics.elimination import Part
 from subprune_fx.numerics.moments import Moments
 from subprune_fx.numerics.normal import Equations, Normal
-from subprune_fx.numerics.ridge import DEFAULT_RIDGE
-
-DEFAULT_ROWS = 64
 
 RESOLUTION = 1e-13
 """Deviations below this fraction of the mean square are rounding: of inputs that do not vary, nothing is explained."""
@@ -44,8 +41,8 @@ class Settings:
     intercept: bool = True
     feedback: bool = True
     rounds: int = 2
-    ridge: float = DEFAULT_RIDGE
-    rows: int = DEFAULT_ROWS
+    ridge: float = 1e-3
+    rows: int = 64
 
     def of(self, takes_intercept: bool) -> Settings:
         """The settings for a consumer that has a place for an intercept, or none."""

@@ -20,7 +20,6 @@ from subprune_fx.passes.validate import feeder
 from subprune_fx.sessions import opened, quiet
 from subprune_fx.silence import silence
 
-QUANTISED = ("int8",)
 BATCH = 32
 PER_CHANNEL = 13
 """The first opset in which a scale may belong to one channel."""

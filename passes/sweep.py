@@ -39,8 +39,6 @@ from subprune_fx.plan import Decision, Plan
 from subprune_fx.selectors import Ranking
 from subprune_fx.team import ALONE, Team
 
-VARIANTS = ("asym", "seq", "layer")
-
 Choose = Callable[[Group, Sequence[Part], Scratch, int], Ranking]
 """From a group, its consumer's problem on the pruned-so-far network, that network, and how many units to keep."""
 

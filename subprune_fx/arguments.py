@@ -13,15 +13,11 @@ from torch import Tensor
 
 from subprune_fx.bundle import Bundle, Inputs
 from subprune_fx.errors import SubpruneError
-from subprune_fx.passes.budgets import BUDGETS
+from subprune_fx.option_values import BUDGETS, FILES, PRECISIONS, SEEDS, TARGETS, VARIANTS
 from subprune_fx.passes.clock import Progress
 from subprune_fx.passes.options import Options
 from subprune_fx.passes.problems import Settings
-from subprune_fx.passes.size import MEASURED, TARGETS
-from subprune_fx.passes.sweep import VARIANTS
 from subprune_fx.plan import Layer
-from subprune_fx.precisions import PRECISIONS
-from subprune_fx.seeds import SEEDS
 from subprune_fx.selectors import LABELLED, SELECTORS, Need
 from subprune_fx.sizes import size_of
 from subprune_fx.team import Team
@@ -188,11 +184,11 @@ _CHECKS: dict[str, Check] = {
 }
 _TABLES: dict[str, tuple[str, Sequence[str]]] = {
     "variant": ("variant", VARIANTS),
-    "budget": ("budget rule", tuple(BUDGETS)),
-    "target": ("target", (*TARGETS, *MEASURED)),
+    "budget": ("budget rule", BUDGETS),
+    "target": ("target", TARGETS),
     "select": ("selector", tuple(SELECTORS)),
     "precision": ("precision", PRECISIONS),
-    "file": ("file format", (".onnx", ".pt2", ".pt")),
+    "file": ("file format", FILES),
 }
 
 

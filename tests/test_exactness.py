@@ -10,11 +10,11 @@ import torch.nn.functional as F  # noqa: N812 - everyone calls it F
 from support import sweep_of
 from torch import Tensor, nn
 
+from subprune_fx.option_values import VARIANTS
 from subprune_fx.passes.options import Options
 from subprune_fx.passes.pipeline import Compiler
 from subprune_fx.passes.problems import Settings
 from subprune_fx.passes.rewrite import apply
-from subprune_fx.passes.sweep import VARIANTS
 
 TOLERANCE = 1e-7
 """Of float64 networks; Gram matrices square the condition number, which leaves half of the 16 digits."""

@@ -14,8 +14,7 @@ from subprune_fx.errors import SubpruneError
 from subprune_fx.numerics.moments import Moments
 from subprune_fx.passes.calibrate import calibrate
 from subprune_fx.passes.dependencies import analyse
-from subprune_fx.passes.forward import WITHIN, Forward
-from subprune_fx.precisions import PRECISIONS
+from subprune_fx.passes.forward import Forward
 
 
 @pytest.fixture
@@ -84,10 +83,6 @@ def test_tf32_ends_with_the_forward_pass(network: nn.Module) -> None:
     before = torch.backends.cudnn.allow_tf32
     Forward(dataclasses.replace(plain, precision="tf32")).run(x)
     assert torch.backends.cudnn.allow_tf32 == before
-
-
-def test_every_precision_is_in_the_table() -> None:
-    assert tuple(WITHIN) == PRECISIONS
 
 
 def test_an_unknown_one_is_refused(network: nn.Module) -> None:

@@ -26,12 +26,12 @@ from subprune_fx import Plan, Pruned, SubpruneError, apply, prune
 from subprune_fx.frontends.calls import COMPUTED
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.frontends.fx_edit import is_written
+from subprune_fx.option_values import VARIANTS
 from subprune_fx.passes.budgets import BUDGETS
 from subprune_fx.passes.dependencies import analyse
 from subprune_fx.passes.masked import Masked
 from subprune_fx.passes.outputs import is_score
 from subprune_fx.passes.proof import difference
-from subprune_fx.passes.sweep import VARIANTS
 from subprune_fx.plan import same
 
 EXAMPLES = int(os.environ.get("SUBPRUNE_EXAMPLES", "200"))

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 import subprune_fx
-from subprune_fx.cli import options
 from subprune_fx.cli.main import main
 from subprune_fx.errors import SubpruneError
 from subprune_fx.numerics.blocks import Block
@@ -121,10 +120,6 @@ def test_the_largest_seed_is_one() -> None:
     for seed in (2**63, -1, 0.5):
         with pytest.raises(SubpruneError, match=f"seed {seed} is not a whole number from 0 to 9223372036854775807"):
             kept_by_layer(net(), "layerrandom", seed=seed)
-
-
-def test_the_command_line_knows_every_selector() -> None:
-    assert tuple(SELECTORS) == options.SELECTORS
 
 
 @pytest.mark.parametrize("select", [name for name, row in SELECTORS.items() if row.needs & LABELLED])

@@ -11,12 +11,12 @@ from support import sweep_of
 from torch import Tensor, nn
 
 from subprune_fx import Pruned, prune, prune_each
+from subprune_fx.option_values import VARIANTS
 from subprune_fx.passes.budgets import BUDGETS
 from subprune_fx.passes.options import Options
 from subprune_fx.passes.pipeline import Compiler
 from subprune_fx.passes.problems import Settings
 from subprune_fx.passes.rewrite import apply
-from subprune_fx.passes.sweep import VARIANTS
 from subprune_fx.plan import Plan, same
 
 F64 = torch.float64

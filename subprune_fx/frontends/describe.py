@@ -32,8 +32,8 @@ from subprune_fx.graph.propagation import Consumer, Propagation
 from subprune_fx.graph.rules import propagate
 from subprune_fx.graph.step import Param, Step, Tree, leaves
 from subprune_fx.numerics.readers import Reader
+from subprune_fx.option_values import DEFAULT_PRECISION
 from subprune_fx.plan import Constant
-from subprune_fx.precisions import DEFAULT_PRECISION
 
 _READS = ("item", "tolist", "_local_scalar_dense")
 """Ops whose numbers depend on what a tensor holds, and not on its shape alone."""
@@ -67,7 +67,7 @@ class FxNetwork:
         places: Where a contraction's intercept would go, by node name; absent where it has no place.
         sites: Nodes whose arguments may spell sizes.
         tails: What follows each contraction, by node name.
-        precision: What its forward passes are computed in, see `subprune_fx.precisions`.
+        precision: What its forward passes are computed in, see `subprune_fx.option_values.PRECISIONS`.
     """
 
     graph_module: fx.GraphModule

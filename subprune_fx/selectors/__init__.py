@@ -45,10 +45,7 @@ SELECTORS: dict[str, Selector] = {
     )
 }
 
-DEFAULT_SELECTOR = "inchange"
-
 __all__ = [
-    "DEFAULT_SELECTOR",
     "LABELLED",
     "SELECTORS",
     "Allot",
