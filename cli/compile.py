@@ -11,7 +11,6 @@ import torch
 from torch import fx
 
 from subprune_fx import api
-from subprune_fx.arguments import enough
 from subprune_fx.bundle import Inputs
 from subprune_fx.cli import outputs
 from subprune_fx.cli.inputs import calibration_of, labelled_of, probe
@@ -27,6 +26,7 @@ from subprune_fx.passes import write
 from subprune_fx.passes.explain import explain
 from subprune_fx.plan import Plan
 from subprune_fx.repeating import repeat
+from subprune_fx.samples import enough
 from subprune_fx.team import Team, team_of_environment
 
 CHOICES = (

@@ -10,7 +10,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from subprune_fx.arguments import enough
 from subprune_fx.bundle import Bundle, Inputs, call, parts
 from subprune_fx.cli.options import Request
 from subprune_fx.cli.progress import Progress
@@ -24,6 +23,7 @@ from subprune_fx.formats.takes import Taken
 from subprune_fx.frontends.onnx_static import file_batch, fixed_batch, settle
 from subprune_fx.passes.guess import guess
 from subprune_fx.passes.synthesise import start, synthesise
+from subprune_fx.samples import enough
 
 
 def calibration_of(request: Request, loaded: Loaded) -> Samples:

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from subprune_fx.arguments import Given, inputs_of
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.frontends.tensors import parameter
 from subprune_fx.given import network_of
@@ -25,6 +24,7 @@ from subprune_fx.passes.dependencies import analyse, restrict
 from subprune_fx.passes.outputs import batches_of
 from subprune_fx.passes.problems import Settings, blocks, column_units, pose
 from subprune_fx.passes.segment import operand
+from subprune_fx.samples import Given, inputs_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from subprune_fx.arguments import Given, enough, inputs_of
 from subprune_fx.explanation import Coupled, Explanation
 from subprune_fx.frontends.onnx_static import fixed_batch, settle
 from subprune_fx.given import network_of
 from subprune_fx.passes.dependencies import clearest, restrict
 from subprune_fx.passes.proof import checked
-from subprune_fx.report import FrozenRow
+from subprune_fx.passes.summary import frozen_of
+from subprune_fx.samples import Given, enough, inputs_of
 
 
 def explain(model: nn.Module, example: Given, *, only: Sequence[str] = (), skip: Sequence[str] = ()) -> Explanation:
@@ -49,5 +49,4 @@ def explain(model: nn.Module, example: Given, *, only: Sequence[str] = (), skip:
         )
         for group in channels.groups
     )
-    frozen = tuple(FrozenRow(item.name, item.channels, item.reason) for item in channels.frozen)
-    return Explanation(type(model).__name__, groups, frozen)
+    return Explanation(type(model).__name__, groups, frozen_of(channels))

@@ -1,4 +1,4 @@
-"""The library's front door: `prune`."""
+"""`prune` and `prune_each`: all passes on one network, for one goal or several."""
 
 from __future__ import annotations
 
@@ -7,32 +7,25 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Literal, NamedTuple, Unpack
 
-import torch
 from torch import Tensor, fx, nn
 
-from subprune_fx.arguments import Choices, Given, check_goals, enough, inputs_of, labelled, labels_of, options_of
-from subprune_fx.bundle import Inputs, device_of, placed
+from subprune_fx.arguments import Choices, check_goals, options_of
+from subprune_fx.bundle import Inputs
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.fx_inputs import spread
-from subprune_fx.frontends.fx_recurrent import is_marked
-from subprune_fx.frontends.onnx_graph import source_of
 from subprune_fx.frontends.onnx_static import file_batch, fixed_batch, ordered, settle
 from subprune_fx.given import network_of
-from subprune_fx.graph.channels import ChannelGraph
 from subprune_fx.passes.budgets import unreachable
 from subprune_fx.passes.distil import divided
-from subprune_fx.passes.flops import counted, flops
 from subprune_fx.passes.gauges import GAUGES, reached
 from subprune_fx.passes.goals import drop_of, set_aside, within
-from subprune_fx.passes.outputs import batches_of, check_classes, compared, first_tensor
+from subprune_fx.passes.outputs import compared
 from subprune_fx.passes.pipeline import Compiled, Compiler
+from subprune_fx.passes.summary import accuracy, cost, frozen_of, rows_of
 from subprune_fx.plan import Plan
-from subprune_fx.report import Cost, FrozenRow, GroupRow, Report
+from subprune_fx.report import Report
+from subprune_fx.samples import Given, enough, inputs_of, labelled, labels_of
 from subprune_fx.team import ALONE
-
-EVALUATION_BATCH = 256
-Curve = tuple[tuple[int, float], ...]
-"""Numbers of units and errors."""
 
 
 class Pruned(NamedTuple):
@@ -186,73 +179,6 @@ def _pairs(
         return None
     enough(found[0], fixed_batch(model), name)
     return ordered(model, found[0]), found[1]
-
-
-def accuracy(module: nn.Module, inputs: Inputs, labels: Tensor) -> float:
-    """Top-1 accuracy, 0 to 1.
-
-    Args:
-        module: A classifier in eval mode: its first output holds class scores on its last axis.
-        inputs: (samples, ...).
-        labels: (samples,), int64.
-
-    Raises:
-        SubpruneError: A label is no class of it.
-    """
-    hits = seen = 0
-    fixed = fixed_batch(module)
-    batches = (batches_of(t, fixed or EVALUATION_BATCH, whole=fixed is not None) for t in (inputs, labels))
-    with torch.no_grad():
-        for x, y in zip(*batches, strict=True):
-            scores = first_tensor(module(placed(x, device_of(module))))
-            check_classes(y, scores)
-            hits += int((scores.argmax(-1).cpu() == y).sum())
-            seen += len(y)
-    return hits / seen
-
-
-def cost(module: nn.Module, example: Inputs) -> Cost:
-    """Parameters, and multiply-adds of one sample."""
-    parameters, example = sum(p.numel() for p in module.parameters()), placed(example, device_of(module))
-    source = source_of(module)
-    if source is not None:
-        added = [tensor for name, tensor in module.named_buffers() if name in source.biases]
-        parameters += sum(bias.numel() for bias in added if bool(bias.any()))
-    if isinstance(module, fx.GraphModule) and (source is not None or is_marked(module)):
-        return Cost(parameters, sum(count for count, _ in flops(module, example).values()))
-    with torch.no_grad():
-        _, total = counted(lambda: module(example))
-    return Cost(parameters, total // len(example))
-
-
-def rows_of(channels: ChannelGraph, plan: Plan, curve: Callable[[str], Curve] | None = None) -> tuple[GroupRow, ...]:
-    """A row for each group that a plan decides, in the order of the graph.
-
-    Args:
-        channels: The network's groups.
-        plan: What was decided.
-        curve: By group, errors at some numbers of units, where they are known.
-    """
-    decided = {decision.group: decision for decision in plan.decisions}
-    return tuple(
-        GroupRow(
-            group.name,
-            group.units.size,
-            len(decided[group.name].kept),
-            decided[group.name].error,
-            tuple(channels.contractions[name].module for name in group.consumers),
-            group.producers,
-            group.followers,
-            () if curve is None else curve(group.name),
-        )
-        for group in channels.groups
-        if group.name in decided
-    )
-
-
-def frozen_of(channels: ChannelGraph) -> tuple[FrozenRow, ...]:
-    """What stays, and why."""
-    return tuple(FrozenRow(item.name, item.channels, item.reason) for item in channels.frozen)
 
 
 def _report(compiler: Compiler, compiled: Compiled, inputs: Inputs) -> Report:

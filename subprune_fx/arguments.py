@@ -1,30 +1,24 @@
-"""What `prune` can be told, checked and put in order."""
+"""The options of `prune`: what they mean, checked and put in order."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from subprune_fx.bundle import Bundle, Inputs
 from subprune_fx.errors import SubpruneError
 from subprune_fx.option_values import BUDGETS, FILES, PRECISIONS, SEEDS, TARGETS, VARIANTS
 from subprune_fx.passes.clock import Progress
 from subprune_fx.passes.options import Options
 from subprune_fx.passes.problems import Settings
 from subprune_fx.plan import Layer
+from subprune_fx.samples import Array, Given
 from subprune_fx.selectors import LABELLED, SELECTORS, Need
 from subprune_fx.sizes import size_of
 from subprune_fx.team import Team
-
-Array = Tensor | NDArray[Any]
-Given = Array | Bundle | Sequence[Array] | Mapping[str, Array]
-"""Inputs as users give them: of a network with one, of one with several by position, or by name."""
 
 
 class Choices(TypedDict, total=False):
@@ -102,24 +96,6 @@ class Choices(TypedDict, total=False):
     team: Team
 
 
-_POSED = ("intercept", "feedback", "rounds", "ridge", "rows")
-_PLAIN = (
-    "select",
-    "variant",
-    "budget",
-    "target",
-    "file",
-    "threads",
-    "align",
-    "reweight",
-    "stochastic",
-    "distil",
-    "memory",
-    "precision",
-    "seed",
-)
-
-
 def options_of(choices: Choices) -> Options:
     """The choices that decide something, as the pipeline takes them.
 
@@ -140,13 +116,16 @@ def options_of(choices: Choices) -> Options:
             raise SubpruneError(f"no {noun} {given[name]!r}", remedy=f"use one of {', '.join(table)}")
     if isinstance(given.get("memory"), str):
         given["memory"] = _size(given["memory"])
-    settings = Settings(**{name: given[name] for name in _POSED if name in given})
-    plain = {name: given[name] for name in _PLAIN if name in given}
     lists: dict[str, Any] = {name: tuple(given.get(name, ())) for name in ("only", "skip", "layers")}
     _check_layers(lists["layers"])
-    options = Options(**plain, settings=settings, **lists)
+    options = Options(**_fields(Options, {**given, **lists}), settings=Settings(**_fields(Settings, given)))
     _check_labels(options.select, choices)
     return options
+
+
+def _fields(kind: type[Options | Settings], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given of the fields of a dataclass."""
+    return {field.name: given[field.name] for field in dataclasses.fields(kind) if field.name in given}
 
 
 def _size(text: str) -> int:
@@ -167,15 +146,14 @@ def _check_layers(layers: Sequence[Layer]) -> None:
 
 
 Check = tuple[Callable[[Any], bool], str]
+"""Whether a value is fine, and what it should have been."""
 
+_COUNT: Check = (lambda value: isinstance(value, int) and value >= 0, "a whole number of at least 0")
 _CHECKS: dict[str, Check] = {
+    **dict.fromkeys(("threads", "rows", "rounds", "distil"), _COUNT),
     "align": (lambda value: value is None or (isinstance(value, int) and value >= 1), "a whole number of at least 1"),
     "ridge": (lambda value: math.isfinite(value) and value >= 0, "a number of at least 0"),
-    "threads": (lambda value: isinstance(value, int) and value >= 0, "a whole number of at least 0"),
     "stochastic": (lambda value: value is None or 0 < value < 1, "between 0 and 1"),
-    "rows": (lambda value: isinstance(value, int) and value >= 0, "a whole number of at least 0"),
-    "rounds": (lambda value: isinstance(value, int) and value >= 0, "a whole number of at least 0"),
-    "distil": (lambda value: isinstance(value, int) and value >= 0, "a whole number of at least 0"),
     "seed": (
         lambda value: isinstance(value, (int, np.integer)) and 0 <= int(value) < SEEDS,
         f"a whole number from 0 to {SEEDS - 1}",
@@ -220,82 +198,3 @@ def check_goals(ratios: Sequence[float], keeps: Sequence[float], drops: Sequence
         if not 0 < drop < 100:
             what = f"max_drop {drop} is not between 0 and 100 percentage points"
             raise SubpruneError(what, remedy="1 allows a drop from 98 to 97 %")
-
-
-def inputs_of(value: Given, where: str) -> Inputs:
-    """Calibration or evaluation inputs as a tensor, or several as a bundle.
-
-    Raises:
-        SubpruneError: They are no tensors or arrays, float64 arrays, empty, not finite, or not of one length.
-    """
-    if isinstance(value, Bundle):
-        return _level(value.map(lambda part: _tensor(part, where)), where)
-    if isinstance(value, Mapping):
-        found = tuple(_tensor(item, f"{where} {name}") for name, item in value.items())
-        return _level(Bundle(found, tuple(value)), where)
-    if isinstance(value, (tuple, list)):
-        found = tuple(_tensor(item, f"{where} {place}") for place, item in enumerate(value))
-        return found[0] if len(found) == 1 else _level(Bundle(found), where)
-    return _tensor(value, where)
-
-
-def enough(inputs: Inputs, batch: int | None, where: str) -> None:
-    """Refuse fewer inputs than a network takes at a time.
-
-    Args:
-        inputs: (samples, ...).
-        batch: The only batch size that the network takes; None: any.
-        where: What they were given as.
-
-    Raises:
-        SubpruneError: They are fewer.
-    """
-    if batch is not None and len(inputs) < batch:
-        given = "there is 1 input" if len(inputs) == 1 else f"there are {len(inputs)} inputs"
-        what = f"the network takes batches of exactly {batch}, and {given}"
-        raise SubpruneError(what, where=where, remedy=f"give at least {batch}")
-
-
-def _level(bundle: Bundle, where: str) -> Bundle:
-    lengths = {len(part) for part in bundle.parts}
-    if len(lengths) != 1:
-        counts = ", ".join(str(len(part)) for part in bundle.parts) or "no inputs"
-        raise SubpruneError(f"holds different numbers of samples ({counts})", where=where, remedy="pair them up")
-    return bundle
-
-
-def _tensor(value: Any, where: str) -> Tensor:
-    try:
-        tensor = torch.as_tensor(value).detach()
-    except (RuntimeError, TypeError, ValueError) as error:
-        what = f"is a {type(value).__name__}, not a tensor or an array"
-        remedy = "give one, or a tuple or dict of them; of a loader, the inputs of its batches joined"
-        raise SubpruneError(what, where=where, remedy=remedy) from error
-    if tensor.dtype is torch.float64 and isinstance(value, np.ndarray):
-        raise SubpruneError("is float64, the network takes float32", where=where, remedy="use .astype('float32')")
-    if tensor.ndim == 0 or len(tensor) == 0:
-        raise SubpruneError("holds no samples", where=where, remedy="the first axis counts the samples")
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-        raise SubpruneError("holds NaN or infinite values", where=where, remedy="clean the inputs")
-    return tensor
-
-
-def labels_of(value: Array, samples: int, where: str) -> Tensor:
-    """Labels as int64, (samples,), on the CPU, where classes are counted.
-
-    Raises:
-        SubpruneError: They are not that many integers.
-    """
-    tensor = torch.as_tensor(value).detach()
-    if tensor.is_floating_point() or tensor.shape != (samples,):
-        what = f"has shape {tuple(tensor.shape)} and type {tensor.dtype}"
-        raise SubpruneError(what, where=where, remedy=f"give {samples} integers")
-    return tensor.long().cpu()
-
-
-def labelled(pair: tuple[Given, Array] | None, where: str) -> tuple[Inputs, Tensor] | None:
-    """Inputs and their labels, checked as by `inputs_of` and `labels_of`; None stays None."""
-    if pair is None:
-        return None
-    inputs = inputs_of(pair[0], where)
-    return inputs, labels_of(pair[1], len(inputs), f"{where} labels")

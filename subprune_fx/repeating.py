@@ -5,16 +5,17 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from subprune_fx.api import Pruned, accuracy, cost, frozen_of, rows_of
-from subprune_fx.arguments import Array, Given, enough, inputs_of, labelled
+from subprune_fx.api import Pruned
 from subprune_fx.frontends.fx_inputs import spread
 from subprune_fx.frontends.onnx_static import fixed_batch, ordered, settle
 from subprune_fx.given import network_of
 from subprune_fx.passes.dependencies import clearest
 from subprune_fx.passes.outputs import batches_of, compared
 from subprune_fx.passes.rewrite import apply
+from subprune_fx.passes.summary import accuracy, cost, frozen_of, rows_of
 from subprune_fx.plan import Plan
 from subprune_fx.report import Report
+from subprune_fx.samples import Array, Given, enough, inputs_of, labelled
 
 BATCH = 64
 

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import subprune_fx
-from subprune_fx.arguments import inputs_of
 from subprune_fx.bundle import Bundle, call
 from subprune_fx.errors import SubpruneError
 from subprune_fx.passes.dependencies import analyse
 from subprune_fx.passes.proof import difference, halved
 from subprune_fx.passes.write import write_all
+from subprune_fx.samples import inputs_of
 
 
 class Heads(NamedTuple):

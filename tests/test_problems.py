@@ -11,7 +11,6 @@ import torch
 from support import Joined
 from torch import Tensor
 
-from subprune_fx.arguments import inputs_of
 from subprune_fx.graph.channels import Group
 from subprune_fx.numerics import row_moments
 from subprune_fx.numerics.greedy import greedy
@@ -22,6 +21,7 @@ from subprune_fx.passes.dependencies import analyse
 from subprune_fx.passes.options import Options
 from subprune_fx.passes.pipeline import Compiler
 from subprune_fx.passes.problems import Settings, blocks, column_units, pose
+from subprune_fx.samples import inputs_of
 
 F64 = torch.float64
 ROUNDING = 1e-9

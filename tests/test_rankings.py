@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from subprune_fx import prune, prune_each
-from subprune_fx.arguments import inputs_of
 from subprune_fx.graph.channels import Group
 from subprune_fx.passes import pipeline
 from subprune_fx.passes.calibrate import calibrate
@@ -18,6 +17,7 @@ from subprune_fx.passes.options import Options
 from subprune_fx.passes.pipeline import Compiler
 from subprune_fx.passes.rankings import Rankings
 from subprune_fx.plan import Layer
+from subprune_fx.samples import inputs_of
 from subprune_fx.selectors import Ranking
 from subprune_fx.team import ALONE
 

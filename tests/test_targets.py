@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 import subprune_fx
-from subprune_fx.api import cost
 from subprune_fx.errors import SubpruneError
 from subprune_fx.formats.load import load_model
 from subprune_fx.frontends.onnx_flops import multiply_adds
@@ -24,6 +23,7 @@ from subprune_fx.passes.flops import counted
 from subprune_fx.passes.problems import Settings
 from subprune_fx.passes.rewrite import apply
 from subprune_fx.passes.size import TARGETS
+from subprune_fx.passes.summary import cost
 from subprune_fx.passes.sweep import Sweep
 from subprune_fx.selectors import SELECTORS, Evidence
 

@@ -20,7 +20,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from subprune_fx.api import cost
+from subprune_fx.passes.summary import cost
 
 STEPS = 12
 """Bisections of the fraction: to 1 / 4096."""

@@ -27,7 +27,6 @@ from zoo_table import Network, build, networks
 
 import subprune_fx
 from subprune_fx.api import Pruned
-from subprune_fx.arguments import inputs_of
 from subprune_fx.bundle import Inputs, call, doubled
 from subprune_fx.errors import SubpruneError, ValidationError
 from subprune_fx.heap import keep
@@ -35,6 +34,7 @@ from subprune_fx.passes.dependencies import analyse
 from subprune_fx.passes.masked import Masked
 from subprune_fx.passes.proof import difference
 from subprune_fx.plan import Plan
+from subprune_fx.samples import inputs_of
 
 KEEP = 0.5
 TOLERANCE = 1e-3
