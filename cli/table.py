@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from subprune_fx.formats import words
-from subprune_fx.report import FileRow, Point, Report, curve
+from subprune_fx.formats.facts import facts
+from subprune_fx.report import Point, Report, curve
 
 WORDS = 10
 """The least width of a column of words."""
@@ -125,38 +126,9 @@ def _frozen(report: Report) -> Table:
 
 def _summary(report: Report) -> Table:
     table = _table("", figures=("before", "after", "ratio"))
-    before, after = report.before, report.after
-    table.add_row("parameters", *_counts(before.parameters, after.parameters))
-    table.add_row("FLOPs (multiply-adds, one sample)", *_counts(before.flops, after.flops))
-    for row in report.files:
-        for cells in _file(row):
-            table.add_row(*cells)
-    if report.distilled is not None:
-        table.add_row("steps of distillation kept", "", words.count(report.distilled), "")
-    if report.agreement is not None:
-        table.add_row(words.AGREEMENT, "", words.percent(report.agreement), "")
-    if report.change is not None:
-        table.add_row(words.CHANGE, "", words.percent(report.change), "")
-    if report.drop is not None:
-        table.add_row("loss on inputs it was not made from", "", f"{report.drop:.2f} points", "")
-    if report.accuracy_after is not None:
-        table.add_row("accuracy", words.percent(report.accuracy_before), words.percent(report.accuracy_after), "")
+    for fact in facts(report):
+        table.add_row(fact.name, fact.before, fact.after, fact.ratio)
     return table
-
-
-def _file(row: FileRow) -> Iterator[tuple[str, str, str, str]]:
-    suffix = row.path[row.path.rfind(".") :]
-    yield (
-        f"file size, {suffix}",
-        words.size(row.bytes_before),
-        words.size(row.bytes),
-        words.ratio(row.bytes_before, row.bytes),
-    )
-    if row.latency_ms is not None:
-        before, after = words.milliseconds(row.latency_before_ms), words.milliseconds(row.latency_ms)
-        yield "latency, onnxruntime, one sample", before, after, words.ratio(row.latency_before_ms, row.latency_ms)
-    if row.max_difference is not None:
-        yield f"largest difference to torch, {suffix}", "", words.scientific(row.max_difference), ""
 
 
 def _pairs(left: str, right: str, rows: Iterator[tuple[str, str]]) -> Table:
@@ -164,10 +136,6 @@ def _pairs(left: str, right: str, rows: Iterator[tuple[str, str]]) -> Table:
     for pair in rows:
         table.add_row(*pair)
     return table
-
-
-def _counts(before: int, after: int) -> tuple[str, str, str]:
-    return f"{before:,}", f"{after:,}", words.ratio(before, after)
 
 
 def _plain(text: str) -> str:

@@ -195,8 +195,8 @@ def test_steps_kept_are_shown(inputs: Tensor) -> None:
     report = subprune_fx.prune(network().eval(), inputs, ratio=3, distil=40).report
     console = Console(width=120, record=True, file=io.StringIO())
     show([report], verbose=False, console=console)
-    assert re.search(rf"steps of distillation kept +{report.distilled}", console.export_text())
-    assert "steps of distillation kept" in page([report], "network")
+    assert re.search(rf"distillation steps kept +{report.distilled}", console.export_text())
+    assert "distillation steps kept" in page([report], "network")
 
 
 @pytest.mark.parametrize("count", [1, 2, 17])

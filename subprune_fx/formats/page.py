@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
@@ -15,28 +15,10 @@ from subprune_fx.explanation import Coupled, Explanation
 from subprune_fx.formats import words
 from subprune_fx.formats.charts import SPARK, Chart, chart, spark, spark_height
 from subprune_fx.formats.drawing import svg
+from subprune_fx.formats.facts import facts
 from subprune_fx.report import GroupRow, Report, curve
 
 TEMPLATE = "report.html.jinja"
-
-
-@dataclasses.dataclass(frozen=True)
-class Fact:
-    """One figure of the network before and after.
-
-    Attributes:
-        name: What it is.
-        before: As text; may be empty.
-        after: As text.
-        ratio: As text; may be empty.
-        share: After as a fraction of before, for a bar; None for no bar.
-    """
-
-    name: str
-    before: str
-    after: str
-    ratio: str = ""
-    share: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,37 +94,13 @@ def _section(report: Report) -> dict[str, Any]:
     ]
     used = words.columns(report.stages, words.STAGES)
     stages = [(row.name, *cells) for row, *cells in zip(report.stages, *used.values(), strict=True)]
-    return {"report": report, "facts": facts(report), "bars": bars, "stages": stages, "headings": ["stage", *used]}
-
-
-def facts(report: Report) -> list[Fact]:
-    """Figures before and after."""
-    before, after = report.before, report.after
-    rows = [
-        _fact("parameters", before.parameters, after.parameters, words.count),
-        _fact("multiply-adds of one sample", before.flops, after.flops, words.count),
-    ]
-    for file in report.files:
-        suffix = file.path[file.path.rfind(".") :]
-        rows.append(_fact(f"file size, {suffix}", file.bytes_before, file.bytes, words.size))
-        if file.latency_ms is not None:
-            rows.append(_fact(f"latency, {suffix}", file.latency_before_ms, file.latency_ms, words.milliseconds))
-    if report.distilled is not None:
-        rows.append(Fact("steps of distillation kept", "", words.count(report.distilled)))
-    if report.agreement is not None:
-        rows.append(Fact(words.AGREEMENT, "", words.percent(report.agreement)))
-    if report.change is not None:
-        rows.append(Fact(words.CHANGE, "", words.percent(report.change)))
-    if report.drop is not None:
-        rows.append(Fact("loss on inputs it was not made from", "", f"{report.drop:.2f} points"))
-    if report.accuracy_after is not None:
-        rows.append(Fact("accuracy", words.percent(report.accuracy_before), words.percent(report.accuracy_after)))
-    return rows
-
-
-def _fact(name: str, before: Any, after: Any, text: Callable[[Any], str]) -> Fact:
-    share = None if not before else min(after / before, 1.0)
-    return Fact(name, text(before), text(after), words.ratio(before, after), share)
+    return {
+        "report": report,
+        "facts": list(facts(report)),
+        "bars": bars,
+        "stages": stages,
+        "headings": ["stage", *used],
+    }
 
 
 def _version() -> str:
