@@ -13,8 +13,9 @@ from torch import Tensor, fx, nn
 from subprune_fx.bundle import Inputs
 from subprune_fx.errors import SubpruneError
 from subprune_fx.layouts import COLOURS
+from subprune_fx.passes.by_sample import flat
 from subprune_fx.passes.clock import Tick
-from subprune_fx.passes.outputs import flat
+from subprune_fx.passes.outputs import batches_of
 from subprune_fx.plan import Plan
 
 BATCH = 64
@@ -106,10 +107,10 @@ def distil(
             group["lr"] = factor * rate * _course((done - begun) / (steps - begun))
         batch = _drawn(shown, generator, mirrored=mirrored)
         with torch.no_grad():
-            target = flat(teacher(batch))
+            target = flat(teacher(batch), len(batch))
         spread = (target - target.mean(0)).square().mean().clamp(min=torch.finfo(torch.float32).tiny)
         with torch.enable_grad():
-            loss = (flat(module(batch)) - target).square().mean() / spread
+            loss = (flat(module(batch), len(batch)) - target).square().mean() / spread
             optimiser.zero_grad()
             torch.autograd.backward(loss)
         optimiser.step()
@@ -190,7 +191,7 @@ def _moved(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def _outputs(module: nn.Module, inputs: Inputs) -> Tensor:
     with torch.no_grad():
-        return torch.cat([flat(module(inputs[i : i + BATCH])) for i in range(0, len(inputs), BATCH)])
+        return torch.cat([flat(module(batch), len(batch)) for batch in batches_of(inputs, BATCH)])
 
 
 def _distance(module: nn.Module, judged: Sequence[tuple[Inputs, Tensor]]) -> float:

@@ -63,7 +63,7 @@ def drop_of(compiler: Compiler, aside: Inputs | None) -> Drop:
         batches, labels = compiler.cut(compiler.team.share(aside)), None
     outputs = _run(original, batches)
     scores = first_tensor(outputs[0])
-    check_scores(scores, where="max_drop", remedy="give a ratio instead")
+    check_scores(scores, len(batches[0]), where="max_drop", remedy="give a ratio instead")
     for classes in labels or ():
         check_classes(classes, scores)
     rate = agreement(outputs, labels, compiler.team)

@@ -83,8 +83,8 @@ class Measures:
                 self.network, self.orders, batches[0], intercepts=options.settings.intercept and options.reweight
             ),
             error=Errors(tuple(group.name for group in self.network.channels.groups), self._errors),
-            accuracy=self._trial(lambda: self._agreement(outputs, labels), inputs),
-            change=self._trial(lambda: output_change(outputs, sum(map(len, some)), self.team), some),
+            accuracy=self._trial(lambda: self._agreement(outputs, len(batches[0]), labels), inputs),
+            change=self._trial(lambda: self._change(outputs, batches, some), some),
         )
 
     def _samples(self, batches: Sequence[Inputs]) -> int:
@@ -105,9 +105,12 @@ class Measures:
             return self.evidence.reweighter.patches(group, alive)
         return keeping(self.network, self.rankings)(group, alive)
 
-    def _agreement(self, outputs: Sequence[Any], labels: Sequence[Tensor] | None) -> Metric:
+    def _change(self, outputs: Sequence[Any], batches: Sequence[Inputs], some: Sequence[Inputs]) -> Metric:
+        return output_change(outputs, [*map(len, batches)], sum(map(len, some)), self.team)
+
+    def _agreement(self, outputs: Sequence[Any], samples: int, labels: Sequence[Tensor] | None) -> Metric:
         scores = first_tensor(outputs[0])
-        check_scores(scores, where="budget", remedy="use budget output or error")
+        check_scores(scores, samples, where="budget", remedy="use budget output or error")
         for classes in labels or ():
             check_classes(classes, scores)
         return agreement(outputs, labels, self.team)

@@ -9,14 +9,21 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils import _pytree as pytree
 
 from subprune_fx.bundle import Bundle
 from subprune_fx.errors import SubpruneError
+from subprune_fx.passes.by_sample import (
+    REMEDY,
+    VARYING,
+    Rows,
+    is_steady,
+    numbered,
+    numbers_of,
+    rows_of,
+    tensors_of,
+    width_of,
+)
 from subprune_fx.team import ALONE, Team
-
-VARYING = "how many numbers the network gives depends on the input"
-REMEDY = "cut it before that (a detector's selection, say), or pass budget='error'"
 
 Batch = TypeVar("Batch", Tensor, Bundle, Tensor | Bundle)
 
@@ -55,16 +62,22 @@ def agreement(
     return metric
 
 
-def output_change(outputs: Sequence[Any], samples: int, team: Team = ALONE) -> Callable[[Sequence[Any]], float]:
-    """||f'(x) - f(x)||^2 / ||f(x) - mean f||^2 over the first `samples` outputs of all `team`."""
-    by_batch = [_tensors(output) for output in outputs]
-    places = _places([_is_steady(column) for column in zip(*by_batch, strict=False)], team)
+def output_change(
+    outputs: Sequence[Any], counts: Sequence[int], samples: int, team: Team = ALONE
+) -> Callable[[Sequence[Any]], float]:
+    """||f'(x) - f(x)||^2 / ||f(x) - mean f||^2 over the first `samples` samples of all `team`.
+
+    Args:
+        outputs: Of the original network, by batch.
+        counts: Samples of each batch.
+        samples: Of this process.
+        team: Processes that have other batches.
+    """
+    by_batch = _rows(outputs, counts)
+    places = numbered(by_batch, _places([is_steady(column) for column in zip(*by_batch, strict=False)], team))
     if not places:
         raise SubpruneError(VARYING, remedy=REMEDY)
-    try:
-        reference = head((_numbers([tensors[k] for k in places]) for tensors in by_batch), samples)
-    except RuntimeError as error:
-        raise SubpruneError("the network's outputs are not as many for each sample", remedy=REMEDY) from error
+    reference = head((numbers_of(rows, places) for rows in by_batch), samples)
     (count,) = team.numbers(sum(len(one) for one in reference))
     mean = team.sum(torch.cat(reference).sum(0)) / count
     (spread,) = team.numbers(sum(float((one - mean).square().sum()) for one in reference))
@@ -72,36 +85,40 @@ def output_change(outputs: Sequence[Any], samples: int, team: Team = ALONE) -> C
     def metric(found: Sequence[Any]) -> float:
         change = 0.0
         for output, wanted in zip(found, reference, strict=True):
-            tensors = _tensors(output)
-            got = _numbers([tensors[k] for k in places])
-            if got.shape != wanted.shape:
+            rows = rows_of(output, len(wanted))
+            if [width_of(rows[place]) for place in places] != [width_of(by_batch[0][place]) for place in places]:
                 raise SubpruneError(VARYING, remedy=REMEDY)
-            change += float((got - wanted).square().sum())
+            change += float((numbers_of(rows, places) - wanted).square().sum())
         return team.numbers(change)[0] / max(spread, 1e-30)
 
     return metric
 
 
-def compared(outputs: Sequence[Any], found: Sequence[Any], team: Team = ALONE) -> tuple[float | None, float | None]:
+def compared(
+    outputs: Sequence[Any], found: Sequence[Any], counts: Sequence[int], team: Team = ALONE
+) -> tuple[float | None, float | None]:
     """Agreement of the classes, or of outputs that hold no class scores the `deviation`; None: not that, or not known.
 
     Args:
         outputs: Of the original network, by batch.
         found: Of the other.
+        counts: Samples of each batch.
         team: Processes that have other batches.
     """
-    wanted, got = _shared(outputs, found, team)
-    if wanted and wanted[0] and is_score(wanted[0][0]):
+    places = _shared(_rows(outputs, counts), _rows(found, counts), team)
+    wanted, got = ([tensors_of(output)[places[0]] for output in side if places] for side in (outputs, found))
+    if wanted and is_score(wanted[0], counts[0]):
         return agreement(wanted, None, team)(got), None
-    return None, deviation(wanted, got, team)
+    return None, deviation(outputs, found, counts, team)
 
 
-def deviation(outputs: Sequence[Any], found: Sequence[Any], team: Team = ALONE) -> float | None:
+def deviation(outputs: Sequence[Any], found: Sequence[Any], counts: Sequence[int], team: Team = ALONE) -> float | None:
     """How far outputs are from the original's, for networks that give no class scores.
 
     Args:
         outputs: Of the original network, by batch.
         found: Of the other, perhaps of the first batches only.
+        counts: Samples of each batch.
         team: Processes that have other batches.
 
     Returns:
@@ -109,18 +126,16 @@ def deviation(outputs: Sequence[Any], found: Sequence[Any], team: Team = ALONE) 
         not vary, or are not of one sample each. Those of which there are more for some inputs than for others, or than
         from the other network, are left out.
     """
-    outputs, found = _shared(outputs, found, team)
-    if not any(outputs):
+    sides = _rows(outputs, counts), _rows(found, counts)
+    places = numbered(sides[0], _shared(*sides, team))
+    if not places:
         return None
     change = squares = count = 0.0
     total: Tensor | None = None
-    for wanted, got in zip(outputs, found, strict=False):
-        try:
-            left, right = _numbers(wanted), _numbers(got)
-            change += float((right - left).square().sum())
-            total = left.sum(0) if total is None else total + left.sum(0)
-        except RuntimeError:
-            return None
+    for wanted, got in zip(*sides, strict=False):
+        left, right = numbers_of(wanted, places), numbers_of(got, places)
+        change += float((right - left).square().sum())
+        total = left.sum(0) if total is None else total + left.sum(0)
         squares += float(left.square().sum())
         count += len(left)
     if total is None:
@@ -133,60 +148,34 @@ def deviation(outputs: Sequence[Any], found: Sequence[Any], team: Team = ALONE) 
 
 def first_tensor(output: Any) -> Tensor:
     """The first tensor of a network's output."""
-    return _tensors(output)[0]
+    return tensors_of(output)[0]
 
 
-def is_score(output: Tensor) -> bool:
+def is_score(output: Tensor, samples: int | None = None) -> bool:
     """Whether an output can hold class scores, a row a sample; classes, positions and flags are none."""
-    return output.ndim == 2 and output.shape[1] > 1 and output.dtype not in (torch.bool, torch.int32, torch.int64)
+    several = output.ndim == 2 and output.shape[1] > 1 and samples in (None, len(output))
+    return several and output.dtype not in (torch.bool, torch.int32, torch.int64)
 
 
-def _tensors(output: Any) -> list[Tensor]:
-    """Its tensors; complex numbers as their two parts."""
-    tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
-    return [torch.view_as_real(each.resolve_conj()) if each.is_complex() else each for each in tensors]
+def _rows(outputs: Sequence[Any], counts: Sequence[int]) -> list[Rows]:
+    return [rows_of(output, count) for output, count in zip(outputs, counts, strict=False)]
 
 
-def _shared(outputs: Sequence[Any], found: Sequence[Any], team: Team) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
-    """By batch, those tensors that two networks give in the same sizes for every input."""
-    pairs = [(_tensors(left), _tensors(right)) for left, right in zip(outputs, found, strict=False)]
+def _shared(wanted: Sequence[Rows], found: Sequence[Rows], team: Team) -> list[int]:
+    """Places of those tensors that two networks give in the same sizes for every input."""
+    pairs = list(zip(wanted, found, strict=False))
     lefts, rights = (list(zip(*side, strict=False)) for side in ([a for a, _ in pairs], [b for _, b in pairs]))
     fits = [
-        _is_steady(left) and all(a.shape == b.shape for a, b in zip(left, right, strict=True))
+        is_steady(left) and [*map(width_of, left)] == [*map(width_of, right)]
         for left, right in zip(lefts, rights, strict=False)
     ]
-    places = _places(fits, team)
-    return [[a[k] for k in places] for a, _ in pairs], [[b[k] for k in places] for _, b in pairs]
-
-
-def _is_steady(batches: Sequence[Tensor]) -> bool:
-    """Whether there is as much of a tensor for each input: it has one size, but for a smaller last batch."""
-    first, last = batches[0], batches[-1]
-    same = all(tensor.shape == first.shape for tensor in batches[:-1])
-    return first.ndim > 0 and same and last.shape[1:] == first.shape[1:] and len(last) <= len(first)
+    return _places(fits, team)
 
 
 def _places(fits: Sequence[bool], team: Team) -> list[int]:
     """Where all of `team` say yes."""
     misfits = team.numbers(*(float(not fit) for fit in fits))
     return [place for place, count in enumerate(misfits) if not count]
-
-
-def flat(output: Any) -> Tensor:
-    """Its numbers, a row a sample; without classes and positions (of a detector, say) that come with them.
-
-    Raises:
-        RuntimeError: They are not so many for each sample.
-    """
-    tensors = [tensor for tensor in _tensors(output) if tensor.ndim]
-    tensors = [tensor for tensor in tensors if tensor.is_floating_point()] or tensors
-    return torch.cat([tensor.reshape(len(tensor), -1) for tensor in tensors], dim=1)
-
-
-def _numbers(output: Any) -> Tensor:
-    """The same to calculate with: infinities (scores of what may not be chosen) count as zero."""
-    numbers = flat(output).cpu().double()
-    return numbers.masked_fill(numbers.isinf(), 0.0)
 
 
 def loss(output: Any, labels: Tensor) -> Tensor:
@@ -204,13 +193,13 @@ def loss(output: Any, labels: Tensor) -> Tensor:
     return functional.cross_entropy(scores, labels.to(scores.device), reduction="sum")
 
 
-def check_scores(output: Tensor, *, where: str, remedy: str) -> None:
-    """That an output holds class scores.
+def check_scores(output: Tensor, samples: int | None = None, *, where: str, remedy: str) -> None:
+    """That an output holds class scores, of so many samples where that is known.
 
     Raises:
         SubpruneError: It does not.
     """
-    if not is_score(output):
+    if not is_score(output, samples):
         what = f"the output has shape {tuple(output.shape)}, which is no class score for each sample"
         raise SubpruneError(what, where=where, remedy=remedy)
 

@@ -200,6 +200,11 @@ class Compiler:
         return found
 
     @property
+    def counts(self) -> list[int]:
+        """Samples of each batch that `outputs` has."""
+        return [*map(len, self._batches)]
+
+    @property
     def most(self) -> float:
         """The largest ratio that can be reached."""
         return self._budget.size.total / least(self._budget)

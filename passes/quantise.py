@@ -15,6 +15,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from subprune_fx.bundle import Inputs
 from subprune_fx.errors import SubpruneError, ValidationError, first_line
+from subprune_fx.passes.by_sample import axis_of
 from subprune_fx.passes.outputs import batches_of
 from subprune_fx.passes.validate import feeder
 from subprune_fx.sessions import opened, quiet
@@ -93,11 +94,19 @@ def _check(source: Path, target: Path, inputs: Inputs, where: str) -> None:
 
 
 def outputs_of(path: Path, inputs: Inputs) -> list[Array]:
-    """What onnxruntime makes of all inputs, output by output, (samples, ...)."""
+    """What onnxruntime makes of all inputs, output by output, (samples, ...); a row a batch of what is of no sample."""
     session = opened(path, quiet())
     feed = feeder(session)
-    pieces = [session.run(None, feed(batch)) for batch in _batches(session, inputs)]
+    pieces = [
+        [_samples_first(value, len(batch)) for value in session.run(None, feed(batch))]
+        for batch in _batches(session, inputs)
+    ]
     return [np.concatenate(column) for column in zip(*pieces, strict=True)]
+
+
+def _samples_first(value: Array, samples: int) -> Array:
+    axis = axis_of(value.shape, samples)
+    return np.atleast_1d(value) if axis is None else np.moveaxis(value, axis, 0)
 
 
 def _batches(session: onnxruntime.InferenceSession, inputs: Inputs) -> list[Inputs]:

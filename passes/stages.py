@@ -64,7 +64,7 @@ def stages(
 
 
 def _change(wanted: Array, found: Array) -> float | None:
-    return deviation([torch.from_numpy(wanted)], [torch.from_numpy(found)])
+    return deviation([torch.from_numpy(wanted)], [torch.from_numpy(found)], [len(wanted)])
 
 
 def _classes(output: Array) -> Classes:

@@ -184,7 +184,7 @@ def _pairs(
 def _report(compiler: Compiler, compiled: Compiled, inputs: Inputs) -> Report:
     smaller, network, options = compiled.module, compiler.network, compiler.options
     example = inputs[: fixed_batch(smaller) or 1]
-    agreement, change = compared(compiler.outputs, compiled.outputs, compiler.team)
+    agreement, change = compared(compiler.outputs, compiled.outputs, compiler.counts, compiler.team)
     settings = {
         "select": options.select,
         "variant": options.variant,

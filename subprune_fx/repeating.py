@@ -56,7 +56,7 @@ def repeat(model: nn.Module, plan: Plan, inputs: Given, evaluation: tuple[Given,
         before, after = ([module(batch) for batch in batches] for module in both)
     large, small = (cost(module, example) for module in both)
     tops = [None if pairs is None else accuracy(module, *pairs) for module in both]
-    agreement, change = compared(before, after)
+    agreement, change = compared(before, after, [*map(len, batches)])
     report = Report(
         ratio=large.parameters / max(small.parameters, 1),
         before=large,

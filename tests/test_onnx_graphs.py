@@ -71,7 +71,7 @@ def check_kept(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
     assert after.graph.output == before.graph.output
     assert after.graph.input[0] == before.graph.input[0]
     assert (after.opset_import, after.metadata_props) == (before.opset_import, before.metadata_props)
-    read = {name for node in after.graph.node for name in reads(node)}
+    read = {name for node in after.graph.node for name in reads(node)} | {value.name for value in after.graph.output}
     made = [name for node in after.graph.node for name in node.output if name]
     constants = [tensor.name for tensor in after.graph.initializer]
     assert set(constants) <= read
@@ -387,6 +387,15 @@ def test_a_bias_that_a_graph_inside_reads_too_keeps_its_name(compiled: Compile) 
     )
     made.graph.initializer.append(numpy_helper.from_array(random(16, 3, seed=3), "u"))
     found = compiled(made, ratio=1.3)
+    dims = {tensor.name: list(tensor.dims) for tensor in found.graph.initializer}
+    assert dims["b"] == [16]
+    assert dims["w"][1] < 16
+
+
+def test_a_constant_that_is_an_output_keeps_its_name_too(compiled: Compile) -> None:
+    made = mlp()
+    made.graph.output.append(helper.make_tensor_value_info("b", TensorProto.FLOAT, [16]))
+    found = compiled(made, ratio=1.6)
     dims = {tensor.name: list(tensor.dims) for tensor in found.graph.initializer}
     assert dims["b"] == [16]
     assert dims["w"][1] < 16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,31 +30,32 @@ def rms(wanted: Tensor, found: Tensor) -> float:
 def test_the_change_is_that_of_all_batches() -> None:
     wanted, found = torch.randn(11, 3, 4) + 50, torch.randn(11, 3, 4) + 50
     for size in (11, 4, 1):
-        change = deviation(batches_of(wanted, size), batches_of(found, size))
+        pieces = batches_of(wanted, size)
+        change = deviation(pieces, batches_of(found, size), [*map(len, pieces)])
         assert change == pytest.approx(rms(wanted, found), rel=1e-9)  # float64 sums of a hundred numbers
-    assert deviation([wanted], [wanted]) == 0
+    assert deviation([wanted], [wanted], [11]) == 0
 
 
 @pytest.mark.parametrize(
-    "outputs", [[torch.ones(5, 2)], [(torch.randn(5, 2), torch.randn(3, 2))], []], ids=["constant", "ragged", "none"]
+    "outputs", [[torch.ones(5, 2)], [torch.randn(3, 2)], []], ids=["constant", "a weight alone", "none"]
 )
 def test_nothing_is_said_where_there_is_no_such_figure(outputs: list[Tensor]) -> None:
-    assert deviation(outputs, outputs) is None
+    assert deviation(outputs, outputs, [5]) is None
 
 
 @pytest.mark.parametrize(
     "outputs",
-    [[(torch.randn(5, 2), torch.randn(3, 2))], [torch.randn(1, 4), torch.randn(1, 7)]],
-    ids=["a weight beside", "a detector's selection"],
+    [[torch.randn(3, 2), torch.randn(3, 2)], [torch.randn(5, 4), torch.randn(5, 7)]],
+    ids=["a weight alone", "a detector's selection"],
 )
 def test_outputs_that_cannot_be_compared_are_said_to_be(outputs: list[Any]) -> None:
     with pytest.raises(SubpruneError, match="cut it before that"):
-        output_change(outputs, 8)
+        output_change(outputs, [5, 5], 10)
 
 
 def test_positions_that_come_with_numbers_are_left_out() -> None:
     scores, places = torch.randn(5, 2), torch.zeros(9, 3, dtype=torch.int64)
-    assert output_change([(scores, places)], 5)([(scores, places[:4])]) == 0
+    assert output_change([(scores, places)], [5], 5)([(scores, places[:4])]) == 0
 
 
 def test_what_is_not_as_many_in_both_networks_is_left_out() -> None:
@@ -61,19 +63,39 @@ def test_what_is_not_as_many_in_both_networks_is_left_out() -> None:
     wanted, found = torch.randn(5, 6, 4), torch.randn(5, 6, 4)
     for kind in (torch.float32, torch.int64):
         ten, eleven = torch.zeros(10, 3, dtype=kind), torch.zeros(11, 3, dtype=kind)
-        change = deviation([wanted], [found])
-        assert compared([(ten, wanted)], [(eleven, found)]) == (None, change)
-        assert compared([ten], [eleven]) == (None, None)
+        change = deviation([wanted], [found], [5])
+        assert compared([(ten, wanted)], [(eleven, found)], [5]) == (None, change)
+        assert compared([ten], [eleven], [5]) == (None, None)
     ones = batches_of(wanted, 1)
     several = list(zip([torch.randn(k, 7) for k in (4, 2, 3, 4, 1)], ones, strict=True))
-    assert compared(several, [(torch.randn(2, 7), one) for one in ones]) == (None, 0)
-    assert output_change(several, 5)(several) == 0
+    assert compared(several, [(torch.randn(2, 7), one) for one in ones], [1] * 5) == (None, 0)
+    assert output_change(several, [1] * 5, 5)(several) == 0
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda scores: (scores, scores.new_ones(3, 2)),
+        lambda scores: (scores.mean(), scores.t()),
+        lambda scores: (scores.t()[None], scores.new_zeros(())),
+        lambda scores: scores.reshape(-1, 2, 2).transpose(0, 1),
+        lambda scores: scores.reshape(-1, 2),
+    ],
+    ids=["a weight beside", "samples last", "time first", "in the middle", "two rows a sample"],
+)
+def test_samples_on_any_dimension(given: Callable[[Tensor], Any]) -> None:
+    wanted, found, counts = torch.randn(8, 4), torch.randn(8, 4), [5, 3]
+    left, right = ([given(one) for one in batches_of(side, 5)] for side in (wanted, found))
+    assert deviation(left, right, counts) == pytest.approx(rms(wanted, found), rel=1e-5)
+    for samples in (8, 5):
+        change = output_change(left, counts, samples)([given(one) for one in batches_of(found[:samples], 5)])
+        assert change == pytest.approx(rms(wanted[:samples], found[:samples]) ** 2, rel=1e-5)
 
 
 def test_a_selection_of_one_size_in_the_original_alone() -> None:
     """It is told apart only when a pruned network gives another."""
     ten, eleven = torch.randn(10, 7), torch.randn(11, 7)
-    for metric in (agreement([ten], None), output_change([ten], 10)):
+    for metric in (agreement([ten], None), output_change([ten], [5], 5)):
         with pytest.raises(SubpruneError, match="depends on the input; cut it before that"):
             metric([eleven])
 
@@ -124,8 +146,8 @@ def test_a_network_that_is_not_as_fast_as_it_could_be_is_warned_of(
 def test_complex_outputs_are_two_numbers_each() -> None:
     wanted, parts = torch.randn(6, 3, 2), torch.randn(6, 3, 2)
     left, right = [torch.view_as_complex(wanted)], [torch.view_as_complex(parts)]
-    assert compared(left, right) == compared([wanted], [parts])
-    assert output_change(left, 6)(right) == output_change([wanted], 6)([parts])
+    assert compared(left, right, [6]) == compared([wanted], [parts], [6])
+    assert output_change(left, [6], 6)(right) == output_change([wanted], [6], 6)([parts])
 
 
 def test_infinities_in_both_do_not_count() -> None:
@@ -133,6 +155,6 @@ def test_infinities_in_both_do_not_count() -> None:
     wanted, found = torch.randn(6, 3), torch.randn(6, 3)
     masked = [each.clone().index_fill_(1, torch.tensor([1]), -torch.inf) for each in (wanted, found)]
     rest = [each[:, [0, 2]] for each in (wanted, found)]
-    assert output_change(masked[:1], 6)(masked[1:]) == pytest.approx(output_change(rest[:1], 6)(rest[1:]))
-    assert deviation(masked[:1], masked[1:]) == pytest.approx(deviation(rest[:1], rest[1:]))
-    assert output_change([wanted], 6)([found * torch.nan]) != 0
+    assert output_change(masked[:1], [6], 6)(masked[1:]) == pytest.approx(output_change(rest[:1], [6], 6)(rest[1:]))
+    assert deviation(masked[:1], masked[1:], [6]) == pytest.approx(deviation(rest[:1], rest[1:], [6]))
+    assert output_change([wanted], [6], 6)([found * torch.nan]) != 0

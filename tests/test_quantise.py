@@ -62,6 +62,27 @@ def test_weights_are_integers_and_outputs_close(batch: int | None, tmp_path: Pat
     assert target.stat().st_size < 0.5 * source.stat().st_size
 
 
+class Several(nn.Module):
+    """Scores, the same with samples last, and one number for all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        found = self.inner(x)
+        return found, found.t(), found.mean()
+
+
+def test_outputs_whose_samples_stand_elsewhere_or_nowhere(tmp_path: Path) -> None:
+    source, target = written(tmp_path / "float.onnx", Several().eval()), tmp_path / "int8.onnx"
+    inputs = INPUTS.repeat(2, 1, 1, 1)[:67]  # more than a batch
+    quantise(source, target, inputs, where="int8.onnx")
+    scores, last, one = outputs_of(source, inputs)
+    np.testing.assert_allclose(last, scores, atol=1e-5)  # float32 rounding
+    assert one.shape == (3,)  # one a batch
+
+
 def test_a_quantised_file_that_is_off_is_a_validation_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = written(tmp_path / "float.onnx", network())
     monkeypatch.setattr(module, "LOST", 1e-12)
