@@ -19,7 +19,7 @@ from subprune_fx.cli.progress import Progress
 from subprune_fx.errors import SubpruneError
 from subprune_fx.formats.layers import load_layers
 from subprune_fx.formats.load import Loaded, load_model
-from subprune_fx.frontends.onnx_static import file_batch, fixed_batch, settle
+from subprune_fx.frontends.onnx_static import file_batch, fixed_batch, resolve_batch
 from subprune_fx.heap import keep
 from subprune_fx.option_values import FILES
 from subprune_fx.passes import write
@@ -74,7 +74,7 @@ def _compile(request: Request, team: Team) -> int:
     times.append(time.perf_counter())
     samples = calibration_of(request, loaded)
     calibration, labels = samples.inputs, samples.labels
-    module = settle(loaded.module, calibration)
+    module = resolve_batch(loaded.module, calibration)
     for path in request.output:
         write.writer_of(path, module)
     example = calibration[: file_batch(module) or 1]
@@ -123,7 +123,7 @@ def _explain(request: Request) -> int:
     outputs.targets(request)
     loaded = _load(request)
     inputs = calibration_of(request, loaded).inputs
-    module = settle(loaded.module, inputs)
+    module = resolve_batch(loaded.module, inputs)
     example = inputs[: fixed_batch(module) or 2]
     enough(example, fixed_batch(module), "--calib")
     probe(module, example, str(request.model))

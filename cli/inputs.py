@@ -16,11 +16,11 @@ from subprune_fx.cli.progress import Progress
 from subprune_fx.errors import SubpruneError, first_line
 from subprune_fx.formats.arrays import Samples
 from subprune_fx.formats.images import Preparation
+from subprune_fx.formats.input_spec import InputSpec
 from subprune_fx.formats.load import Loaded
 from subprune_fx.formats.presets import preset
 from subprune_fx.formats.sources import Wish, load_samples
-from subprune_fx.formats.takes import Taken
-from subprune_fx.frontends.onnx_static import file_batch, fixed_batch, settle
+from subprune_fx.frontends.onnx_static import file_batch, fixed_batch, resolve_batch
 from subprune_fx.passes.guess import guess
 from subprune_fx.passes.synthesise import start, synthesise
 from subprune_fx.samples import enough
@@ -81,18 +81,18 @@ def _labelled(source: str | None, wish: Wish) -> tuple[Inputs, Tensor] | None:
     return found.inputs, found.labels
 
 
-def _wish(request: Request, takes: tuple[Taken, ...], option: str) -> Wish:
+def _wish(request: Request, takes: tuple[InputSpec, ...], option: str) -> Wish:
     base = preset(request.preset) if request.preset is not None else Preparation()
     given = {name: getattr(request, name) for name in ("resize", "crop", "mean", "std")}
     preparation = dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
     return Wish(takes, preparation, request.samples, request.seed, option=option)
 
 
-def _alike(takes: Sequence[Taken], calibration: Inputs) -> tuple[Taken, ...]:
+def _alike(takes: Sequence[InputSpec], calibration: Inputs) -> tuple[InputSpec, ...]:
     """What the network takes, as the calibration inputs have it."""
     shapes = [(None, *part.shape[1:]) for part in parts(calibration)]
     names = calibration.names if isinstance(calibration, Bundle) and calibration.names else ()
-    given = [taken for taken in takes if taken.keyword in names] if names else list(takes[:1]) or [Taken("x")]
+    given = [taken for taken in takes if taken.keyword in names] if names else list(takes[:1]) or [InputSpec("x")]
     return tuple(dataclasses.replace(taken, accepts=shape) for taken, shape in zip(given, shapes, strict=True))
 
 
@@ -112,12 +112,12 @@ def probe(module: nn.Module, example: Inputs, where: str) -> None:
         raise SubpruneError(what, where=where, remedy="check --calib, --input-shape and the network") from error
 
 
-def _stated(request: Request, takes: tuple[Taken, ...]) -> tuple[Taken, ...]:
+def _stated(request: Request, takes: tuple[InputSpec, ...]) -> tuple[InputSpec, ...]:
     """What the network takes, shapes from `--input-shape` in place of its own."""
     shapes = request.input_shape
     if not shapes:
         return takes
-    known = takes or (Taken("x"),)
+    known = takes or (InputSpec("x"),)
     if len(shapes) > len(known):
         what = f"is given {len(shapes)} times, and the network takes {len(known)} input{'s' * (len(known) > 1)}"
         raise SubpruneError(what, where="--input-shape")
@@ -125,7 +125,7 @@ def _stated(request: Request, takes: tuple[Taken, ...]) -> tuple[Taken, ...]:
     return (*stated, *known[len(shapes) :])
 
 
-def _seen(request: Request, takes: Sequence[Taken]) -> Sequence[Taken]:
+def _seen(request: Request, takes: Sequence[InputSpec]) -> Sequence[InputSpec]:
     """What the network takes; where that is not known, of the shape that labelled inputs have."""
     if all(taken.sample is not None for taken in takes if taken.required) and takes:
         return takes
@@ -138,9 +138,9 @@ def _seen(request: Request, takes: Sequence[Taken]) -> Sequence[Taken]:
     return takes
 
 
-def _made_up(request: Request, loaded: Loaded, takes: Sequence[Taken]) -> Samples:
+def _made_up(request: Request, loaded: Loaded, takes: Sequence[InputSpec]) -> Samples:
     found = guess(loaded.module, _seen(request, takes), str(request.model))
-    module = settle(loaded.module, start(found.wanted, 2, request.seed))
+    module = resolve_batch(loaded.module, start(found.wanted, 2, request.seed))
     probe(module, start(found.wanted, fixed_batch(module) or 2, request.seed), str(request.model))
     with Progress(shown=not request.quiet) as progress:
         made = synthesise(module, found.wanted, request.seed, partial(progress, "synthesise"))

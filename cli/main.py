@@ -13,8 +13,8 @@ from typing import NamedTuple
 import click
 
 from subprune_fx.cli.options import PROGRAM, Request, command
-from subprune_fx.collecting import seldom
 from subprune_fx.errors import SubpruneError
+from subprune_fx.garbage import seldom
 
 
 class Outcome(NamedTuple):

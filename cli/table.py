@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from subprune_fx.formats import words
+from subprune_fx.formats import figures
 from subprune_fx.formats.facts import facts
 from subprune_fx.report import Point, Report, curve
 
@@ -81,11 +81,11 @@ def written(reports: Sequence[Report]) -> list[str]:
 def _groups(reports: Sequence[Report]) -> Table:
     """Of one network with errors; of several a column each."""
     alone = len(reports) == 1
-    figures = ("kept", "of", "error") if alone else ("of", *(f"kept, {report.ratio:g}x" for report in reports))
-    table = _table("group", figures=figures, title="pruned channels")
+    headings = ("kept", "of", "error") if alone else ("of", *(f"kept, {report.ratio:g}x" for report in reports))
+    table = _table("group", figures=headings, title="pruned channels")
     for rows in zip(*(report.groups for report in reports), strict=True):
         kept, of = [str(row.kept) for row in rows], str(rows[0].channels)
-        cells = (*kept, of, words.error(rows[0].error)) if alone else (of, *kept)
+        cells = (*kept, of, figures.error(rows[0].error)) if alone else (of, *kept)
         table.add_row(_plain(rows[0].name), *cells)
     return table
 
@@ -101,7 +101,7 @@ def _curve(reports: Sequence[Report]) -> Table:
         ),
         *curve(reports),
     ]
-    used = words.columns(rows, CURVE)
+    used = figures.columns(rows, CURVE)
     table = _table(figures=list(used))
     for cells in zip(*used.values(), strict=True):
         table.add_row(*cells)
@@ -110,7 +110,7 @@ def _curve(reports: Sequence[Report]) -> Table:
 
 def _stages(report: Report) -> Table:
     """What quantising has added to pruning."""
-    used = words.columns(report.stages, words.STAGES)
+    used = figures.columns(report.stages, figures.STAGES)
     table = _table("stage", figures=list(used))
     for row, *cells in zip(report.stages, *used.values(), strict=True):
         table.add_row(_plain(row.name if row.path is None else f"{row.name}: {row.path}"), *cells)
@@ -147,10 +147,10 @@ CURVE: dict[str, Callable[[Point], str]] = {
     "ratio": lambda point: f"{point.ratio:g}x",
     "parameters": lambda point: f"{point.parameters:,}",
     "FLOPs": lambda point: f"{point.flops:,}",
-    "file size": lambda point: words.size(point.bytes),
-    "latency": lambda point: words.milliseconds(point.latency_ms),
-    "same class": lambda point: words.percent(point.agreement),
-    "output change": lambda point: words.percent(point.change),
-    "accuracy": lambda point: words.percent(point.accuracy),
+    "file size": lambda point: figures.size(point.bytes),
+    "latency": lambda point: figures.milliseconds(point.latency_ms),
+    "same class": lambda point: figures.percent(point.agreement),
+    "output change": lambda point: figures.percent(point.change),
+    "accuracy": lambda point: figures.percent(point.accuracy),
 }
 """Columns of a curve: heading, and the cell of a point; empty where there is no figure."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from subprune_fx.bundle import Bundle
-from subprune_fx.formats.takes import Taken, arguments_of
+from subprune_fx.formats.input_spec import InputSpec, arguments_of
 from subprune_fx.frontends.computed import duplicate
-from subprune_fx.given import network_of
 from subprune_fx.passes.guess import guess
 from subprune_fx.passes.synthesise import synthesise
+from subprune_fx.unwrap import network_of
 
 
 def synthetic_inputs(
@@ -34,7 +34,7 @@ def synthetic_inputs(
     model = network_of(model)
     takes = arguments_of(model)
     if shape is not None:
-        takes = (Taken(takes[0].name if takes else "x", sample=(1, *shape)),)
+        takes = (InputSpec(takes[0].name if takes else "x", sample=(1, *shape)),)
     twin = duplicate(model).eval()
     found = synthesise(twin, guess(twin, takes, type(model).__name__).wanted, seed).inputs
     return dict(zip(found.names or (), found.parts, strict=True)) if isinstance(found, Bundle) else found

@@ -13,7 +13,6 @@ from torch import Tensor, fx, nn
 
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.frontends.tensors import parameter
-from subprune_fx.given import network_of
 from subprune_fx.graph.channels import Group
 from subprune_fx.numerics.grams import ELEMENTS_AT_ONCE
 from subprune_fx.numerics.greedy import greedy
@@ -25,6 +24,7 @@ from subprune_fx.passes.outputs import batches_of
 from subprune_fx.passes.problems import Settings, blocks, column_units, pose
 from subprune_fx.passes.segment import operand
 from subprune_fx.samples import Given, inputs_of
+from subprune_fx.unwrap import network_of
 
 
 @dataclasses.dataclass(frozen=True)

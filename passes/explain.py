@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from torch import nn
 
 from subprune_fx.explanation import Coupled, Explanation
-from subprune_fx.frontends.onnx_static import fixed_batch, settle
-from subprune_fx.given import network_of
+from subprune_fx.frontends.onnx_static import fixed_batch, resolve_batch
 from subprune_fx.passes.dependencies import clearest, restrict
 from subprune_fx.passes.proof import checked
 from subprune_fx.passes.summary import frozen_of
 from subprune_fx.samples import Given, enough, inputs_of
+from subprune_fx.unwrap import network_of
 
 
 def explain(model: nn.Module, example: Given, *, only: Sequence[str] = (), skip: Sequence[str] = ()) -> Explanation:
@@ -31,7 +31,7 @@ def explain(model: nn.Module, example: Given, *, only: Sequence[str] = (), skip:
         SubpruneError: The network does not run on the example or cannot be traced, or `only` and `skip` leave nothing.
     """
     inputs, model = inputs_of(example, "example"), network_of(model)
-    module = settle(model, inputs)
+    module = resolve_batch(model, inputs)
     enough(inputs, fixed_batch(module), "example")
     some = inputs[: fixed_batch(module) or 2]
     network = clearest(module, some)

@@ -13,11 +13,11 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from subprune_fx.bundle import Inputs, arguments, joined
-from subprune_fx.collecting import seldom
 from subprune_fx.errors import SubpruneError, first_line
 from subprune_fx.frontends.fx_inputs import free_samples
-from subprune_fx.passes.headed import laid_out
-from subprune_fx.passes.settled import settled
+from subprune_fx.garbage import seldom
+from subprune_fx.passes.export_attention import laid_out
+from subprune_fx.passes.export_ready import ready
 from subprune_fx.silence import silence
 from subprune_fx.sizes import PROTOBUF_LIMIT
 
@@ -81,7 +81,7 @@ def to_onnx(
     result = None
     try:
         with contextlib.suppress(Exception):  # an operator that has to be decomposed after all
-            result = _converted(settled(program), opset, outputs)
+            result = _converted(ready(program), opset, outputs)
         result = result or _converted(program, opset, outputs)
     except Exception as error:
         cause = _innermost(error)

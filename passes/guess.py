@@ -14,8 +14,8 @@ from torch import nn
 
 from subprune_fx.bundle import Bundle, Inputs, call
 from subprune_fx.errors import SubpruneError, first_line
+from subprune_fx.formats.input_spec import InputSpec
 from subprune_fx.formats.npy import check_memory
-from subprune_fx.formats.takes import Taken
 from subprune_fx.frontends.onnx_static import trial_sizes
 from subprune_fx.passes.synthesise import SAMPLES, Wanted
 
@@ -41,7 +41,7 @@ class Guess(NamedTuple):
     guessed: bool
 
 
-def guess(module: nn.Module, takes: Sequence[Taken], where: str) -> Guess:
+def guess(module: nn.Module, takes: Sequence[InputSpec], where: str) -> Guess:
     """What to feed a network.
 
     Args:
@@ -52,7 +52,7 @@ def guess(module: nn.Module, takes: Sequence[Taken], where: str) -> Guess:
     Raises:
         SubpruneError: A shape is not known, and nothing that was tried runs; or inputs of it would not fit in memory.
     """
-    needed = [taken for taken in takes if taken.required or taken.sample] or list(takes[:1]) or [Taken("x")]
+    needed = [taken for taken in takes if taken.required or taken.sample] or list(takes[:1]) or [InputSpec("x")]
     known = [taken.sample for taken in needed if taken.sample is not None]
     guessed = len(known) < len(needed)
     if guessed and len(needed) > 1:
@@ -64,7 +64,7 @@ def guess(module: nn.Module, takes: Sequence[Taken], where: str) -> Guess:
     return Guess(tuple(_bounded(module, found)), guessed)
 
 
-def _tried(module: nn.Module, taken: Taken, where: str) -> list[Wanted] | None:
+def _tried(module: nn.Module, taken: InputSpec, where: str) -> list[Wanted] | None:
     """The first candidate that the network runs on."""
     row, layer = _first_layer(module)
     dtype = taken.dtype or (torch.int64 if row is not None and row.tokens else torch.float32)
@@ -76,7 +76,9 @@ def _tried(module: nn.Module, taken: Taken, where: str) -> list[Wanted] | None:
     return None
 
 
-def _candidates(taken: Taken, row: Reader | None, layer: Any, module: nn.Module, where: str) -> list[tuple[int, ...]]:
+def _candidates(
+    taken: InputSpec, row: FirstLayer | None, layer: Any, module: nn.Module, where: str
+) -> list[tuple[int, ...]]:
     """Shapes of a sample, likely ones first.
 
     Raises:
@@ -93,7 +95,7 @@ def _candidates(taken: Taken, row: Reader | None, layer: Any, module: nn.Module,
 
 
 def _filled(
-    accepts: Sequence[int | None], row: Reader | None, layer: Any, module: nn.Module
+    accepts: Sequence[int | None], row: FirstLayer | None, layer: Any, module: nn.Module
 ) -> Iterator[tuple[int, ...]]:
     """Shapes whose free sizes are filled in, all of them alike."""
     ranks = {3: _sides(layer, module) if row is not None and row.kind is nn.Conv2d else PHOTOGRAPHS, 2: LENGTHS}
@@ -101,7 +103,9 @@ def _filled(
         yield tuple(size if given is None else given for given in accepts)
 
 
-def _typed(module: nn.Module, needed: Sequence[Taken], shapes: Sequence[tuple[int, ...]], where: str) -> list[Wanted]:
+def _typed(
+    module: nn.Module, needed: Sequence[InputSpec], shapes: Sequence[tuple[int, ...]], where: str
+) -> list[Wanted]:
     """Inputs of known shapes; which of them are tokens is tried out where it is not known."""
     for taken, shape in zip(needed, shapes, strict=True):
         check_memory(4 * SAMPLES * math.prod(shape[1:]), where, f"input {taken.name!r} of shape {shape[1:]}")
@@ -153,7 +157,7 @@ def runs(module: nn.Module, inputs: Inputs) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Reader:
+class FirstLayer:
     """One kind of first layer: the shapes that a sample may have, and whether it reads tokens."""
 
     kind: type[nn.Module]
@@ -161,9 +165,9 @@ class Reader:
     tokens: bool = False
 
 
-def _first_layer(module: nn.Module) -> tuple[Reader | None, Any]:
+def _first_layer(module: nn.Module) -> tuple[FirstLayer | None, Any]:
     """The first layer that has a row, in the order in which they were made."""
-    pairs = ((row, layer) for layer in module.modules() for row in READERS if isinstance(layer, row.kind))
+    pairs = ((row, layer) for layer in module.modules() for row in FIRST_LAYERS if isinstance(layer, row.kind))
     return next(pairs, (None, None))
 
 
@@ -180,11 +184,11 @@ def _classes(module: nn.Module) -> int:
     return len(layers[-1].weight) if layers else 0
 
 
-READERS = (
-    Reader(nn.Conv2d, _images),
-    Reader(nn.Conv1d, lambda layer, _: ((layer.in_channels, size) for size in LENGTHS)),
-    Reader(nn.Conv3d, lambda layer, _: ((layer.in_channels, size // 4, size, size) for size in (112, 64, 32))),
-    Reader(nn.Linear, lambda layer, _: iter(((layer.in_features,), (16, layer.in_features)))),
-    Reader(nn.Embedding, lambda _layer, _: ((size,) for size in TOKENS), tokens=True),
-    Reader(nn.RNNBase, lambda layer, _: iter(((16, layer.input_size),))),
+FIRST_LAYERS = (
+    FirstLayer(nn.Conv2d, _images),
+    FirstLayer(nn.Conv1d, lambda layer, _: ((layer.in_channels, size) for size in LENGTHS)),
+    FirstLayer(nn.Conv3d, lambda layer, _: ((layer.in_channels, size // 4, size, size) for size in (112, 64, 32))),
+    FirstLayer(nn.Linear, lambda layer, _: iter(((layer.in_features,), (16, layer.in_features)))),
+    FirstLayer(nn.Embedding, lambda _layer, _: ((size,) for size in TOKENS), tokens=True),
+    FirstLayer(nn.RNNBase, lambda layer, _: iter(((16, layer.input_size),))),
 )

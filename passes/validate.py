@@ -12,7 +12,7 @@ from torch import nn
 
 from subprune_fx.bundle import Inputs, arguments, call, joined, parts
 from subprune_fx.errors import SubpruneError, ValidationError, first_line
-from subprune_fx.passes.apart import FLOOR, Apart, Array, aparts, arrays, scales, tolerances_of
+from subprune_fx.passes.differences import FLOOR, Array, Difference, arrays, differences, scales, tolerances_of
 from subprune_fx.sessions import opened, quiet
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def validate_onnx(
         path: The file.
         module: The network that it must equal.
         inputs: Calibration inputs; the first `sum(BATCH_SIZES)` are used.
-        tolerance: Largest allowed difference as a fraction of an output's scale; None: `apart.tolerances_of`.
+        tolerance: Largest allowed difference as a fraction of an output's scale; None: `differences.tolerances_of`.
         fixed_batch: The only batch size of the file; None: any.
 
     Returns:
@@ -75,7 +75,7 @@ def validate(
         module: The reference.
         inputs: Calibration inputs.
         where: For the error.
-        tolerance: As a fraction of an output's scale; None: `apart.tolerances_of`.
+        tolerance: As a fraction of an output's scale; None: `differences.tolerances_of`.
         fixed_batch: The only batch size; None: any.
 
     Returns:
@@ -84,7 +84,7 @@ def validate(
     Raises:
         ValidationError: `run` fails, or differs by more than the tolerance.
     """
-    found: list[Apart] = []
+    found: list[Difference] = []
     for batch in _batches(inputs, fixed_batch):
         with torch.no_grad():
             wanted = arrays(call(module, batch))
@@ -99,7 +99,7 @@ def validate(
         if [a.shape for a in got] != [b.shape for b in wanted]:
             what = f"its outputs have shapes {[a.shape for a in got]}, torch's {[b.shape for b in wanted]}"
             raise ValidationError(what, where=where, remedy="nothing was written")
-        found = found or aparts(wanted)
+        found = found or differences(wanted)
         for one, a, b in zip(found, got, wanted, strict=True):
             one.add(a, b)
     within = FLOOR if tolerance is None else tolerance

@@ -23,7 +23,7 @@ from safetensors.torch import load, save
 from torch import nn
 from torch.export import ExportedProgram
 
-from subprune_fx.aside import Aside, possible
+from subprune_fx.background import Background, can_fork
 from subprune_fx.bundle import Inputs
 from subprune_fx.errors import SubpruneError, ValidationError, first_line
 from subprune_fx.formats.atomic import check_targets, staged
@@ -79,7 +79,7 @@ class Baseline:
         self._job = Job(module, example)
         self._folder = tempfile.TemporaryDirectory(prefix="subprune-")
         self._written: dict[str, Path | None] = {}
-        self._aside: tuple[Aside, float, Mapping[str, Writer]] | None = None
+        self._background: tuple[Background, float, Mapping[str, Writer]] | None = None
 
     def __enter__(self) -> Self:
         """Its files live as long as the block."""
@@ -87,21 +87,21 @@ class Baseline:
 
     def __exit__(self, *_: object) -> None:
         """Remove the files."""
-        if self._aside is not None:
-            self._aside[0].stop()
+        if self._background is not None:
+            self._background[0].stop()
         self._folder.cleanup()
 
     def begin(self, writers: Mapping[str, Writer]) -> None:
         """Begin to write it in slow formats, by suffix, in a process of its own where that can be had."""
         slow = {suffix: writer for suffix, writer in writers.items() if writer.slow and suffix not in self._written}
         small = sum(tensor.numel() for tensor in self._job.module.parameters()) <= ROOM
-        if slow and small and self._aside is None and possible():
-            self._aside = Aside(functools.partial(self._write, slow)), time.monotonic(), slow
+        if slow and small and self._background is None and can_fork():
+            self._background = Background(functools.partial(self._write, slow)), time.monotonic(), slow
 
     def file(self, writer: Writer, suffix: str) -> Path | None:
         """The network in a format; None where it has no such form."""
-        if self._aside is not None:
-            (work, start, slow), self._aside = self._aside, None
+        if self._background is not None:
+            (work, start, slow), self._background = self._background, None
             if work.ended_well(PATIENCE + time.monotonic() - start):
                 self._written |= {other: self._found(other) for other in slow}
         if suffix not in self._written:

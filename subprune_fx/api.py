@@ -13,8 +13,7 @@ from subprune_fx.arguments import Choices, check_goals, options_of
 from subprune_fx.bundle import Inputs
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.fx_inputs import spread
-from subprune_fx.frontends.onnx_static import file_batch, fixed_batch, ordered, settle
-from subprune_fx.given import network_of
+from subprune_fx.frontends.onnx_static import file_batch, fixed_batch, ordered, resolve_batch
 from subprune_fx.passes.budgets import unreachable
 from subprune_fx.passes.distil import divided
 from subprune_fx.passes.gauges import GAUGES, reached
@@ -26,6 +25,7 @@ from subprune_fx.plan import Plan
 from subprune_fx.report import Report
 from subprune_fx.samples import Given, enough, inputs_of, labelled, labels_of
 from subprune_fx.team import ALONE
+from subprune_fx.unwrap import network_of
 
 
 class Pruned(NamedTuple):
@@ -113,7 +113,7 @@ def prune_each(
     inputs = ordered(model, inputs_of(calibration, "calibration"))
     given = choices.get("labels")
     labels = None if given is None else labels_of(given, len(inputs), "labels")
-    settled = settle(model, inputs)
+    settled = resolve_batch(model, inputs)
     enough(inputs, (file_batch if options.target in GAUGES else fixed_batch)(settled), "calibration")
     evaluation, verification, training = (_pairs(settled, choices, name) for name in PAIRS)
     aside = None

@@ -7,8 +7,7 @@ from torch import nn
 
 from subprune_fx.api import Pruned
 from subprune_fx.frontends.fx_inputs import spread
-from subprune_fx.frontends.onnx_static import fixed_batch, ordered, settle
-from subprune_fx.given import network_of
+from subprune_fx.frontends.onnx_static import fixed_batch, ordered, resolve_batch
 from subprune_fx.passes.dependencies import clearest
 from subprune_fx.passes.outputs import batches_of, compared
 from subprune_fx.passes.rewrite import apply
@@ -16,6 +15,7 @@ from subprune_fx.passes.summary import accuracy, cost, frozen_of, rows_of
 from subprune_fx.plan import Plan
 from subprune_fx.report import Report
 from subprune_fx.samples import Array, Given, enough, inputs_of, labelled
+from subprune_fx.unwrap import network_of
 
 BATCH = 64
 
@@ -42,7 +42,7 @@ def repeat(model: nn.Module, plan: Plan, inputs: Given, evaluation: tuple[Given,
     samples = ordered(model, inputs_of(inputs, "inputs"))
     given = labelled(evaluation, "evaluation")
     pairs = None if given is None else (ordered(model, given[0]), given[1])
-    settled = settle(model, samples)
+    settled = resolve_batch(model, samples)
     fixed = fixed_batch(settled)
     enough(samples, fixed, "inputs")
     if pairs is not None:

@@ -12,10 +12,10 @@ from torch import nn
 from subprune_fx.bundle import device_of
 from subprune_fx.frontends.computed import duplicate
 from subprune_fx.frontends.onnx_static import file_batch, ordered
-from subprune_fx.given import network_of
 from subprune_fx.passes.write import write_all
 from subprune_fx.report import FileRow
 from subprune_fx.samples import Given, inputs_of
+from subprune_fx.unwrap import network_of
 
 
 def save(

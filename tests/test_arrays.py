@@ -16,8 +16,8 @@ from torch import Tensor
 from subprune_fx.bundle import Bundle
 from subprune_fx.errors import SubpruneError
 from subprune_fx.formats.arrays import load_arrays
+from subprune_fx.formats.input_spec import InputSpec
 from subprune_fx.formats.npy import MAGIC
-from subprune_fx.formats.takes import Taken
 
 X = np.arange(24, dtype=np.float32).reshape(4, 3, 2)
 Y = np.array([0, 2, 1, 1])
@@ -43,9 +43,9 @@ def test_reads_what_was_saved(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.labels, Y)
 
 
-def taking(*shape: int | None) -> list[Taken]:
+def taking(*shape: int | None) -> list[InputSpec]:
     """A network with one input of this shape."""
-    return [Taken("image", accepts=shape)]
+    return [InputSpec("image", accepts=shape)]
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -146,7 +146,7 @@ def test_tokens_are_integers(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, np.arange(12).reshape(3, 4))
 
 
-TWO = (Taken("image", accepts=(None, 3, 2)), Taken("tokens"), Taken("scale", required=False))
+TWO = (InputSpec("image", accepts=(None, 3, 2)), InputSpec("tokens"), InputSpec("scale", required=False))
 T = np.arange(8).reshape(4, 2)
 S = X[:, 0, 0]
 SEVERAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -171,12 +171,12 @@ def test_several_inputs_come_in_the_networks_order(name: str, tmp_path: Path) ->
 
 def test_y_is_an_input_where_the_network_needs_one(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=X, y=X)
-    found = load_arrays(tmp_path / "x.npz", (Taken("x"), Taken("y")))
+    found = load_arrays(tmp_path / "x.npz", (InputSpec("x"), InputSpec("y")))
     assert isinstance(found.inputs, Bundle)
     assert found.inputs.names == ("x", "y")
     assert found.labels is None
     np.savez(tmp_path / "x.npz", x=X, y=Y)
-    only = load_arrays(tmp_path / "x.npz", (Taken("x"), Taken("y", required=False)))
+    only = load_arrays(tmp_path / "x.npz", (InputSpec("x"), InputSpec("y", required=False)))
     assert isinstance(only.inputs, Tensor)
     assert only.labels is not None
 

@@ -22,7 +22,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 import subprune_fx
 from subprune_fx.formats.load import load_model
 from subprune_fx.formats.onnx_file import load_onnx
-from subprune_fx.frontends.onnx_static import settle
+from subprune_fx.frontends.onnx_static import resolve_batch
 from subprune_fx.graph.labels import survivors
 from subprune_fx.numerics.readers import TransposedConvReader
 from subprune_fx.passes.dependencies import analyse
@@ -67,7 +67,7 @@ def prune(
     data: bytes, inputs: Tensor, ratio: float = 2.0, **options: Any
 ) -> tuple[Any, onnx.ModelProto, fx.GraphModule]:
     """The result, the smaller model, and the masked full-size network that it must equal."""
-    module = settle(load_onnx(data, "model.onnx").module, inputs)
+    module = resolve_batch(load_onnx(data, "model.onnx").module, inputs)
     pruned = subprune_fx.prune(module, inputs, ratio=ratio, budget="uniform", **options)
     model = write_back(pruned.module, inputs)
     onnx.checker.check_model(model, full_check=True)
@@ -208,7 +208,7 @@ def test_lists_take_the_place_of_shuffles_that_keep_channels(dynamo: bool) -> No
     assert ops.count("Gather") >= 4
     assert "Transpose" not in ops
     assert [v.name for v in model.graph.output] == [v.name for v in onnx.load_from_string(data).graph.output]
-    again = subprune_fx.repeat(settle(load_onnx(data, "model.onnx").module, x), pruned.plan, x)
+    again = subprune_fx.repeat(resolve_batch(load_onnx(data, "model.onnx").module, x), pruned.plan, x)
     assert write_back(again.module, x) == model
 
 
@@ -230,7 +230,7 @@ def test_half_precision(*, wide: bool) -> None:
     x = torch.randn(24, 3, 8, 8)
     half = convert_float_to_float16(onnx.load_from_string(exported(Residual(), x[:2])), keep_io_types=wide)
     data = half.SerializeToString()
-    found = subprune_fx.prune(settle(load_onnx(data, "model.onnx").module, x), x, ratio=2, budget="uniform")
+    found = subprune_fx.prune(resolve_batch(load_onnx(data, "model.onnx").module, x), x, ratio=2, budget="uniform")
     model = write_back(found.module, x)
     onnx.checker.check_model(model, full_check=True)
     assert len(model.SerializeToString()) < len(data)
@@ -255,7 +255,7 @@ class Split(Residual):
 def test_a_sweep_in_sessions_of_many_nodes_ends_with_what_single_nodes_give(net: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     x = torch.randn(40, 3, 8, 8)
-    module = settle(load_onnx(exported(net(), x[:2]), "model.onnx").module, x)
+    module = resolve_batch(load_onnx(exported(net(), x[:2]), "model.onnx").module, x)
     last = analyse(module, x).channels.groups[-1].name
     for only in ((), (last,)):  # the rest of the network stays what it is, up to where it meets this group
         compiler = Compiler(module, x, Options(budget="uniform", batch=16, only=only))

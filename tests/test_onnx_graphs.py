@@ -20,7 +20,7 @@ from subprune_fx.cli.main import main
 from subprune_fx.errors import SubpruneError
 from subprune_fx.formats.load import load_model
 from subprune_fx.frontends.onnx_plain import reads
-from subprune_fx.frontends.onnx_static import fixed_batch, settle
+from subprune_fx.frontends.onnx_static import fixed_batch, resolve_batch
 from subprune_fx.passes.dependencies import analyse
 from subprune_fx.plan import Plan
 
@@ -865,7 +865,7 @@ def test_a_stated_batch_that_binds_nothing(tmp_path: Path) -> None:
     made.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     onnx.save(made, tmp_path / "a.onnx")
     module = load_model(tmp_path / "a.onnx").module
-    assert fixed_batch(settle(module, torch.randn(3, 3, 4, 4))) is None
+    assert fixed_batch(resolve_batch(module, torch.randn(3, 3, 4, 4))) is None
 
 
 def test_a_stated_batch_on_the_command_line(compiled: Compile) -> None:
@@ -999,13 +999,13 @@ def test_a_weight_that_only_a_subgraph_reads_besides_its_layer_stays_whole(tmp_p
     onnx.save(made, tmp_path / "a.onnx")
     x = torch.randn(3, 6)
     with pytest.raises(subprune_fx.SubpruneError, match="first: weight v is also read as a plain tensor"):
-        analyse(settle(load_model(tmp_path / "a.onnx").module, x), x)
+        analyse(resolve_batch(load_model(tmp_path / "a.onnx").module, x), x)
 
 
 def frozen_reasons(made: onnx.ModelProto, path: Path) -> str:
     onnx.save(made, path)
     x = torch.randn(3, 3, 4, 4)
-    network = analyse(settle(load_model(path).module, x), x)
+    network = analyse(resolve_batch(load_model(path).module, x), x)
     return "; ".join(f"{item.name}: {item.reason}" for item in network.channels.frozen)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import subprune_fx
 from subprune_fx.formats.load import load_model
 from subprune_fx.frontends import onnx_resize
-from subprune_fx.frontends.onnx_static import fixed_batch, settle
+from subprune_fx.frontends.onnx_static import fixed_batch, resolve_batch
 
 HEADS = 4
 
@@ -99,7 +99,7 @@ def test_samples_on_the_second_dimension(tmp_path: Path, samples: int | None) ->
     x, path, axes = torch.randn(16, 3, 6), tmp_path / "a.onnx", {"x": {0: "n"}}
     model = TimeFirst(samples).eval()
     torch.onnx.export(model, (x[:2],), path, dynamo=False, input_names=["x"], dynamic_axes=axes, opset_version=17)
-    module = settle(load_model(path).module, x)
+    module = resolve_batch(load_model(path).module, x)
     assert fixed_batch(module) == samples
     small, _, report = subprune_fx.prune(module, x, keep=0.5)
     assert [(row.channels, row.kept) for row in report.groups] == [(16, 8)]

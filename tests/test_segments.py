@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from subprune_fx.formats.onnx_file import load_onnx
 from subprune_fx.frontends.onnx_fused import Fused
-from subprune_fx.frontends.onnx_static import settle
+from subprune_fx.frontends.onnx_static import resolve_batch
 from subprune_fx.passes.segment import Segment, chains
 from subprune_fx.passes.trials import patched
 
@@ -60,7 +60,7 @@ def network() -> fx.GraphModule:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     onnx.checker.check_model(model, full_check=True)
-    module = settle(load_onnx(model.SerializeToString(), "net.onnx").module, X)
+    module = resolve_batch(load_onnx(model.SerializeToString(), "net.onnx").module, X)
     assert isinstance(module, fx.GraphModule)
     return module
 

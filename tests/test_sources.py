@@ -19,12 +19,12 @@ from subprune_fx.bundle import Bundle
 from subprune_fx.cli.main import main
 from subprune_fx.errors import SubpruneError
 from subprune_fx.formats.images import Preparation, prepare
+from subprune_fx.formats.input_spec import InputSpec
 from subprune_fx.formats.presets import preset
 from subprune_fx.formats.sources import Wish, load_samples
-from subprune_fx.formats.takes import Taken
 
-IMAGE = (Taken("image", accepts=(None, 3, 12, 12)),)
-PAIR = (Taken("tokens"), Taken("mask"), Taken("labels", required=False))
+IMAGE = (InputSpec("image", accepts=(None, 3, 12, 12)),)
+PAIR = (InputSpec("tokens"), InputSpec("mask"), InputSpec("labels", required=False))
 
 
 def picture(height: int, width: int, seed: int = 0) -> Image.Image:
@@ -98,7 +98,7 @@ def test_a_folder_of_images(folder: Path) -> None:
 
 
 def test_images_for_a_network_with_channels_last(folder: Path) -> None:
-    last = (Taken("x", accepts=(None, 12, 12, 3)),)
+    last = (InputSpec("x", accepts=(None, 12, 12, 3)),)
     first, found = (load_samples(str(folder), Wish(takes)).inputs for takes in (IMAGE, last))
     assert isinstance(first, Tensor)
     assert isinstance(found, Tensor)
@@ -135,7 +135,7 @@ def test_folders_refused(folder: Path) -> None:
     with pytest.raises(SubpruneError, match="--mean: has 2 numbers, the network takes 3 channels"):
         load_samples(str(folder), Wish(IMAGE, Preparation(mean=(0.1, 0.2))))
     with pytest.raises(SubpruneError, match="images have no 5 channels"):
-        load_samples(str(folder), Wish((Taken("x", accepts=(None, 5, 8, 8)),)))
+        load_samples(str(folder), Wish((InputSpec("x", accepts=(None, 5, 8, 8)),)))
 
 
 def test_a_decompression_bomb_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +202,7 @@ def data(tmp_path: Path) -> Callable[[str], str]:
     return lambda name: f"{tmp_path / 'own_data.py'}:{name}"
 
 
-ROWS = (Taken("x", accepts=(None, 6)),)
+ROWS = (InputSpec("x", accepts=(None, 6)),)
 X, Y = torch.arange(48.0).reshape(8, 6), torch.arange(8) % 3
 
 

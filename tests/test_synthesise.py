@@ -17,7 +17,7 @@ from subprune_fx.bundle import Bundle
 from subprune_fx.cli.main import main
 from subprune_fx.errors import SubpruneError
 from subprune_fx.formats.archive import as_module
-from subprune_fx.formats.takes import Taken, arguments_of
+from subprune_fx.formats.input_spec import InputSpec, arguments_of
 from subprune_fx.numerics.scenes import scenes
 from subprune_fx.passes.guess import guess
 from subprune_fx.passes.synthesise import Wanted, synthesise
@@ -139,8 +139,8 @@ class Text(nn.Module):
 
 
 def test_tokens_stay_inside_their_tables() -> None:
-    takes = [Taken(name, sample=(1, 7)) for name in ("ids", "places", "attention_mask")]
-    found = guess(Text(), [*takes, Taken("temperature", sample=(1, 1))], "net.pt")
+    takes = [InputSpec(name, sample=(1, 7)) for name in ("ids", "places", "attention_mask")]
+    found = guess(Text(), [*takes, InputSpec("temperature", sample=(1, 1))], "net.pt")
     assert not found.guessed
     assert [item.tokens for item in found.wanted[:2]] == [50, 9]
     assert found.wanted[3].tokens is None
@@ -172,7 +172,7 @@ def test_shapes_are_guessed_from_the_weights(name: str) -> None:
 
 
 def test_free_sizes_are_filled_in() -> None:
-    takes = [Taken("x", accepts=(None, 3, None, None))]
+    takes = [InputSpec("x", accepts=(None, 3, None, None))]
     assert guess(conv_net(), takes, "").wanted[0].shape == (3, 32, 32)
 
 
@@ -187,8 +187,8 @@ def _claiming(name: str, value: Any) -> nn.Module:
     ("network", "takes", "says"),
     [
         (nn.ReLU(), (), "input shape is not known.*--input-shape"),
-        (nn.Bilinear(2, 2, 2), (Taken("a"), Taken("b")), r"shapes of its inputs are not known \(a, b\)"),
-        (conv_net(), (Taken("x", sample=(1, 3, 10**7, 10**7)),), "more than half of this machine's memory"),
+        (nn.Bilinear(2, 2, 2), (InputSpec("a"), InputSpec("b")), r"shapes of its inputs are not known \(a, b\)"),
+        (conv_net(), (InputSpec("x", sample=(1, 3, 10**7, 10**7)),), "more than half of this machine's memory"),
         (_claiming("in_channels", 10**12), (), "more than half of this machine's memory"),
         (_claiming("in_channels", "many"), (), "damaged network"),
         (_claiming("stride", None), (), "damaged network"),

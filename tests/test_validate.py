@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from subprune_fx.bundle import Bundle, Inputs
 from subprune_fx.errors import SubpruneError, ValidationError
-from subprune_fx.passes import apart, export, timing, validate
+from subprune_fx.passes import differences, export, timing, validate
 from subprune_fx.passes.timing import latencies_ms
 
 
@@ -194,16 +194,16 @@ class Both(nn.Module):
 
 
 def test_tolerance_follows_the_rounding_of_the_network() -> None:
-    assert apart.tolerances_of(network(), inputs(4)) == [apart.FLOOR]
-    (found,) = apart.tolerances_of(Cancelling(), inputs(4))
-    assert apart.FLOOR < found <= apart.CEILING
+    assert differences.tolerances_of(network(), inputs(4)) == [differences.FLOOR]
+    (found,) = differences.tolerances_of(Cancelling(), inputs(4))
+    assert differences.FLOOR < found <= differences.CEILING
 
 
 @pytest.mark.parametrize("names", [None, ("x", "y")])
 def test_each_output_of_several_inputs_has_its_own_tolerance(names: tuple[str, str] | None) -> None:
-    found = apart.tolerances_of(Both(), Bundle((inputs(4), inputs(4)), names))
-    assert apart.FLOOR < found[0] <= apart.CEILING
-    assert found[1] == apart.FLOOR
+    found = differences.tolerances_of(Both(), Bundle((inputs(4), inputs(4)), names))
+    assert differences.FLOOR < found[0] <= differences.CEILING
+    assert found[1] == differences.FLOOR
 
 
 class Detector(nn.Module):
@@ -249,7 +249,7 @@ def test_network_is_run_in_float64_only_where_that_may_decide(monkeypatch: pytes
 
     def noted(net: nn.Module, _: Inputs) -> list[float]:
         asked.append(net)
-        return [apart.CEILING]
+        return [differences.CEILING]
 
     monkeypatch.setattr(validate, "tolerances_of", noted)
     net = network()
@@ -257,7 +257,7 @@ def test_network_is_run_in_float64_only_where_that_may_decide(monkeypatch: pytes
     def off(share: float) -> validate.Run:
         return lambda x: [(1 + share) * validate.torch_runner(net)(x)[0]]
 
-    for share, runs in ((0.5 * apart.FLOOR, 0), (5 * apart.FLOOR, 1)):
+    for share, runs in ((0.5 * differences.FLOOR, 0), (5 * differences.FLOOR, 1)):
         validate.validate(off(share), net, inputs(), where="x")
         assert len(asked) == runs
 

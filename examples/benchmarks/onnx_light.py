@@ -24,7 +24,7 @@ from onnx import numpy_helper
 
 from subprune_fx.cli.main import main as compile_main
 from subprune_fx.formats.load import load_model
-from subprune_fx.frontends.onnx_static import settle
+from subprune_fx.frontends.onnx_static import resolve_batch
 from subprune_fx.passes.dependencies import analyse
 from subprune_fx.passes.size import TARGETS
 
@@ -72,7 +72,7 @@ def run(path: Path, samples: int, *, plain: bool) -> dict[str, Any]:
         big, small, calib, report = (Path(folder) / name for name in ("a.onnx", "b.onnx", "x.npz", "r.json"))
         onnx.save(model, big)
         np.savez(calib, x=inputs)
-        network = analyse(settle(load_model(big).module, torch.from_numpy(inputs)), torch.from_numpy(inputs[:1]))
+        network = analyse(resolve_batch(load_model(big).module, torch.from_numpy(inputs)), torch.from_numpy(inputs[:1]))
         groups = network.channels.groups
         orders = {group.name: np.arange(len(group.units)) for group in groups}
         size = TARGETS["params"](network, orders, torch.from_numpy(inputs[:1]), intercepts=False)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from subprune_fx.errors import SubpruneError
-from subprune_fx.formats.safe import check_weights
+from subprune_fx.formats.weights import check_weights
 
 HOW_TO_NAME = "write FILE.py:NAME or package.module:NAME"
 CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "network", "net", "module")

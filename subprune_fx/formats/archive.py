@@ -16,7 +16,7 @@ from torch.fx.graph import CodeGen, _PyTreeCodeGen
 from torch.utils import _pytree as pytree
 
 from subprune_fx.errors import SubpruneError
-from subprune_fx.formats.takes import Shape, Taken
+from subprune_fx.formats.input_spec import InputSpec, Shape
 from subprune_fx.formats.vetting import RESAVE, vet
 from subprune_fx.silence import silence
 
@@ -58,7 +58,7 @@ def load_archive(data: bytes, where: str, *, trust: bool) -> ExportedProgram:
     return next(iter(programs.values()))
 
 
-def as_module(program: ExportedProgram, where: str) -> tuple[nn.Module, tuple[Taken, ...]]:
+def as_module(program: ExportedProgram, where: str) -> tuple[nn.Module, tuple[InputSpec, ...]]:
     """The program as a graph module, and what it takes.
 
     Args:
@@ -82,17 +82,17 @@ def as_module(program: ExportedProgram, where: str) -> tuple[nn.Module, tuple[Ta
         module = program.module(check_guards=False)  # guards are Python source from the file
     module = _plain(module)
     samples = _sample_shapes(program, len(values))
-    takes: tuple[Taken, ...] = ()
+    takes: tuple[InputSpec, ...] = ()
     for name, value, sample in zip(names, values, samples, strict=True):
         sizes: Sequence[object] = value.shape  # a free one is a symbol
         shape = tuple(size if isinstance(size, int) else None for size in sizes)
-        takes = (*takes, Taken(str(name), True, shape, sample or _smallest(shape), value.dtype))
+        takes = (*takes, InputSpec(str(name), True, shape, sample or _smallest(shape), value.dtype))
     if all(isinstance(_shape(taken)[0], int) for taken in takes) and _free_batch(module, takes):
         takes = tuple(dataclasses.replace(taken, accepts=(None, *_shape(taken)[1:])) for taken in takes)
     return module, takes
 
 
-def _shape(taken: Taken) -> Shape:
+def _shape(taken: InputSpec) -> Shape:
     assert taken.accepts is not None
     return taken.accepts
 
@@ -131,7 +131,7 @@ def _plain(module: fx.GraphModule) -> fx.GraphModule:
     return fx.GraphModule(module, graph)
 
 
-def _free_batch(module: fx.GraphModule, takes: Sequence[Taken]) -> bool:
+def _free_batch(module: fx.GraphModule, takes: Sequence[InputSpec]) -> bool:
     """Undo the fixed batch of an archive that was exported without dynamic shapes; whether that succeeded.
 
     `x.view(x.size(0), -1)` is `view(x, [1, -1])` there. A reshape that keeps its first axis means the same
@@ -162,7 +162,7 @@ def _shape_of(node: Any) -> tuple[int, ...]:
     return sizes if all(isinstance(size, int) for size in sizes) else ()
 
 
-def _keeps_samples_apart(module: fx.GraphModule, takes: Sequence[Taken]) -> bool:
+def _keeps_samples_apart(module: fx.GraphModule, takes: Sequence[InputSpec]) -> bool:
     """Whether the network maps a batch of 2n + 1 samples as it maps n of them, sample by sample."""
     batch = _shape(takes[0])[0] or 1
     generator = torch.Generator().manual_seed(0)

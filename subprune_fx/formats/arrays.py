@@ -14,8 +14,8 @@ from torch import Tensor
 
 from subprune_fx.bundle import Bundle, Inputs
 from subprune_fx.errors import SubpruneError
+from subprune_fx.formats.input_spec import LABELS, InputSpec, Shape, pair
 from subprune_fx.formats.npy import HOW_TO_SAVE, open_arrays
-from subprune_fx.formats.takes import LABELS, Shape, Taken, pair
 
 Array = npt.NDArray[Any]
 
@@ -45,7 +45,7 @@ class Samples:
     notes: tuple[str, ...] = ()
 
 
-def load_arrays(path: str | os.PathLike[str], takes: Sequence[Taken] = (), *, labelled: bool = False) -> Samples:
+def load_arrays(path: str | os.PathLike[str], takes: Sequence[InputSpec] = (), *, labelled: bool = False) -> Samples:
     """Inputs from an `.npy` or `.npz` file, and labels where there are any.
 
     Args:
@@ -62,7 +62,7 @@ def load_arrays(path: str | os.PathLike[str], takes: Sequence[Taken] = (), *, la
 
 
 def samples_of(
-    arrays: Mapping[str, Callable[[], Array]], takes: Sequence[Taken], where: str, *, labelled: bool = False
+    arrays: Mapping[str, Callable[[], Array]], takes: Sequence[InputSpec], where: str, *, labelled: bool = False
 ) -> Samples:
     """As `load_arrays`, of arrays that are read when they are needed.
 
@@ -94,7 +94,7 @@ def samples_of(
 HOW_TO_SAVE_BOTH = HOW_TO_SAVE.removesuffix(")") + ", y=labels)"
 
 
-def checked(array: Array, taken: Taken, where: str) -> Array:
+def checked(array: Array, taken: InputSpec, where: str) -> Array:
     """An array as the network takes it: contiguous, in native byte order.
 
     Args:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from subprune_fx.formats import words
+from subprune_fx.formats import figures
 from subprune_fx.report import FileRow, Report
 
 
@@ -32,32 +32,32 @@ class Fact:
 def facts(report: Report) -> Iterator[Fact]:
     """In the order in which they are shown; what is not known is left out."""
     before, after = report.before, report.after
-    yield _compared("parameters", before.parameters, after.parameters, words.count)
-    yield _compared("FLOPs (multiply-adds, one sample)", before.flops, after.flops, words.count)
+    yield _compared("parameters", before.parameters, after.parameters, figures.count)
+    yield _compared("FLOPs (multiply-adds, one sample)", before.flops, after.flops, figures.count)
     for file in report.files:
         yield from _of_file(file)
     if report.distilled is not None:
-        yield Fact("distillation steps kept", "", words.count(report.distilled))
+        yield Fact("distillation steps kept", "", figures.count(report.distilled))
     if report.agreement is not None:
-        yield Fact(words.AGREEMENT, "", words.percent(report.agreement))
+        yield Fact(figures.AGREEMENT, "", figures.percent(report.agreement))
     if report.change is not None:
-        yield Fact(words.CHANGE, "", words.percent(report.change))
+        yield Fact(figures.CHANGE, "", figures.percent(report.change))
     if report.drop is not None:
         yield Fact("drop on held-out inputs", "", f"{report.drop:.2f} points")
     if report.accuracy_after is not None:
-        yield Fact("accuracy", words.percent(report.accuracy_before), words.percent(report.accuracy_after))
+        yield Fact("accuracy", figures.percent(report.accuracy_before), figures.percent(report.accuracy_after))
 
 
 def _of_file(file: FileRow) -> Iterator[Fact]:
     suffix = file.path[file.path.rfind(".") :]
-    yield _compared(f"file size, {suffix}", file.bytes_before, file.bytes, words.size)
+    yield _compared(f"file size, {suffix}", file.bytes_before, file.bytes, figures.size)
     if file.latency_ms is not None:
         name = "latency, onnxruntime, one sample"
-        yield _compared(name, file.latency_before_ms, file.latency_ms, words.milliseconds)
+        yield _compared(name, file.latency_before_ms, file.latency_ms, figures.milliseconds)
     if file.max_difference is not None:
-        yield Fact(f"largest difference to torch, {suffix}", "", words.scientific(file.max_difference))
+        yield Fact(f"largest difference to torch, {suffix}", "", figures.scientific(file.max_difference))
 
 
 def _compared(name: str, before: Any, after: Any, text: Callable[[Any], str]) -> Fact:
     share = None if not before else min(after / before, 1.0)
-    return Fact(name, text(before), text(after), words.ratio(before, after), share)
+    return Fact(name, text(before), text(after), figures.ratio(before, after), share)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from subprune_fx.errors import SubpruneError, first_line
-from subprune_fx.formats.takes import Taken
+from subprune_fx.formats.input_spec import InputSpec
 from subprune_fx.layouts import channels_last
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Preparation:
     interpolation: str = "bilinear"
     last: bool = False
 
-    def fitted(self, taken: Taken) -> Preparation:
+    def fitted(self, taken: InputSpec) -> Preparation:
         """With the layout that the network takes, and with its size where no other is asked for."""
         sample = (taken.accepts or ())[1:]
         last = channels_last(sample)
@@ -56,7 +56,7 @@ class Preparation:
         square = (height,) if height == width else (height, width)
         return dataclasses.replace(self, resize=square, crop=(height, width), last=last)
 
-    def channels(self, taken: Taken) -> int:
+    def channels(self, taken: InputSpec) -> int:
         """How many channels an image is given."""
         sample = (taken.accepts or ())[1:]
         stated = sample[2 if channels_last(sample) else 0] if len(sample) == 3 else None

@@ -20,10 +20,10 @@ from torch import fx, nn
 from subprune_fx.errors import SubpruneError
 from subprune_fx.formats import arch as architectures
 from subprune_fx.formats import archive, pickles
+from subprune_fx.formats.input_spec import InputSpec, arguments_of
 from subprune_fx.formats.onnx_file import load_onnx
-from subprune_fx.formats.safe import check_weights, load_weights
-from subprune_fx.formats.takes import Taken, arguments_of
 from subprune_fx.formats.vetting import RESAVE
+from subprune_fx.formats.weights import check_weights, load_weights
 from subprune_fx.frontends.onnx_graph import source_of
 
 SUPPORTED = "give a .pt/.pth (network or state dict), a .safetensors, a .pt2 (torch.export) or an .onnx file"
@@ -40,7 +40,7 @@ class Loaded:
     """
 
     module: nn.Module
-    takes: tuple[Taken, ...]
+    takes: tuple[InputSpec, ...]
     kind: str
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from subprune_fx.errors import SubpruneError, first_line
 from subprune_fx.formats.images import Preparation, prepare
-from subprune_fx.formats.takes import LABELS, ONE, Taken, required
+from subprune_fx.formats.input_spec import LABELS, ONE, InputSpec, required
 
 Array = npt.NDArray[Any]
 Fields = dict[str, Array]
@@ -23,7 +23,7 @@ REMEDY = "a sample is an input, (input, label), or a dict by the network's argum
 
 
 def fields_of(
-    value: Any, takes: Sequence[Taken], preparation: Preparation, count: int, seed: int, where: str
+    value: Any, takes: Sequence[InputSpec], preparation: Preparation, count: int, seed: int, where: str
 ) -> Fields:
     """Arrays by name, first axis = sample, at most `count` of them.
 
@@ -73,9 +73,9 @@ def _items(value: Any, count: int, seed: int, where: str) -> Iterator[Any]:
     return (value[int(index)] for index in np.sort(chosen))
 
 
-def _fields(item: Any, takes: Sequence[Taken], preparation: Preparation, where: str) -> Fields:
+def _fields(item: Any, takes: Sequence[InputSpec], preparation: Preparation, where: str) -> Fields:
     """One sample, or one batch, as arrays by name."""
-    taken = takes[0] if takes else Taken(ONE)
+    taken = takes[0] if takes else InputSpec(ONE)
     named = _named(item, takes)
     arrays = {name: _array(value, preparation, taken, where) for name, value in named.items()}
     found = {name: array for name, array in arrays.items() if array.dtype.kind in "fiub"}
@@ -89,7 +89,7 @@ def _fields(item: Any, takes: Sequence[Taken], preparation: Preparation, where: 
     return found
 
 
-def _named(item: Any, takes: Sequence[Taken]) -> Mapping[str, Any]:
+def _named(item: Any, takes: Sequence[InputSpec]) -> Mapping[str, Any]:
     if isinstance(item, Mapping) or hasattr(item, "keys"):
         return {str(name): item[name] for name in item.keys()}  # noqa: SIM118 - Hugging Face's encodings are no dicts
     if not isinstance(item, tuple | list):
@@ -98,7 +98,7 @@ def _named(item: Any, takes: Sequence[Taken]) -> Mapping[str, Any]:
     return dict(zip((*names, LABELS), item, strict=False))
 
 
-def _array(value: Any, preparation: Preparation, taken: Taken, where: str) -> Array:
+def _array(value: Any, preparation: Preparation, taken: InputSpec, where: str) -> Array:
     if hasattr(value, "convert") and hasattr(value, "resize"):  # Pillow's, whichever its class
         return prepare(value, preparation.fitted(taken), preparation.channels(taken), where)
     array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)

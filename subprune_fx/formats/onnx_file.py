@@ -14,7 +14,7 @@ from onnx.external_data_helper import load_external_data_for_model, uses_externa
 from torch import fx
 
 from subprune_fx.errors import SubpruneError, first_line
-from subprune_fx.formats.takes import Taken
+from subprune_fx.formats.input_spec import InputSpec
 from subprune_fx.frontends.onnx_computed import compute_weights
 from subprune_fx.frontends.onnx_graph import META, import_graph, source_of
 from subprune_fx.frontends.onnx_inner import graphs, tensors
@@ -49,7 +49,7 @@ class OnnxNetwork:
     """
 
     module: fx.GraphModule
-    takes: tuple[Taken, ...]
+    takes: tuple[InputSpec, ...]
 
 
 def load_onnx(data: bytes, path: str) -> OnnxNetwork:
@@ -179,16 +179,16 @@ def _inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     return [value for value in model.graph.input if value.name not in constants]
 
 
-def _taken(value: onnx.ValueInfoProto, argument: str) -> Taken:
+def _taken(value: onnx.ValueInfoProto, argument: str) -> InputSpec:
     """The batch axis is left open: a graph that states one may run with any."""
     tensor = value.type.tensor_type
     dtype = _DTYPES.get(tensor.elem_type)
     sizes = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in tensor.shape.dim]
     if not tensor.HasField("shape") or not sizes:
-        return Taken(value.name, dtype=dtype, argument=argument)
+        return InputSpec(value.name, dtype=dtype, argument=argument)
     known = [size for size in sizes[1:] if size is not None]
     sample = (1, *known) if len(known) == len(sizes) - 1 else None
-    return Taken(value.name, True, (None, *sizes[1:]), sample, dtype, argument)
+    return InputSpec(value.name, True, (None, *sizes[1:]), sample, dtype, argument)
 
 
 def _is_weight(tensor: onnx.TensorProto) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from subprune_fx.explanation import Coupled, Explanation
-from subprune_fx.formats import words
+from subprune_fx.formats import figures
 from subprune_fx.formats.charts import SPARK, Chart, chart, spark, spark_height
 from subprune_fx.formats.drawing import svg
 from subprune_fx.formats.facts import facts
@@ -68,13 +68,13 @@ def charts(reports: Sequence[Report]) -> list[Chart]:
     points = curve(reports)
     drawn = []
     worth: dict[str, list[tuple[float, float]]] = {
-        words.AGREEMENT: [(p.ratio, p.agreement) for p in points if p.agreement is not None],
+        figures.AGREEMENT: [(p.ratio, p.agreement) for p in points if p.agreement is not None],
         "accuracy": [(p.ratio, p.accuracy) for p in points if p.accuracy is not None],
-        words.CHANGE: [(p.ratio, p.change) for p in points if p.change is not None],
+        figures.CHANGE: [(p.ratio, p.change) for p in points if p.change is not None],
     }
     series = {name: pairs for name, pairs in worth.items() if pairs}
     if len(points) > 1 and series:
-        most = math.inf if words.CHANGE in series else 1.0
+        most = math.inf if figures.CHANGE in series else 1.0
         drawn.append(chart("What each ratio costs", "ratio", series, lambda value: f"{100 * value:.1f} %", (0, most)))
     for report in reports:
         if len(report.searched) > 1:
@@ -92,7 +92,7 @@ def _section(report: Report) -> dict[str, Any]:
         Bar(row, spark(row.curve, row.channels), (size * row.kept / row.channels, spark_height(row.error)))
         for row in report.groups
     ]
-    used = words.columns(report.stages, words.STAGES)
+    used = figures.columns(report.stages, figures.STAGES)
     stages = [(row.name, *cells) for row, *cells in zip(report.stages, *used.values(), strict=True)]
     return {
         "report": report,

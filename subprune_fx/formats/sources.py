@@ -16,9 +16,9 @@ from subprune_fx.errors import SubpruneError
 from subprune_fx.formats.arch import definitions
 from subprune_fx.formats.arrays import Samples, load_arrays, samples_of
 from subprune_fx.formats.images import RESIZE_REMEDY, Preparation, classes_of, find_images, read_image
+from subprune_fx.formats.input_spec import LABELS, ONE, InputSpec
 from subprune_fx.formats.npy import check_memory
 from subprune_fx.formats.objects import fields_of
-from subprune_fx.formats.takes import LABELS, ONE, Taken
 
 CALIBRATION_SAMPLES = 512
 EVALUATION_SAMPLES = 2000
@@ -39,7 +39,7 @@ class Wish:
         option: The option that named the source, for errors.
     """
 
-    takes: tuple[Taken, ...] = ()
+    takes: tuple[InputSpec, ...] = ()
     preparation: Preparation = dataclasses.field(default_factory=Preparation)
     count: int | None = None
     seed: int = 0
@@ -82,7 +82,7 @@ def _from_folder(source: str, wish: Wish) -> Samples:
         remedy = "put each class's images into a folder of their own: FOLDER/cat/1.jpg"
         raise SubpruneError("has images outside of class folders, so there are no labels", where=source, remedy=remedy)
     chosen = [files[k] for k in _draw(len(files), wish.most, wish.seed)]
-    taken = wish.takes[0] if wish.takes else Taken(ONE)
+    taken = wish.takes[0] if wish.takes else InputSpec(ONE)
     preparation = wish.preparation.fitted(taken)
     channels = preparation.channels(taken)
     first = read_image(chosen[0], preparation, channels)

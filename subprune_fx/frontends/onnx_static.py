@@ -259,7 +259,7 @@ def _spell_padding(node: fx.Node, values: Values) -> None:
 _DEFAULTS = {"Split": _spell_split, "Conv": _spell_padding, "ConvTranspose": _spell_padding}
 
 
-def settle(module: nn.Module, inputs: Inputs) -> nn.Module:
+def resolve_batch(module: nn.Module, inputs: Inputs) -> nn.Module:
     """Find out whether an imported ONNX graph runs on any number of samples, and note it in its `Source`.
 
     A file may leave the batch open and have it built in, or state one and run with any.

@@ -10,7 +10,7 @@ from subprune_fx.selectors.base import Evidence, Need, Ranking, Selector, by_sco
 def importance(evidence: Evidence) -> Tensor:
     """Mean over samples of |sum over positions of activation x gradient|, (units,).
 
-    Taken where the next layers read (after activation function, BatchNorm and pooling), as in the paper's code.
+    InputSpec where the next layers read (after activation function, BatchNorm and pooling), as in the paper's code.
     """
     assert evidence.taylor is not None
     return evidence.taylor.abs().mean(0)

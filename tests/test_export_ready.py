@@ -193,7 +193,7 @@ def test_same_file(
     monkeypatch.setattr(ExportedProgram, "run_decompositions", noted)
     to_onnx(model, x, tmp_path / "a.onnx")
     assert bool(decomposed) == (between in DECOMPOSED)
-    monkeypatch.setattr(export, "settled", lambda program: program)
+    monkeypatch.setattr(export, "ready", lambda program: program)
     to_onnx(model, x, tmp_path / "b.onnx")
     with torch.no_grad():
         expected = model(x)
@@ -219,9 +219,9 @@ def test_program_stays_as_it_was(tmp_path: Path) -> None:
 
 def test_operator_that_is_not_known_is_decomposed_after_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the exchange the exporter finds no function for `swapaxes`, and is called again."""
-    from subprune_fx.passes import settled  # noqa: PLC0415 - its table
+    from subprune_fx.passes import export_ready  # noqa: PLC0415 - its table
 
-    monkeypatch.delitem(settled.EXCHANGES, torch.ops.aten.swapaxes.default)
+    monkeypatch.delitem(export_ready.EXCHANGES, torch.ops.aten.swapaxes.default)
     model, x = Layers(swapped).eval(), torch.randn(2, 3, 8, 8)
     to_onnx(model, x, tmp_path / "a.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "a.onnx", providers=["CPUExecutionProvider"])

@@ -1,7 +1,8 @@
-"""A captured program whose operators the ONNX exporter takes as they are.
+"""Captured programs that the ONNX exporter need not decompose.
 
-The exporter decomposes every program once more, which traces it anew: more than half of what an export takes. Of most
-networks nothing has to be decomposed but what writes into a tensor, as `x.relu_()`, and pooling to a single position.
+The exporter decomposes every program, which traces it once more: more than half of the time of an export. In most
+networks nothing has to be decomposed but what writes into a tensor, as `x.relu_()`, and pooling to a single position;
+for these other operators are put in place here.
 """
 
 from __future__ import annotations
@@ -24,22 +25,22 @@ aten = torch.ops.aten
 KNOWN_STATISTICS = aten._native_batch_norm_legit_no_training.default  # noqa: SLF001 - the name that the exporter knows
 
 
-class Settled(ExportedProgram):
+class Ready(ExportedProgram):
     """A program that is decomposed only where it has to be."""
 
     def run_decompositions(
         self, decomp_table: dict[OpOverload, Callable[..., Any]] | None = None, **options: Any
     ) -> ExportedProgram:
-        """The program without the operators of a table; itself, where that takes no more than exchanging some."""
+        """The program without the operators in a table; itself where replacing some of them (`EXCHANGES`) is enough."""
         if decomp_table is not None and _exchanged(self.graph, decomp_table):
             return self
         found: ExportedProgram = super().run_decompositions(decomp_table, **options)
         return found
 
 
-def settled(program: ExportedProgram) -> ExportedProgram:
-    """The same program, with a graph of its own and the weights of the other."""
-    return copied(program, Settled)
+def ready(program: ExportedProgram) -> ExportedProgram:
+    """The program as one that is decomposed only where it has to be; see `copied`."""
+    return copied(program, Ready)
 
 
 def copied(program: ExportedProgram, kind: type[ExportedProgram] = ExportedProgram) -> ExportedProgram:
@@ -58,7 +59,7 @@ def copied(program: ExportedProgram, kind: type[ExportedProgram] = ExportedProgr
 
 
 def _exchanged(graph: fx.Graph, table: Mapping[OpOverload, Any]) -> bool:
-    """Exchange what can be; whether nothing is left that writes or is in the table."""
+    """Replace operators by `EXCHANGES`; whether nothing is left that writes into a tensor or is in the table."""
     if not all(valued(node) for node in _calls(graph) if writes(node.target)):
         return False
     for node in _calls(graph):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from subprune_fx.collecting import OBJECTS, seldom
+from subprune_fx.garbage import OBJECTS, seldom
 
 
 @pytest.fixture(autouse=True)

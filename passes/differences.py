@@ -1,6 +1,6 @@
-"""How far two evaluations of a network are apart, output by output, and how far they may be.
+"""How much two evaluations of a network differ, output by output, and how much they may.
 
-Each output has a scale of its own: scores from 0 to 1 are not measured by the boxes beside them, which go to 640.
+Each output is compared on a scale of its own: a detector's scores go from 0 to 1, the boxes beside them to 640.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from subprune_fx.bundle import Inputs, call, doubled
 
 Array = npt.NDArray[Any]
 
-FLOOR = 1e-4  # of the output's scale
-CEILING = 1e-2
+FLOOR, CEILING = 1e-4, 1e-2
+"""Least and largest difference that may be allowed, as a fraction of the output's scale."""
 SAFETY = 10.0
+"""How many times the rounding that was measured is allowed, see `tolerances_of`."""
 LEAST = 1e-2
 """An output counts as at least this fraction of the largest one: what is left where large values cancel (zeros, say)
 has no scale but theirs. At `FLOOR` that allows 1e-6 of the largest output, about ten roundings of float32."""
 
 
 @dataclasses.dataclass
-class Apart:
-    """One output, over all batches. How far apart classes and positions are says nothing: of integers the share counts.
+class Difference:
+    """How much one output differs, over all batches. Integers (classes, positions) agree or not: their share counts.
 
     Attributes:
         whole: Whether it holds integers or flags.
@@ -48,12 +49,12 @@ class Apart:
         self.scale = 1.0 if self.whole else max(self.scale, _largest(wanted))
 
 
-def aparts(outputs: Sequence[Array]) -> list[Apart]:
-    """One for each output, nothing compared yet."""
-    return [Apart(output.dtype.kind in "biu") for output in outputs]
+def differences(outputs: Sequence[Array]) -> list[Difference]:
+    """A difference for each output; nothing is compared yet."""
+    return [Difference(output.dtype.kind in "biu") for output in outputs]
 
 
-def scales(found: Sequence[Apart]) -> list[float]:
+def scales(found: Sequence[Difference]) -> list[float]:
     """By output, what differences are relative to."""
     largest = max((one.scale for one in found if not one.whole), default=0.0)
     return [one.scale if one.whole else max(one.scale, LEAST * largest) for one in found]
@@ -81,7 +82,7 @@ def tolerances_of(module: nn.Module, inputs: Inputs) -> list[float]:
             exact, plain = arrays(call(double, doubled(inputs))), arrays(call(module, inputs))
     except Exception:  # noqa: BLE001 - a constant that stays float32, an op without float64: no such measure
         return []
-    found = aparts(plain)
+    found = differences(plain)
     for one, a, b in zip(found, plain, exact, strict=True):
         if a.shape != b.shape:
             return []

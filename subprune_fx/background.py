@@ -1,4 +1,4 @@
-"""Work that leaves files, in a second process while this one goes on.
+"""Work in the background: a second process that writes files while this one goes on.
 
 The process is a fork, so that a network need not be pickled. What runs in it must use one thread: other threads of this
 process are not there.
@@ -17,7 +17,7 @@ import torch
 from torch import distributed
 
 
-class Aside:
+class Background:
     """A piece of work that has been started."""
 
     def __init__(self, work: Callable[[], object]) -> None:
@@ -40,7 +40,7 @@ class Aside:
         self._process.join()
 
 
-def possible() -> bool:
+def can_fork() -> bool:
     """Whether a fork can work here, and would have a processor of its own."""
     return (
         sys.platform == "linux"

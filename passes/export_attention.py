@@ -1,4 +1,4 @@
-"""Attention of other than four dimensions, laid out in four: the only ones that the ONNX exporter takes."""
+"""Attention of other than four dimensions in a captured program, laid out in four: the ONNX exporter takes no other."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from subprune_fx.passes.settled import copied
+from subprune_fx.passes.export_ready import copied
 
 aten = torch.ops.aten
 

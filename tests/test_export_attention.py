@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from subprune_fx.passes.export import export, to_onnx
-from subprune_fx.passes.headed import laid_out
+from subprune_fx.passes.export_attention import laid_out
 
 SHAPES: dict[str, tuple[int, ...]] = {
     "no heads": (6, 8),

@@ -11,7 +11,7 @@ from torch import nn
 
 import subprune_fx
 from subprune_fx.errors import SubpruneError
-from subprune_fx.given import network_of
+from subprune_fx.unwrap import network_of
 
 
 def network() -> nn.Sequential:

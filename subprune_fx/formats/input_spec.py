@@ -19,7 +19,7 @@ LABELS = "y"
 
 
 @dataclasses.dataclass(frozen=True)
-class Taken:
+class InputSpec:
     """One input of a network, first axis = sample.
 
     Attributes:
@@ -44,7 +44,7 @@ class Taken:
         return self.argument or self.name
 
 
-def arguments_of(module: nn.Module) -> tuple[Taken, ...]:
+def arguments_of(module: nn.Module) -> tuple[InputSpec, ...]:
     """The arguments of a network's `forward`, by its signature; none where it has none to read."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     try:
@@ -52,15 +52,15 @@ def arguments_of(module: nn.Module) -> tuple[Taken, ...]:
     except (TypeError, ValueError):
         return ()
     empty = inspect.Parameter.empty
-    return tuple(Taken(item.name, required=item.default is empty) for item in parameters if item.kind in kinds)
+    return tuple(InputSpec(item.name, required=item.default is empty) for item in parameters if item.kind in kinds)
 
 
-def required(takes: Sequence[Taken]) -> list[str]:
+def required(takes: Sequence[InputSpec]) -> list[str]:
     """Names of the inputs that the network cannot do without."""
     return [taken.name for taken in takes if taken.required]
 
 
-def pair(names: Collection[str], takes: Sequence[Taken], where: str) -> list[tuple[str, Taken]]:
+def pair(names: Collection[str], takes: Sequence[InputSpec], where: str) -> list[tuple[str, InputSpec]]:
     """Which of a file's arrays are the network's inputs, in the network's order; the first rule that fits decides.
 
     Arrays are named after the network's inputs (`y` is one only where the network requires it: it is the labels); or
@@ -79,14 +79,14 @@ def pair(names: Collection[str], takes: Sequence[Taken], where: str) -> list[tup
     if named and {name for name, _ in named}.issuperset(needed):
         return named
     if len(needed) < 2 and ONE in names:
-        return [(ONE, takes[0] if takes else Taken(ONE))]
+        return [(ONE, takes[0] if takes else InputSpec(ONE))]
     places = [name for name in (f"arr_{place}" for place in range(len(names))) if name in names]
     if places and len(needed) <= len(places) <= max(len(takes), 1):
-        return list(zip(places, takes or [Taken(ONE)], strict=False))
+        return list(zip(places, takes or [InputSpec(ONE)], strict=False))
     raise _missing(names, takes, where)
 
 
-def _missing(names: Collection[str], takes: Sequence[Taken], where: str) -> SubpruneError:
+def _missing(names: Collection[str], takes: Sequence[InputSpec], where: str) -> SubpruneError:
     needed, found = required(takes), ", ".join(sorted(names)[:8]) or "none"
     if len(needed) < 2:
         return SubpruneError(f"has no array {ONE!r} (arrays found: {found})", where=where, remedy=how_to_save(takes))
@@ -95,7 +95,7 @@ def _missing(names: Collection[str], takes: Sequence[Taken], where: str) -> Subp
     return SubpruneError(what, where=where, remedy=how_to_save(takes))
 
 
-def how_to_save(takes: Sequence[Taken]) -> str:
+def how_to_save(takes: Sequence[InputSpec]) -> str:
     """The numpy call that makes a file of inputs for this network."""
     needed = required(takes)
     if len(needed) < 2:

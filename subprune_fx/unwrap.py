@@ -1,4 +1,4 @@
-"""The network that a user gives: out of what it is wrapped in, or the reason why it cannot be pruned."""
+"""The network inside of what a user gives (a compiled or parallel module), or the reason why it cannot be pruned."""
 
 from __future__ import annotations
 
