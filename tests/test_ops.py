@@ -118,6 +118,10 @@ BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
     "unfold and fold": lambda _, x: F.fold(F.unfold(x, 3, padding=1), (8, 8), 3, padding=1),
     "windows": lambda _, x: x.unfold(2, 2, 2).mean(-1).repeat_interleave(2, 2),
     "three factors": lambda _, x: torch.einsum("bchw, bcij, bcij -> bchw", x, x, x.sigmoid()),
+    "one factor": lambda _, x: (
+        torch.einsum("bchw->whbc", x).permute(2, 3, 1, 0)
+        + torch.einsum("dcba->ac", x.permute(3, 1, 2, 0))[..., None, None]
+    ),
     "scaled product": lambda _, x: (
         torch.baddbmm(x.mean(3), x.mean(3), x.new_ones(x.shape[0], 8, 8), alpha=0.5)[..., None] * x
     ),

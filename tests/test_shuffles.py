@@ -30,6 +30,7 @@ SPELLINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "view": viewed,
     "flatten": lambda x: torch.unflatten(x, 1, (2, -1)).permute(0, 2, 1, 3, 4).flatten(1, 2),
     "einops": lambda x: x.reshape(-1, 2, CHANNELS // 2, *x.shape[2:]).permute(0, 2, 1, 3, 4).reshape(x.shape),
+    "einsum": lambda x: torch.einsum("npc h w -> ncphw", torch.unflatten(x, 1, (2, -1))).flatten(1, 2),
     "function": lambda x: F.channel_shuffle(x, 2),
     "module": nn.ChannelShuffle(2),
 }
@@ -110,6 +111,22 @@ def test_picked_channels_may_go_too(spelling: str, x: Tensor, *, exported: bool)
     assert against_masked(network, *halved(network), x) < 1e-5
     more = torch.cat([x, x[:1]])
     torch.testing.assert_close(network.graph_module(more), stage(more))
+
+
+def test_what_has_no_channels_is_shuffled_with_what_has(x: Tensor) -> None:
+    """An image beside a layer of it: a slot of the two goes with its partner, which stays."""
+
+    class Beside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.own, self.both, self.head = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(6, 4, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.both(viewed(torch.cat([x, self.own(x)], 1))).relu())  # type: ignore[no-any-return]
+
+    network = analyse(Beside().eval(), x)
+    assert {group.name: group.units.size for group in network.channels.groups} == {"own": 3, "both": 4}
+    assert against_masked(network, *halved(network), x) < 1e-5
 
 
 MIXED: dict[str, Callable[[Tensor], Tensor]] = {

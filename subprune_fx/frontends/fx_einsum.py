@@ -1,4 +1,4 @@
-"""Products of three tensors and more in an fx graph, as products of two."""
+"""Einsums in an fx graph as products of two tensors; of one tensor as a sum and a transpose."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from subprune_fx.frontends.einsum import pairs
+from subprune_fx.frontends.einsum import pairs, single
 
 EINSUM = (torch.einsum, torch.ops.aten.einsum.default)
 
@@ -16,13 +16,18 @@ def pair_einsums(graph: fx.Graph) -> None:
     """Do so in `graph`, where the letters of the result are spelled out and there is no ellipsis."""
     for node in [node for node in graph.nodes if node.op == "call_function" and node.target in EINSUM]:
         equation, factors = equation_of(node)
+        alone = single(equation) if len(factors) == 1 else None
         products = pairs(equation)
-        if not products or len(products) != len(factors) - 1:
+        if alone is None and (not products or len(products) != len(factors) - 1):
             continue
         with graph.inserting_before(node):
             product = factors[0]
-            for step, factor in zip(products, factors[1:], strict=True):
+            for step, factor in zip(products, factors[1:], strict=False):
                 product = graph.call_function(node.target, (step, [product, factor]))
+            if alone is not None:
+                summed, order = alone
+                product = graph.call_function(torch.sum, (product, summed)) if summed else product
+                product = graph.call_function(torch.permute, (product, order))
         node.replace_all_uses_with(product)
         graph.erase_node(node)
 

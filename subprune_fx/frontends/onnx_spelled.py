@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from subprune_fx.frontends.einsum import pairs
+from subprune_fx.frontends.einsum import pairs, single
 
 MICROSOFT = "com.microsoft"
 _EPSILON = 1e-12
@@ -253,8 +253,13 @@ def _filled(steps: Steps) -> bool:
 
 
 def _einsum(steps: Steps) -> bool:
-    """A product of three tensors and more."""
-    products = pairs(steps.attributes["equation"].decode())
+    """A product of three tensors and more, or one in another order."""
+    equation = steps.attributes["equation"].decode()
+    summed, order = single(equation) or ([], [])
+    if order and not summed:
+        steps.add("Transpose", [0], perm=order)
+        return True
+    products = pairs(equation)
     found: Operand = 0
     for factor, equation in enumerate(products, 1):
         found = steps.add("Einsum", [found, factor], equation=equation)

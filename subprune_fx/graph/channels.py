@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subprune_fx.graph.components import components
-from subprune_fx.graph.labels import Labels, compact, distinct, varying
+from subprune_fx.graph.labels import Labels, compact, cut, distinct, varying
 from subprune_fx.graph.propagation import Consumer, Origin, Propagation
 from subprune_fx.graph.step import Tree, leaves
 
@@ -169,8 +169,9 @@ def stuck(state: Propagation, channels: ChannelGraph) -> frozenset[str]:
 def _make_rectangular(state: Propagation) -> None:
     """A tensor whose channels spread over several dimensions loses whole slices of one of them.
 
-    The dimension that leaves most choices keeps its freedom; along the others labels are unified. Repeats until
-    nothing changes, since each union may spread to other tensors. Parameters that nothing prunable meets stay whole.
+    The dimension that leaves most choices keeps its freedom; along the others labels are unified, or stay where one of
+    them is no channel. Repeats until no more are unified, since each union may spread to other tensors. Parameters that
+    nothing prunable meets stay whole.
     """
     tensors = [labels for tree in state.values.values() for labels in leaves(tree)]
     pending = [labels for labels in (*tensors, *state.elements.values()) if len(varying(labels)) > 1]
@@ -188,21 +189,27 @@ def _make_rectangular(state: Propagation) -> None:
             axes = varying(small)
             if len(axes) < 2 or not made[small].any():
                 continue
-            free = max(axes, key=lambda axis: (_choices(small, axis, made), small.shape[axis]))
+            free = max(axes, key=lambda axis: (_choices(small, axis, made, unit[0]), small.shape[axis]))
             others = tuple(axis for axis in axes if axis != free)
             state.tie(compact(labels), others, "a reshape couples it with channels that cannot be pruned")
-            changed = True
+            first = cut(small, others)
+            changed |= bool(((first != small) & (first != unit[0]) & (small != unit[0])).any())
 
 
-def _choices(small: NDArray[np.int64], axis: int, made: NDArray[np.bool_]) -> int:
-    """How many sets of units are left to choose from if each slice along `axis` lives or dies as a whole."""
+def _choices(small: NDArray[np.int64], axis: int, made: NDArray[np.bool_], none: np.int64) -> int:
+    """How many sets of units are left to choose from if each slice along `axis` lives or dies as a whole.
+
+    A slice with anything in it that is no channel (unit `none`) stays, and all that it is connected with.
+    """
     rows = np.moveaxis(small, axis, 0).reshape(small.shape[axis], -1)
     index, column = np.nonzero(made[rows])
     if not index.size:
         return 0
     numbers, inverse = np.unique(rows[index, column], return_inverse=True)
-    size = rows.shape[0] + numbers.size
-    return int(distinct(components(index, rows.shape[0] + inverse, size)[rows.shape[0] :]).size)
+    count = rows.shape[0]
+    found = components(index, count + inverse, count + numbers.size)
+    stay = found[:count][(rows == none).any(axis=1)]
+    return int(np.setdiff1d(found[count:], stay).size)
 
 
 def _reasons(state: Propagation, unit: NDArray[np.int64], count: int) -> dict[int, str]:
