@@ -310,6 +310,32 @@ def test_positions_that_all_heads_have_in_common_stay(tracer: str) -> None:
     assert why.endswith("einsum reads it for every head")
 
 
+class Encoded(nn.Module):
+    """Scores from queries and from encodings of positions, of which a matrix makes heads (Conformer)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 12), nn.Linear(12, 3)
+        self.q, self.v, self.o = nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 12)
+        self.places, self.encode = nn.Parameter(torch.randn(1, 9, 8)), nn.Parameter(torch.randn(8, 12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        q, v = (layer(x).unflatten(2, (-1, 4)).transpose(1, 2) for layer in (self.q, self.v))
+        k = (self.places[:, :5] @ self.encode).view(1, 5, -1, 4).permute(0, 2, 3, 1)
+        y: Tensor = self.last(x + self.o(((q @ k).softmax(-1) @ v).transpose(1, 2).flatten(2)))
+        return y
+
+
+@pytest.mark.parametrize("tracer", TRACERS)
+def test_heads_of_encoded_positions_go_with_those_of_queries(tracer: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 6)
+    net = network(Encoded().eval(), tracer, x)
+    assert sorted(len(group.units) for group in net.channels.groups) == [3, 12]
+    assert against_masked(net, *halved(net), x) < 1e-5
+
+
 class Apart(nn.Module):
     """Scores picked by distance, heads among the samples: the index is spelled out for all of them."""
 

@@ -52,7 +52,10 @@ def _weighted(state: Propagation, step: Step, read: str, weight_letters: str, ou
             return _own_weights(state, step, read.index(stack), own, out.index(stack))
         labels = _level(state, step, labels, read.index(stack))
         state.weight_axis(weight, own, np.zeros(weight.shape[own], np.int64))
-    if set(varying(labels)) - {data}:
+    others = set(varying(labels)) - {data}
+    if others and state.loose(labels):  # a table of positions, say
+        labels, others = state.tie(labels, others, f"{step.op} reads it at every position"), set()
+    if others:
         return _per_head(state, step, data, axis)
     inputs = vector(labels, data)
     state.weight_axis(weight, weight_letters.index(summed), inputs)
