@@ -144,6 +144,6 @@ def _made_up(request: Request, loaded: Loaded, takes: Sequence[InputSpec]) -> Sa
     probe(module, start(found.wanted, fixed_batch(module) or 2, request.seed), str(request.model))
     with Progress(shown=not request.quiet) as progress:
         made = synthesise(module, found.wanted, request.seed, partial(progress, "synthesise"))
-    guessed = ", a shape guessed from the weights (--input-shape says another)" if found.guessed else ""
+    guessed = ", a shape guessed from the weights (--input-shape sets another)" if found.guessed else ""
     note = f"no --calib: calibrated on {made.how}{guessed}; a few hundred real inputs keep more accuracy"
     return Samples(made.inputs, notes=(note,))

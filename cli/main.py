@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import click
 
-from subprune_fx.cli.options import PROGRAM, Request, command
+from subprune_fx.cli.options import Request, command
+from subprune_fx.cli.values import PROGRAM
 from subprune_fx.errors import SubpruneError
 from subprune_fx.garbage import seldom
 

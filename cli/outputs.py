@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from subprune_fx.api import Pruned
 from subprune_fx.bundle import Inputs
 from subprune_fx.cli import table
-from subprune_fx.cli.options import PROGRAM, Request
+from subprune_fx.cli.options import Request
+from subprune_fx.cli.values import PROGRAM
 from subprune_fx.errors import SubpruneError
 from subprune_fx.formats import atomic
 from subprune_fx.formats.drawing import drawing_of

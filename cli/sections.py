@@ -8,14 +8,14 @@ import click
 
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "How small": ("ratio", "target", "max_drop", "pareto", "plan", "explain"),
-    "What is written": ("output", "quantize", "json", "report"),
+    "Outputs": ("output", "quantize", "json", "report"),
     "The network": ("arch", "trust", "input_shape"),
     "Inputs": ("calib", "eval", "verify", "train", "samples", "preset", "resize", "crop", "mean", "std"),
     "Which layers": ("only", "skip", "layers", "align"),
     "How channels are chosen": ("select", "variant", "budget", "stochastic"),
     "How weights are refitted": ("reweight", "intercept", "feedback", "rounds", "ridge", "rows", "distil"),
     "Time and memory": ("threads", "precision", "memory", "seed"),
-    "What is said": ("quiet", "verbose", "version", "help"),
+    "Messages": ("quiet", "verbose", "version", "help"),
 }
 """Options by heading: their long names, as Python spells them."""
 

@@ -90,7 +90,7 @@ def synthesise(module: nn.Module, wanted: Sequence[Wanted], seed: int = 0, tick:
 
 
 def _noun(item: Wanted) -> str:
-    kinds = {0: "noise", 1: "noise", 2: "1/f noise", 3: "dead leaves"}
+    kinds = {0: "noise", 1: "noise", 2: "1/f noise", 3: "pictures of discs"}
     kind = "random tokens" if item.tokens is not None else kinds.get(len(item.shape), "1/f noise")
     return f"{kind} of shape {item.shape}"
 

@@ -100,7 +100,7 @@ def test_made_up_inputs_match_batch_norm(spelling: str) -> None:
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     start = scenes(192, SHAPE, 0)
     made = synthesise(SPELLED[spelling](network), [Wanted("x", SHAPE)])
-    assert made.how == "192 made-up inputs (dead leaves of shape (3, 16, 16), moved to match 2 BatchNorm layers)"
+    assert made.how == "192 made-up inputs (pictures of discs of shape (3, 16, 16), moved to match 2 BatchNorm layers)"
     assert isinstance(made.inputs, Tensor)
     assert made.inputs.shape == start.shape
     with torch.no_grad():
@@ -112,7 +112,7 @@ def test_made_up_inputs_match_batch_norm(spelling: str) -> None:
 def test_without_batch_norm_they_are_scenes() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(784, 4))
     made = synthesise(network, [Wanted("x", SHAPE)], seed=3)
-    assert made.how == "192 made-up inputs (dead leaves of shape (3, 16, 16))"
+    assert made.how == "192 made-up inputs (pictures of discs of shape (3, 16, 16))"
     assert torch.equal(made.inputs, scenes(192, SHAPE, 3))  # type: ignore[arg-type]
 
 
@@ -214,7 +214,9 @@ def test_the_command_says_what_it_used(tmp_path: Path, capsys: pytest.CaptureFix
     torch.save(trained(), tmp_path / "net.pt")
     assert main([str(tmp_path / "net.pt"), "--ratio", "2", "-o", str(tmp_path / "a.onnx")]) == 0
     said = capsys.readouterr().err
-    assert re.search(r"warning: no --calib: .*dead leaves of shape \(3, 32, 32\), moved to match 2 Batch", said), said
+    assert re.search(
+        r"warning: no --calib: .*pictures of discs of shape \(3, 32, 32\), moved to match 2 Batch", said
+    ), said
     assert "guessed from the weights" in said
 
 
