@@ -103,9 +103,39 @@ def set_opset(version: int) -> Edit:
     return lambda made: setattr(made.opset_import[0], "version", version)
 
 
+def newer_domain(made: onnx.ModelProto) -> None:
+    made.opset_import.append(helper.make_opsetid("ai.onnx.ml", 99))
+
+
+def sequence(made: onnx.ModelProto) -> None:
+    """The input is the first of a sequence."""
+    made.graph.input[0].type.CopyFrom(helper.make_sequence_type_proto(made.graph.input[0].type))
+    made.graph.input[0].name = "s"
+    made.graph.node.insert(0, helper.make_node("Constant", [], ["i"], value_int=0))
+    made.graph.node.insert(1, helper.make_node("SequenceAt", ["s", "i"], ["x"]))
+
+
+def set_type(what: str, kind: int) -> Edit:
+    """What goes in or comes out is of another type."""
+
+    def edit(made: onnx.ModelProto) -> None:
+        (value,) = getattr(made.graph, what)
+        value.type.tensor_type.elem_type = kind
+        if what == "input":
+            made.graph.node[0].input[0] = "f"
+            made.graph.node.insert(0, helper.make_node("Cast", ["x"], ["f"], to=TensorProto.FLOAT))
+        else:
+            made.graph.node[-1].output[0] = "f"
+            made.graph.node.append(helper.make_node("Cast", ["f"], ["y"], to=kind))
+
+    return edit
+
+
 EDITS: dict[str, tuple[Edit, str]] = {
     "opset 8": (set_opset(8), "uses opset 8, supported are 9 to"),
     "a newer opset": (set_opset(999), "uses opset 999, supported are 9 to"),
+    "a newer opset of a domain": (newer_domain, "uses opset 99 of ai.onnx.ml, supported are 1 to"),
+    "a newer format": (lambda made: setattr(made, "ir_version", 99), "is of IR version 99, supported are those up to"),
     "no opset": (lambda made: made.ClearField("opset_import"), "says no opset"),
     "layout": (foreign("com.microsoft.nchwc", "Conv"), "laid out for one processor; optimise it up to ORT_ENABLE_EXT"),
     "domain": (foreign("my.company", "Wow"), "my.company.Wow, a domain that onnxruntime lacks"),
@@ -124,8 +154,15 @@ EDITS: dict[str, tuple[Edit, str]] = {
     "no nodes": (lambda made: made.graph.ClearField("node"), "holds a graph without nodes"),
     "no outputs": (lambda made: made.graph.ClearField("output"), "has no outputs"),
     "a node twice": (lambda made: made.graph.node.append(made.graph.node[2]), "is not a model that onnxruntime runs"),
+    "a weight twice": (
+        lambda made: made.graph.initializer.append(made.graph.initializer[0]),
+        "weight w is there twice",
+    ),
     "a loop": (lambda made: made.graph.node[0].input.__setitem__(0, "h1"), "is not a model that onnxruntime runs"),
-    "no tensor": (zip_map, "output z is a sequence, not a tensor"),
+    "no tensor": (zip_map, "output z is no tensor but of type sequence"),
+    "a sequence": (sequence, "input s is no tensor but of type sequence"),
+    "words": (set_type("output", TensorProto.STRING), "output y holds STRING, which is not supported"),
+    "other numbers": (set_type("input", TensorProto.UINT32), "input x holds UINT32, which is not supported"),
     "no numbers": (
         lambda made: setattr(made.graph.node[2], "op_type", "Log"),
         "its outputs are NaN; check its weights",

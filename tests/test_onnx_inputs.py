@@ -117,7 +117,7 @@ def test_the_library_takes_them_by_the_files_names(tmp_path: Path) -> None:
         np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-5)
 
 
-def bytes_network() -> onnx.ModelProto:
+def bytes_network(kind: int = TensorProto.UINT8) -> onnx.ModelProto:
     """An image in bytes, normalised by the network; 16 channels, half of which nobody reads."""
     weights: dict[str, Array] = {"scale": np.asarray(1 / 255, np.float32), "w": random(16, 3, 3, 3), "v": random(16, 3)}
     weights["v"][::2] = 0
@@ -133,25 +133,27 @@ def bytes_network() -> onnx.ModelProto:
     graph = helper.make_graph(
         nodes,
         "net",
-        [helper.make_tensor_value_info("x", TensorProto.UINT8, ["n", 3, 8, 8])],
+        [helper.make_tensor_value_info("x", kind, ["n", 3, 8, 8])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])],
         [numpy_helper.from_array(value, name) for name, value in weights.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
 
 
-def test_images_in_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("kind", ["uint8", "int8", "int16"])
+def test_images_in_bytes(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before, calib, after = (tmp_path / name for name in ("a.onnx", "x.npz", "b.onnx"))
-    onnx.save(bytes_network(), before)
-    images = np.random.default_rng(2).integers(0, 256, (200, 3, 8, 8)).astype(np.uint8)
+    made = bytes_network(helper.np_dtype_to_tensor_dtype(np.dtype(kind)))
+    onnx.save(made, before)
+    images = np.random.default_rng(2).integers(0, 256, (200, 3, 8, 8)).astype(kind)
     words = [str(before), "--ratio", "1.9", "--calib", str(calib), "-o", str(after), "-q"]
     np.savez(calib, x=images.astype(np.float32))
     assert main(words) == 2
-    assert 'x: is float32, not uint8; convert it with x.astype("uint8")' in capsys.readouterr().err
+    assert f'x: is float32, not {kind}; convert it with x.astype("{kind}")' in capsys.readouterr().err
     np.savez(calib, x=images)
     assert main(words) == 0
     found = onnx.load(str(after))
-    assert found.graph.input[0] == bytes_network().graph.input[0]
+    assert found.graph.input[0] == made.graph.input[0]
     (small,), (large,) = run(after, {"x": images[:5]}), run(before, {"x": images[:5]})
     np.testing.assert_allclose(small, large, rtol=1e-4, atol=1e-5)
 

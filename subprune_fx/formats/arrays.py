@@ -27,7 +27,7 @@ DTYPES: dict[np.dtype[Any], type[np.generic]] = {
     np.dtype(np.int64): np.int64,
     np.dtype(np.bool_): np.bool_,
 }
-_BYTES: dict[np.dtype[Any], type[np.generic]] = {np.dtype(np.uint8): np.uint8}
+_AS_STATED: dict[torch.dtype, type[np.generic]] = {torch.uint8: np.uint8, torch.int8: np.int8, torch.int16: np.int16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +106,8 @@ def checked(array: Array, taken: InputSpec, where: str) -> Array:
         SubpruneError: It has another type or shape, no samples, or values that are not finite.
     """
     kind = taken.dtype
-    types, usual = (_BYTES, "uint8") if kind is torch.uint8 else (DTYPES, "float32")
+    stated = None if kind is None else _AS_STATED.get(kind)
+    types, usual = (DTYPES, "float32") if stated is None else ({np.dtype(stated): stated}, stated.__name__)
     wanted = types.get(array.dtype.newbyteorder("="))
     if wanted is None:
         raise SubpruneError(

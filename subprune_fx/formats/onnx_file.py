@@ -9,33 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import torch
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 from torch import fx
 
 from subprune_fx.errors import SubpruneError, first_line
 from subprune_fx.formats.input_spec import InputSpec
+from subprune_fx.formats.onnx_checks import DTYPES, check_values, check_versions
 from subprune_fx.frontends.onnx_computed import compute_weights
 from subprune_fx.frontends.onnx_graph import META, import_graph, source_of
-from subprune_fx.frontends.onnx_inner import graphs, tensors
-from subprune_fx.frontends.onnx_plain import plain
+from subprune_fx.frontends.onnx_inner import tensors
+from subprune_fx.frontends.onnx_plain import FLOAT_KINDS, plain
 from subprune_fx.sessions import opened, quiet
 from subprune_fx.sizes import PROTOBUF_LIMIT
 
-OLDEST = 9
-DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
-"""Domains whose operators onnxruntime has."""
-_NONE = ("a domain that onnxruntime lacks", "export it without custom operators")
-_LAID_OUT = {"com.microsoft.nchwc": ("laid out for one processor", "optimise it up to ORT_ENABLE_EXTENDED, not more")}
-"""What other domains are, and what to do."""
-_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
-_DTYPES: dict[int, torch.dtype] = {
-    **dict.fromkeys(_FLOATS, torch.float32),  # the passes compute in it
-    onnx.TensorProto.INT64: torch.int64,
-    onnx.TensorProto.INT32: torch.int64,
-    onnx.TensorProto.BOOL: torch.bool,
-    onnx.TensorProto.UINT8: torch.uint8,
-}
 _EXPORT = "export it again"
 
 
@@ -65,7 +51,7 @@ def load_onnx(data: bytes, path: str) -> OnnxNetwork:
     """
     _check_size(len(data), path)
     model = _parse(data, path)
-    _check_versions(model, path)
+    check_versions(model, path)
     _check_size(len(data) + _outside(model), path)
     _load_external(model, path)
     size = model.ByteSize()
@@ -74,13 +60,10 @@ def load_onnx(data: bytes, path: str) -> OnnxNetwork:
     except Exception as error:
         what = f"its functions or sparse tensors cannot be spelled out ({first_line(error)})"
         raise SubpruneError(what, where=path, remedy=_EXPORT) from error
-    _check_versions(model, path)
+    check_versions(model, path)
     _check_runs(model, path)
-    for value in model.graph.output:
-        if not value.type.HasField("tensor_type"):
-            what = f"output {value.name} is a {value.type.WhichOneof('value').removesuffix('_type')}, not a tensor"
-            raise SubpruneError(what, where=path, remedy="export it without what makes it (a ZipMap, say)")
     inputs = _inputs(model)
+    check_values(model, inputs, path)
     if not inputs:
         raise SubpruneError("takes no input: it computes a constant", where=path, remedy=_EXPORT)
     if not any(_is_weight(tensor) for tensor in tensors(model.graph)):
@@ -136,20 +119,6 @@ def _parse(data: bytes, path: str) -> onnx.ModelProto:
     return model
 
 
-def _check_versions(model: onnx.ModelProto, path: str) -> None:
-    newest = onnx.defs.onnx_opset_version()
-    for entry in model.opset_import:
-        if entry.domain in ("", "ai.onnx") and not OLDEST <= entry.version <= newest:
-            what = f"uses opset {entry.version}, supported are {OLDEST} to {newest}"
-            raise SubpruneError(what, where=path, remedy="convert it with onnx.version_converter")
-    local = {function.domain for function in model.functions}
-    for node in (node for graph in graphs(model.graph) for node in graph.node):
-        if node.domain not in DOMAINS and node.domain not in local:
-            kind, remedy = _LAID_OUT.get(node.domain, _NONE)
-            what = f"node {node.name or node.op_type} is {node.domain}.{node.op_type}, {kind}"
-            raise SubpruneError(what, where=path, remedy=remedy)
-
-
 def _load_external(model: onnx.ModelProto, path: str) -> None:
     """Weights from other files; the helper refuses paths that leave the model's folder."""
     if not any(uses_external_data(tensor) for tensor in tensors(model.graph)):
@@ -182,7 +151,7 @@ def _inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
 def _taken(value: onnx.ValueInfoProto, argument: str) -> InputSpec:
     """The batch axis is left open: a graph that states one may run with any."""
     tensor = value.type.tensor_type
-    dtype = _DTYPES.get(tensor.elem_type)
+    dtype = DTYPES.get(tensor.elem_type)
     sizes = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in tensor.shape.dim]
     if not tensor.HasField("shape") or not sizes:
         return InputSpec(value.name, dtype=dtype, argument=argument)
@@ -192,4 +161,4 @@ def _taken(value: onnx.ValueInfoProto, argument: str) -> InputSpec:
 
 
 def _is_weight(tensor: onnx.TensorProto) -> bool:
-    return tensor.data_type in _FLOATS and int(np.prod(tensor.dims)) > 1
+    return tensor.data_type in FLOAT_KINDS and int(np.prod(tensor.dims)) > 1

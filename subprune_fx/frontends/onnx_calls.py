@@ -203,9 +203,10 @@ def _elementwise(_node: fx.Node, _root: Any, _arguments: Arguments, _row: Row | 
 
 
 def _norm(node: fx.Node, _root: Any, arguments: Arguments, row: Row | None) -> Row | None:
-    """In training mode it takes its statistics from the batch."""
+    """In training mode it takes its statistics from the batch, and hands them on."""
+    assert isinstance(node.target, OnnxOp)
     arguments["training"] = bool(node.kwargs.get("training_mode"))
-    return row
+    return row if len(node.target.outputs) == 1 else None
 
 
 def _clip(node: fx.Node, root: Any, _arguments: Arguments, row: Row | None) -> Row | None:

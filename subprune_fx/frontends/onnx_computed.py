@@ -15,12 +15,11 @@ from onnx import helper, numpy_helper
 
 from subprune_fx.frontends.onnx_calls import WEIGHTS
 from subprune_fx.frontends.onnx_inner import inner
-from subprune_fx.frontends.onnx_plain import reads, sweep
+from subprune_fx.frontends.onnx_plain import FLOATS, reads, sweep
 from subprune_fx.frontends.onnx_static import STAYS
 from subprune_fx.sessions import opened, quiet
 
 Array = NDArray[Any]
-_FLOATS = (np.float16, np.float32, np.float64)
 _FOLLOWED = frozenset({"Identity", "Cast", "Transpose"})
 """Behind these the analysis finds the constant itself."""
 _INITIALIZERS_ARE_INPUTS = 4
@@ -111,7 +110,7 @@ class _Graph:
     def is_no_larger(self, name: str, value: Array) -> bool:
         """Whether a weight takes no more room than what it is computed from."""
         return (
-            value.dtype in _FLOATS
+            value.dtype in FLOATS
             and value.size > 1
             and value.nbytes <= sum(self.bytes.get(one, 0) for one in self.above(name))
         )
@@ -156,4 +155,4 @@ def _repeats(node: onnx.NodeProto) -> bool:
 def _bytes(tensor: onnx.TensorProto) -> int:
     """Of numbers that may be a parameter; 0 for others and single ones."""
     count, kind = int(np.prod(tensor.dims)), helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    return count * kind.itemsize if kind in _FLOATS and count > 1 else 0
+    return count * kind.itemsize if kind in FLOATS and count > 1 else 0

@@ -14,19 +14,23 @@ import onnx
 import onnx_graphsurgeon as gs
 import torch
 from numpy.typing import NDArray
+from onnx_graphsurgeon.logger import G_LOGGER
 from torch import Tensor, fx, nn
 
 from subprune_fx.frontends.onnx_inner import inner
 from subprune_fx.frontends.onnx_op import VARIADIC, OnnxOp
-from subprune_fx.frontends.onnx_plain import numbers
+from subprune_fx.frontends.onnx_plain import FLOAT_KINDS, FLOATS, numbers
 from subprune_fx.frontends.onnx_spelled import spelled
 
 META = "onnx"
 """Key in `GraphModule.meta` under which an imported graph keeps its `Source`."""
 
-_FLOATS = (np.float16, np.float32, np.float64)
 _STATISTICS = {"BatchNormalization": (3, 4), "Resize": (1, 2), "Upsample": (1,)}
 """Inputs that torch keeps as buffers or as numbers: statistics and scales, not parameters."""
+OPTIONAL = 13
+"""Opset from which Resize may do without scales."""
+_LEFT_OUT = {"Resize": (1, 2)}
+"""Operands that may be empty in place of being left out: alone, with its sizes open, such a node is refused."""
 _UNBIASED: Mapping[str, Callable[[tuple[int, ...], Mapping[str, Any]], int]] = {
     "Conv": lambda shape, _attributes: shape[0],
     "ConvTranspose": lambda shape, attributes: shape[1] * int(attributes.get("group", 1)),
@@ -104,7 +108,9 @@ class _Importer:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = model
         self.spelled, self.origins = spelled(model)
-        self.source = gs.import_onnx(self.spelled)
+        with G_LOGGER.suppress():  # on types that numpy lacks
+            self.source = gs.import_onnx(self.spelled)
+            self.constants = dict(_constants(self.source, self.spelled))
         self.outputs = {tensor.name for tensor in self.source.outputs}
         self.opset = next((entry.version for entry in model.opset_import if not _own(entry.domain)), 1)
         self.root = nn.Module()
@@ -113,7 +119,6 @@ class _Importer:
         self.nodes: dict[str, int] = {}
         self.places: dict[str, tuple[int, ...]] = {}
         self.values: dict[str, fx.Node | tuple[fx.Node, int]] = {}
-        self.constants = dict(_constants(self.source, self.spelled))
         own = {name for node in model.graph.node for name in node.output}
         spelled_ = (name for node in self.spelled.graph.node if node.op_type == "Constant" for name in node.output)
         self.numbers = {name for name in spelled_ if name not in own}
@@ -152,7 +157,8 @@ class _Importer:
         bodies = [a for a in proto.attribute if any(inner(a))]
         captured = tuple(dict.fromkeys(name for a in bodies for name in _captured(a, self._known())))
         op, plain = operator_of(proto, self.model.opset_import, read, captured)
-        operands: list[Any] = [self._own_operand(tensor.name) for tensor in node.inputs]
+        none = self._empty(node)
+        operands: list[Any] = [None if k in none else self._own_operand(t.name) for k, t in enumerate(node.inputs)]
         while operands and operands[-1] is None:
             operands.pop()
         operands += self._bias(node)
@@ -169,6 +175,12 @@ class _Importer:
                 self.values[tensor.name] = made
             elif read[number]:
                 self.values[tensor.name] = (made, number)
+
+    def _empty(self, node: gs.Node) -> set[int]:
+        """Places of operands that are there only because there is no leaving them out in older operators."""
+        places = _LEFT_OUT.get(node.op, ()) if self.opset >= OPTIONAL else ()
+        given = {place: self.constants.get(node.inputs[place].name) for place in places if place < len(node.inputs)}
+        return {place for place, array in given.items() if array is not None and not array.size}
 
     def _read(self, node: gs.Node) -> tuple[bool, ...]:
         """Which outputs a node has, up to the last one that is read or that it must have; none where none is read."""
@@ -198,7 +210,7 @@ class _Importer:
         Exporters store equal vectors once: biases of unrelated layers that happen to be the same.
         """
         array = self.constants.get(self.alias.get(name, name))
-        if array is None or array.dtype not in _FLOATS or not 1 < array.size == max(array.shape, default=0):
+        if array is None or array.dtype not in FLOATS or not 1 < array.size == max(array.shape, default=0):
             return self._operand(name)
         return self._constant(self.alias.get(name, name), array)
 
@@ -221,7 +233,7 @@ class _Importer:
             return []
         weight = self.constants.get(self.alias.get(node.inputs[1].name, node.inputs[1].name))
         followed = [user.op for user in node.outputs[0].outputs]
-        if weight is None or weight.dtype not in _FLOATS or followed in (["BatchNormalization"], ["Add"]):
+        if weight is None or weight.dtype not in FLOATS or followed in (["BatchNormalization"], ["Add"]):
             return []
         attribute = self._attribute(f"{node.name or node.outputs[0].name}_bias")
         self.root.register_buffer(attribute, torch.zeros(channels(weight.shape, node.attrs)))
@@ -260,7 +272,7 @@ def operator_of(
 
 def as_imported(array: NDArray[Any]) -> NDArray[Any]:
     """Half and double precision as float32, everything else as it is."""
-    return array.astype(np.float32) if array.dtype in _FLOATS else array
+    return array.astype(np.float32) if array.dtype in FLOATS else array
 
 
 def _own(domain: str) -> str:
@@ -302,7 +314,7 @@ def _aliases(graph: gs.Graph, model: onnx.ModelProto, constants: Mapping[str, ND
 def _keeps(cast: onnx.NodeProto, array: NDArray[Any]) -> bool:
     """Whether a cast leaves a constant what it is here."""
     to = next((a.i for a in cast.attribute if a.name == "to"), 0)
-    return array.dtype in _FLOATS and _wide(to) == onnx.TensorProto.FLOAT
+    return array.dtype in FLOATS and _wide(to) == onnx.TensorProto.FLOAT
 
 
 def _constant_value(node: gs.Node) -> NDArray[Any]:
@@ -327,7 +339,12 @@ def _flat_biases(graph: gs.Graph) -> set[str]:
 
 
 def _least(node: gs.Node, opset: int) -> int:
-    """How many outputs a node must have: of one with any number, all that it has (parts, or what a body gives)."""
+    """How many outputs a node must have: of one with any number, all that it has (parts, or what a body gives).
+
+    So has a BatchNormalization that takes its statistics from the batch.
+    """
+    if node.attrs.get("training_mode"):
+        return len(node.outputs)
     if node.domain or not onnx.defs.has(node.op, opset, ""):  # fused nodes are spelled with newer operators
         return 0
     schema = onnx.defs.get_schema(node.op, opset)
@@ -355,8 +372,7 @@ def _plain(value: Any) -> Any:
 
 def _wide(kind: int) -> int:
     """Half and double become float32."""
-    halves = (onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
-    return int(onnx.TensorProto.FLOAT) if kind in halves else kind
+    return int(onnx.TensorProto.FLOAT) if kind in FLOAT_KINDS else kind
 
 
 def _as_float32(attribute: onnx.AttributeProto) -> onnx.AttributeProto:

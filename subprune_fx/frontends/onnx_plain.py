@@ -14,6 +14,11 @@ from onnx.inliner import inline_local_functions
 
 from subprune_fx.frontends.onnx_inner import graphs, inner
 
+FLOAT_KINDS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
+"""Types of what may be a weight."""
+FLOATS = tuple(map(helper.tensor_dtype_to_np_dtype, FLOAT_KINDS))
+"""The same in numpy."""
+
 
 def plain(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same model without functions and sparse tensors, its nodes behind those that they read.
