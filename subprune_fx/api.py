@@ -76,8 +76,8 @@ def prune(
         for name, goal in {"ratios": ratio, "keeps": keep, "max_drops": max_drop}.items()
     }
     if sum(map(len, goals.values())) != 1 and not (choices.get("layers") and not any(goals.values())):
-        what = "needs a ratio, a fraction of the channels to keep or a largest drop, one of the three"
-        raise SubpruneError(what, remedy="ratio=4")
+        what = "needs exactly one of ratio, keep and max_drop, or layers"
+        raise SubpruneError(what, where="prune", remedy="give one of them, such as ratio=4")
     (found,) = prune_each(model, calibration, **goals, **choices)
     return found
 

@@ -34,36 +34,37 @@ class Choices(TypedDict, total=False):
             `size`, the bytes of the file, or `latency` in onnxruntime. (`keep`, `layers` and `max_drop` measure
             nothing of this: there parameters stand for `size`, and multiply-adds for `latency`.)
         file: Suffix of the file that `size` is about: `.onnx`, `.pt2` or `.pt`.
-        threads: Of onnxruntime where it is timed; 0 for all cores.
+        threads: Threads of onnxruntime where it is timed; 0 for all cores.
         only: Patterns (`fnmatch`) of layers to prune, as the report names them; none: all that can be.
         skip: Patterns of layers to leave alone.
-        align: Widths of pruned layers are multiples of this: 8 suits many processors. None: 1, and 4 where
-            convolutions read 8 channels and more; for the target `latency` whichever of 8, 4 and 1 meets the ratio at
-            the most multiply-adds.
-        layers: What single layers are to keep, whatever the budget; of several that match, the last. Without a ratio
-            only these are pruned.
+        align: Widths of pruned layers are multiples of this: 8 suits many processors. None: 4 for layers of 16 and more
+            channels that convolutions read, else 1; for the target `latency` whichever of 8, 4 and 1 meets the ratio
+            with the most multiply-adds left.
+        layers: What single layers are to keep, whatever the budget; of several that match a layer the last counts.
+            Without a ratio only these are pruned.
         reweight: Refit the weights of layers that read pruned channels (paper eq. 4).
         intercept: Refit their biases too.
         feedback: Let a layer whose output is added to another value make up for what that value has lost.
         rounds: How often a layer is refitted to what the activation behind it lets through; 0: not at all.
-        ridge: Pull of new weights towards the original ones, relative to the mean diagonal of the Gram matrix.
-        rows: How many positions of a convolution's output, over all calibration inputs, it is fitted on for each weight
-            of an output channel; 0: all there are. Only where there are at least twice as many some are left out.
+        ridge: How strongly new weights are pulled towards the original ones, relative to the mean diagonal of the Gram
+            matrix.
+        rows: Output positions that a convolution is fitted on, over all calibration inputs, for each weight of an
+            output channel; 0: all there are. Positions are left out only where there are at least twice as many.
         stochastic: Epsilon of stochastic greedy (paper App. B.3), in (0, 1); None for exact greedy.
         distil: Steps of label-free distillation towards the original network on the calibration inputs, after
             pruning. This is training; 0: none.
-        memory: Most activations that are kept in memory, in bytes or as `4GiB`: more are kept in temporary files, and
-            fewer inputs are run at a time. Moments and the network itself come on top. None: no limit.
-        precision: What forward passes over the calibration inputs are computed in: `float32`, `bf16`, or on an NVIDIA
-            GPU `tf32`. Moments stay float32 and float64.
+        memory: Most memory for activations, in bytes or as `4GiB`: what is more goes to temporary files, and fewer
+            inputs are run at a time. Second moments and the network itself come on top. None: no limit.
+        precision: Of forward passes over the calibration inputs: `float32`, `bf16`, or on an NVIDIA GPU `tf32`. Second
+            moments and least squares stay float32 and float64.
         labels: Class of each calibration input, (samples,); the `accuracy` budget uses them, and some selectors
             cannot do without.
         training: More labelled inputs, which only the selector `layergreedyfs-fd` reads.
         verification: Labelled inputs on which the `accuracy` budget measures, instead of the calibration inputs.
         evaluation: Inputs and labels whose accuracy the report states; decides nothing.
-        seed: Of everything random.
-        progress: Told (stage, done, total).
-        team: Processes that call this together and with the same arguments; each runs its share of the inputs, and all
+        seed: Seed of everything random.
+        progress: Called with a stage's name, how many of its steps are done, and how many there are.
+        team: The processes that call this together, with the same arguments: each runs its share of the inputs, and all
             get the same result. See `subprune_fx.team.team_of_environment`.
     """
 

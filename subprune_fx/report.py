@@ -15,7 +15,8 @@ class GroupRow:
         name: The group's first producer, e.g. `layer1.0.conv1`.
         channels: Units (channels, heads, neurons) before.
         kept: Units after.
-        error: Relative input change of the group's consumers at `kept` units, 0 to 1 (paper eq. 1, normalised).
+        error: How much the inputs of the layers that read the group change with `kept` units, relative, 0 to 1 (paper
+            eq. 1, normalised); NaN where the selector measures none.
         consumers: Names of the layers that read the group.
         producers: Names of the layers that make it.
         followers: Layers and parameters that are cut along.
@@ -85,11 +86,11 @@ class FileRow:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One measurement on the way to a goal.
+    """One network that was measured on the way to a goal (`--max-drop`, or a measured target).
 
     Attributes:
-        ratio: At which it was made.
-        value: What was measured.
+        ratio: Its ratio.
+        value: What was measured: the drop in percentage points, or how many times smaller or faster it is.
     """
 
     ratio: float
@@ -142,7 +143,7 @@ class Report:
         searched: What was measured to find the ratio, where it was not given.
         change: Where the output is not a class score: how far it is from the original's, root mean square relative to
             how much the original's varies over the calibration inputs; None where it is one.
-        drop: What the network loses where it was found by that, in percentage points, on inputs it was not made from.
+        drop: With `max_drop`, what the network loses on inputs that it was not fitted on, in percentage points.
         distilled: Steps of distillation after which the network came closest to the original on inputs that were not
             trained on, and whose weights it has; 0: after none. None where it was not asked for.
     """

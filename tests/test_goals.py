@@ -90,8 +90,8 @@ def test_everything_is_within_reach_of_a_large_limit() -> None:
         ({"max_drop": 0}, "max_drop 0 is not between 0 and 100"),
         ({"max_drop": math.nan}, "max_drop nan is not between"),
         ({"max_drop": 1e-9}, "no smaller network stays within a drop of 1e-09 points"),
-        ({"max_drop": 1, "ratio": 2}, "one of the three"),
-        ({}, "one of the three"),
+        ({"max_drop": 1, "ratio": 2}, "exactly one of ratio, keep and max_drop"),
+        ({}, "exactly one of ratio, keep and max_drop"),
     ],
 )
 def test_goals_out_of_reach_are_refused(options: dict[str, float], says: str) -> None:
