@@ -110,6 +110,7 @@ BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
         torch.tensordot(x, m.linear.weight, dims=([1], [1])).permute(0, 3, 1, 2)
         + torch.tensordot(m.across.weight, x.transpose(0, 2), dims=1).transpose(0, 2)
     ),
+    "largest of all channels": lambda _, x: x / (torch.max(x, 1, keepdim=True)[0] + x.min(dim=1, keepdim=True)[-2] + 1),
     "fixed order": lambda m, x: x[:, m.order] + torch.index_select(x, 1, m.order) * x.flip(1).index_select(1, m.order),
     "fixed order, other spellings": lambda m, x: (
         torch.index_select(input=x, index=m.order, dim=1) * x.index_select(dim=-3, index=m.order)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -221,7 +222,11 @@ class _Walker(fx.Interpreter):
                 self.readers[node.name] = reader(self._told(call), roles["weight"])
             elif call.row.kind is Kind.PRODUCT:
                 self.readers[node.name] = product_reader(attrs["letters"], roles["weight"])
-        out = self._places(propagate(self.state, step), value, call.label)
+        out = propagate(self.state, step)
+        unread = _unread(node, value)
+        if any(unread) and isinstance(out, (tuple, list)):
+            out = tuple(constant(v.shape) if left else tree for left, tree, v in zip(unread, out, value, strict=True))
+        out = self._places(out, value, call.label)
         inputs = self._site_inputs(call, operands)
         if inputs:
             rest = pytree.tree_map_only(Tensor, _without_values, self._value(node.args[1:]))
@@ -479,6 +484,15 @@ def _indexed(places: Any) -> int | None:
     if not isinstance(places, (tuple, list)) or not all(isinstance(place, Tensor) for place in places):
         return None
     return sum(place.ndim if place.dtype in (torch.bool, torch.uint8) else 1 for place in places)
+
+
+def _unread(node: fx.Node, value: Any) -> list[bool]:
+    """Of each entry of a value, whether it is integers that nothing reads (where the largest are, say)."""
+    takes: list[Any] = [user.args[1] if user.target is operator.getitem else None for user in node.users]
+    if not isinstance(value, (tuple, list)) or not all(isinstance(place, int) for place in takes):
+        return []
+    taken = [value[place] for place in takes]
+    return [is_tensor(entry) and _is_count(entry) and not any(entry is one for one in taken) for entry in value]
 
 
 def _is_count(value: Tensor) -> bool:

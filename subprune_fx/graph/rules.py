@@ -49,7 +49,7 @@ def propagate(state: Propagation, step: Step) -> Tree:
         known = "is used in a way that cannot be followed" if step.attrs.get("known") else "is not in the op table"
         return refuse(state, step, f"{step.op} {known}")
     kind, roles = step.row.kind, step.row.roles
-    if state.statistics and kind is not Kind.ELEMENTWISE and not _carries(state, kind, labelled):
+    if state.statistics and kind is not Kind.ELEMENTWISE and not _carries(state, step, kind):
         step = dataclasses.replace(step, operands=tuple(_settled(state, step, tree) for tree in step.operands))
     if roles and any(isinstance(operand, Param) for operand in step.operands[1:]):
         return refuse(state, step, f"{step.op} takes a parameter of unknown meaning")
@@ -59,12 +59,13 @@ def propagate(state: Propagation, step: Step) -> Tree:
         return refuse(state, step, f"{step.op} is called in a way that is not understood")
 
 
-def _carries(state: Propagation, kind: Kind, labelled: list[Labels]) -> bool:
+def _carries(state: Propagation, step: Step, kind: Kind) -> bool:
     """Whether a statistic over channels still is one behind an op: moved, or reduced over positions too."""
-    if len(labelled) > 1:
+    trees = [operand for operand in step.operands if not isinstance(operand, Param)]
+    if len(trees) > 1:
         return False
     reduced = kind in (Kind.STATISTIC, Kind.REDUCE)
-    return kind in _CARRY or (reduced and all(is_statistic(state, labels) for labels in labelled))
+    return kind in _CARRY or (reduced and all(is_statistic(state, labels) for labels in leaves(trees)))
 
 
 _CARRY = (Kind.MOVE, Kind.PERMUTE, Kind.SHAPE)
