@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from subprune_fx.bundle import Inputs, call, doubled
+from subprune_fx.bundle import Inputs, call, in_double
 
 Array = npt.NDArray[Any]
 
@@ -79,7 +79,7 @@ def tolerances_of(module: nn.Module, inputs: Inputs) -> list[float]:
     try:
         double = copy.deepcopy(module).double()
         with torch.no_grad():
-            exact, plain = arrays(call(double, doubled(inputs))), arrays(call(module, inputs))
+            exact, plain = arrays(call(double, in_double(inputs))), arrays(call(module, inputs))
     except Exception:  # noqa: BLE001 - a constant that stays float32, an op without float64: no such measure
         return []
     found = differences(plain)

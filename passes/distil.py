@@ -22,22 +22,22 @@ BATCH = 64
 RATE = 0.05
 """Peak step of Adam relative to a parameter's size; it rises over the first tenth of the steps and falls to nothing."""
 LOWER = 0.25
-"""What becomes of the rate when the network has become worse than it was, or no better for too long."""
+"""Factor on the rate when the network has become much worse than at the start, or not better for too long."""
 PATIENCE = 0.25
-"""The share of the steps that is long: a deep network is thrown off by steps that a small one needs."""
+"""Share of the steps that is too long: a deep network is thrown off by rates that a small one needs."""
 WORSE = 2.0
-"""From the original, relative to the start: further away, steps are too large."""
+"""How many times the distance at the start counts as much worse."""
 LEAST = 1e-3
 """The least size of a parameter that counts: biases start at zero."""
 HELD_OUT = 8
-"""One calibration input of so many is neither fitted nor trained on."""
+"""One calibration input in so many is held out: neither fitted nor trained on."""
 SHIFT = 8
 """Images are moved by up to one part in so many of their height and width."""
 MIRRORED = 0.2
 """Images are mirrored too where that changes the original's outputs by less, squared, relative to their spread: another
 image changes them by 2. It is 0.07 for ResNet56 on CIFAR-10, 1.1 for LeNet's digits."""
 LOOKS = 20
-"""How often the held-out inputs are looked at."""
+"""How often the network is measured on the held-out inputs."""
 
 
 def divided(inputs: Inputs, labels: Tensor | None, seed: int) -> tuple[Inputs, Tensor | None, Inputs]:

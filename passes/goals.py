@@ -15,12 +15,13 @@ from subprune_fx.passes.pipeline import Compiled, Compiler
 from subprune_fx.passes.search import bracket
 
 HELD_OUT = 4
-"""Every how manyth calibration input is measured on instead, where there are no others.
+"""One calibration input in so many is held out and measured on, where there are no verification inputs.
 
 A network agrees more with the original on the inputs it was fitted on: LeNet at ratio 8 differs on 0.8 % of those and
 on 1.8 % of others."""
 
 FIRST = 2.0
+"""The ratio that is tried first."""
 Drop = Callable[[nn.Module], float]
 """From a network to what it has lost, in percentage points."""
 

@@ -91,8 +91,8 @@ class Problem:
         """The same columns with the targets that `moments` hold instead, whose inputs' products may be gone."""
         if not isinstance(self.equations, Normal) or not isinstance(moments, Moments):
             return pose(moments, self.weight, self.unit, settings)
-        level = self.equations.level() - self.ridge
-        least = RESOLUTION * (level + moments.offset()) if settings.intercept else 0.0
+        level = self.equations.mean_diagonal() - self.ridge
+        least = RESOLUTION * (level + moments.diagonal_of_means()) if settings.intercept else 0.0
         ridge, equations = _ridge(level, least, settings), self.equations
         if torch.allclose(ridge, self.ridge, rtol=ROUNDING, atol=0):
             ridge = self.ridge
@@ -140,10 +140,10 @@ def pose(
         own: Whether of the moments no more than `means` is needed behind: there is no room for their products twice.
         ridge: lambda, (groups,); None: as the settings say.
     """
-    least = RESOLUTION * moments.level() if settings.intercept else 0.0
+    least = RESOLUTION * moments.mean_diagonal() if settings.intercept else 0.0
     used = moments.centred(own=own) if settings.intercept else moments
     weight = used.weights(weight)
-    ridge = _ridge(used.level(), least, settings) if ridge is None else ridge
+    ridge = _ridge(used.mean_diagonal(), least, settings) if ridge is None else ridge
     return Problem(used.normal(weight, ridge, own=own or settings.intercept), unit, weight, ridge)
 
 

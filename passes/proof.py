@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from subprune_fx.bundle import Inputs, doubled, one_more
+from subprune_fx.bundle import Inputs, in_double, one_more
 from subprune_fx.errors import SubpruneError, first_line
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.frontends.onnx_graph import source_of
@@ -126,7 +126,7 @@ def _fault(network: FxNetwork, groups: Sequence[Group], *, example: Inputs) -> s
         if worst >= SINGLE and source_of(network.graph_module) is None:
             wide = dataclasses.replace(network, graph_module=copy.deepcopy(network.graph_module).double())
             limit = DOUBLE
-            worst = _apart(wide, doubled(example), limit)
+            worst = _apart(wide, in_double(example), limit)
     except Exception as error:  # noqa: BLE001 - whatever the user's code raises on a size or type it did not expect
         return f"{type(error).__name__}: {first_line(error)}"
     return "" if worst < limit else f"by {worst:.1e} of the largest output"

@@ -10,6 +10,7 @@ from subprune_fx.report import Step
 FINE = 1.05
 """Ratios closer than this factor are not told apart: a channel more or less in a layer or two."""
 ATTEMPTS = 12
+"""Most measurements."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import dataclasses
 import math
 
 from subprune_fx.frontends.describe import FxNetwork
-from subprune_fx.numerics.readers import ConvReader
+from subprune_fx.numerics.conv_reader import ConvReader
 from subprune_fx.numerics.thinned_reader import ThinnedReader
 
 LEAST = 32

@@ -47,21 +47,21 @@ def parts(inputs: Inputs) -> tuple[Tensor, ...]:
 
 
 def placed(inputs: Inputs, device: torch.device) -> Inputs:
-    """The same on a device."""
+    """The same inputs on a device."""
     return inputs.map(lambda part: part.to(device)) if isinstance(inputs, Bundle) else inputs.to(device)
 
 
-def doubled(inputs: Inputs) -> Inputs:
-    """The same in float64; tokens and flags stay what they are."""
-    return inputs.map(_doubled) if isinstance(inputs, Bundle) else _doubled(inputs)
+def in_double(inputs: Inputs) -> Inputs:
+    """The same inputs in float64; tokens and flags stay what they are."""
+    return inputs.map(_in_double) if isinstance(inputs, Bundle) else _in_double(inputs)
 
 
-def _doubled(part: Tensor) -> Tensor:
+def _in_double(part: Tensor) -> Tensor:
     return part.double() if part.is_floating_point() else part
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a network is."""
+    """The device of a network's parameters and buffers; the CPU where it has none."""
     known = next((value for value in (*module.parameters(), *module.buffers())), None)
     return torch.device("cpu") if known is None else known.device
 
@@ -89,5 +89,5 @@ def joined(pieces: Sequence[Inputs]) -> Inputs:
 
 
 def one_more(inputs: Inputs) -> Inputs:
-    """The first sample once more behind them: another number of samples, which shows where one is built in."""
+    """The same inputs with the first sample once more at the end: what has a number of samples built in shows it."""
     return joined([inputs, inputs[:1]])

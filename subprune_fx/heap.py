@@ -1,4 +1,4 @@
-"""Memory that is not in use: what the C library keeps of it, and what goes back to the system.
+"""Freed memory: what the C library keeps of it, and what goes back to the system.
 
 Left to itself, glibc maps every block of more than 32 MB anew and returns it when it is freed, so that the system has
 to clear all of its pages each time: a sixth of the whole command on VGG11.
@@ -25,20 +25,20 @@ LARGEST = 2**31 - 1
 """`mallopt` takes an int."""
 
 LARGE = 1 << 24
-"""Parameters from which room counts for more: where large blocks go, ResNet50 takes as long, and 0.2 GB less."""
+"""Parameters from which a network is large: then large blocks are returned. ResNet50 takes as long, and 0.2 GB less."""
 
 ALONE = 1 << 25
 """Bytes from which a block of a large network is mapped alone, so that it goes when it is freed."""
 
 WORTH = 1 << 28
-"""Bytes that are returned to the system, at least."""
+"""Least bytes that are worth returning to the system."""
 
 DONT_NEED = 4
 """Linux's MADV_DONTNEED. Of a shared mapping it loses nothing."""
 
 
 def keep(parameters: int) -> None:
-    """Keep what is freed, in this process from now on, where the C library is one that can.
+    """Let the C library keep freed memory from now on, instead of returning it to the system, where it can (glibc).
 
     Args:
         parameters: Of the network, already loaded; of a large one only small blocks are kept.
@@ -52,9 +52,9 @@ def keep(parameters: int) -> None:
 
 
 def trim() -> None:
-    """Return it to the system, where the C library is one that can: the next stage wants pieces of other sizes.
+    """Return freed memory to the system, where the C library can: the next stage wants pieces of other sizes.
 
-    Of less than `WORTH` the system is spared: what goes back is soon wanted again, and every page of it cleared.
+    Less than `WORTH` is kept: it would soon be wanted again, and the system would have to clear every page of it.
     """
     library = _library()
     if not hasattr(library, "malloc_trim"):

@@ -26,7 +26,7 @@ PATIENCE = dt.timedelta(hours=2)
 
 @dataclasses.dataclass(frozen=True)
 class Team:
-    """The processes of one run. All call the same methods in the same order; alone, they do nothing.
+    """The processes of one run. All call the same methods in the same order; of a single process they change nothing.
 
     Attributes:
         rank: Which of them this one is; 0 writes.
@@ -41,11 +41,11 @@ class Team:
         return inputs if self.size == 1 else inputs[self.rank :: self.size]
 
     def batches(self, own: Sequence[Tensor | Bundle]) -> float:
-        """How many batches as large as the first of these all have together."""
+        """How many batches, as large as the first of these, all processes have together."""
         return self.numbers(sum(len(batch) for batch in own))[0] / len(own[0])
 
     def inputs(self, moments: Collected) -> Collected:
-        """Moments of the inputs of all."""
+        """Second moments of the inputs of all processes."""
         if isinstance(moments, RowMoments):
             return moments.joined(self.gathered(moments.inputs))
         (rows,) = self.numbers(moments.rows)
@@ -54,7 +54,7 @@ class Team:
         )
 
     def targets(self, moments: Collected) -> Collected:
-        """The same with the targets of all; the inputs are of all already."""
+        """The same with the targets of all processes; the moments of the inputs are of all already."""
         if isinstance(moments, RowMoments):
             return moments.aimed([piece for own in self.gathered(moments.targets) for piece in own])
         return dataclasses.replace(

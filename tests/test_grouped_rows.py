@@ -13,11 +13,11 @@ import subprune_fx
 from subprune_fx.api import Pruned
 from subprune_fx.numerics import diagonals
 from subprune_fx.numerics.collect import Collected, Collector
+from subprune_fx.numerics.conv_reader import ConvReader
 from subprune_fx.numerics.diagonals import TOLERANCE
 from subprune_fx.numerics.greedy import greedy
 from subprune_fx.numerics.moments import Moments
 from subprune_fx.numerics.prefixes import kept_errors, reweighted_errors
-from subprune_fx.numerics.readers import ConvReader
 from subprune_fx.numerics.row_moments import RowMoments
 from subprune_fx.numerics.row_normal import RowNormal
 from subprune_fx.numerics.targets import Targets

@@ -24,7 +24,7 @@ from subprune_fx.formats.load import load_model
 from subprune_fx.formats.onnx_file import load_onnx
 from subprune_fx.frontends.onnx_static import resolve_batch
 from subprune_fx.graph.labels import survivors
-from subprune_fx.numerics.readers import TransposedConvReader
+from subprune_fx.numerics.transposed_reader import TransposedConvReader
 from subprune_fx.passes.dependencies import analyse
 from subprune_fx.passes.lockstep import Lockstep
 from subprune_fx.passes.onnx_rewrite import write_back

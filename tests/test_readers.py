@@ -15,8 +15,9 @@ from torch import Tensor, fx, nn
 from subprune_fx.frontends.describe import describe
 from subprune_fx.numerics import collect, dense, grams, shifts
 from subprune_fx.numerics.collect import Collector
+from subprune_fx.numerics.conv_reader import ConvReader, same_padding
 from subprune_fx.numerics.moments import Moments
-from subprune_fx.numerics.readers import ConvReader, LinearReader, Reader, same_padding
+from subprune_fx.numerics.readers import LinearReader, Reader
 from subprune_fx.numerics.targets import Targets
 from subprune_fx.numerics.thinned_reader import ThinnedReader, positions
 

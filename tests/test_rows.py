@@ -14,11 +14,12 @@ from torch import Tensor
 from subprune_fx.graph.channels import Group
 from subprune_fx.numerics import row_elimination, row_moments
 from subprune_fx.numerics.collect import Collected, Collector
+from subprune_fx.numerics.conv_reader import ConvReader
 from subprune_fx.numerics.diagonals import TOLERANCE
 from subprune_fx.numerics.greedy import greedy
 from subprune_fx.numerics.moments import Moments
 from subprune_fx.numerics.prefixes import kept_errors, reweighted_errors
-from subprune_fx.numerics.readers import ConvReader, LinearReader, Reader
+from subprune_fx.numerics.readers import LinearReader, Reader
 from subprune_fx.numerics.row_elimination import RowBlock
 from subprune_fx.numerics.row_kernels import Kernels
 from subprune_fx.numerics.row_moments import RowMoments

@@ -27,7 +27,7 @@ from zoo_table import Network, build, networks
 
 import subprune_fx
 from subprune_fx.api import Pruned
-from subprune_fx.bundle import Inputs, call, doubled
+from subprune_fx.bundle import Inputs, call, in_double
 from subprune_fx.errors import SubpruneError, ValidationError
 from subprune_fx.heap import keep
 from subprune_fx.passes.dependencies import analyse
@@ -127,7 +127,9 @@ def _compared(row: Row, model: torch.nn.Module, pruned: Pruned, inputs: Inputs) 
     few = inputs[:4]
     worst = _apart(model, pruned.module, pruned.plan, few)
     if not worst < TOLERANCE:
-        worst = _apart(copy.deepcopy(model).double(), copy.deepcopy(pruned.module).double(), pruned.plan, doubled(few))
+        worst = _apart(
+            copy.deepcopy(model).double(), copy.deepcopy(pruned.module).double(), pruned.plan, in_double(few)
+        )
     if not worst < TOLERANCE:
         raise ValidationError(f"differs from the masked original by {worst:.1e} of its scale", where=row.network)
     return dataclasses.replace(row, masked=worst)

@@ -19,7 +19,7 @@ from torch.nn import functional
 from subprune_fx.frontends.calls import Call, bind
 from subprune_fx.frontends.fx_readers import reader
 from subprune_fx.graph.step import Param
-from subprune_fx.numerics.readers import ConvReader
+from subprune_fx.numerics.conv_reader import ConvReader
 
 
 def across(

@@ -7,8 +7,10 @@ from typing import Any
 from subprune_fx.frontends.calls import Call
 from subprune_fx.frontends.fx_products import Letters
 from subprune_fx.graph.step import Param
-from subprune_fx.numerics.readers import ConvReader, LinearReader, Reader, TransposedConvReader, same_padding
+from subprune_fx.numerics.conv_reader import ConvReader, same_padding
+from subprune_fx.numerics.readers import LinearReader, Reader
 from subprune_fx.numerics.stacked_reader import StackedReader
+from subprune_fx.numerics.transposed_reader import TransposedConvReader
 
 
 def reader(call: Call, weight: Param) -> Reader:

@@ -62,7 +62,7 @@ class Block:
         root = factor(self.gram[columns[:, None], columns])
         return until(torch.linalg.solve_triangular(root, self.cross[columns], upper=False).square().sum(1), ends)
 
-    def left(self, order: Tensor, weight: Tensor) -> Tensor:
+    def errors(self, order: Tensor, weight: Tensor) -> Tensor:
         """See `Part`."""
         columns, ends = sorted_columns(self.unit, order)
         own = weight[columns].double()

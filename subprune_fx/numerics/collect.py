@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from subprune_fx.numerics.batched import Batched
+from subprune_fx.numerics.conv_reader import ConvReader
 from subprune_fx.numerics.geometry import ROWS_AT_ONCE, slices
 from subprune_fx.numerics.grams import Gram, gram
 from subprune_fx.numerics.moments import Moments
-from subprune_fx.numerics.readers import ConvReader, Reader
+from subprune_fx.numerics.readers import Reader
 from subprune_fx.numerics.row_moments import RowMoments, picked, share
 
 Collected = Moments | RowMoments
@@ -137,8 +138,8 @@ class _Sums:
         """Of the inputs themselves."""
         groups, n = self.reader.groups, self.samples
         total, mean = self.total.cpu(), self.mean.cpu().double().reshape(groups, -1)
-        taps = inside(self.reader, total)
-        sums, held = self.reader.columns(total), level(mean, taps)
+        taps = taps_inside(self.reader, total)
+        sums, held = self.reader.columns(total), rows_of_means(mean, taps)
         ends = (sums + n / 2 * held) @ taps.mT
         ends = (ends[:, :, None, :] * mean[:, None, :, None]).reshape(groups, held.shape[1], -1)
         found = self.gram.total().cpu()
@@ -152,7 +153,7 @@ class _Sums:
 
 
 def parts(reader: Reader, x: Tensor) -> Iterator[slice]:
-    """Samples of an input whose sums may be taken in its own precision."""
+    """Slices of an input's samples, each small enough for sums of its rows in its own precision."""
     return slices(len(x), ROWS_AT_ONCE // max(1, reader.columns(x[:1]).shape[2]))
 
 
@@ -161,12 +162,12 @@ def means(x: Tensor) -> Tensor:
     return x.mean((0, *range(2, x.ndim)), keepdim=True)
 
 
-def inside(reader: ConvReader, x: Tensor) -> Tensor:
-    """U, (taps, positions), float64."""
+def taps_inside(reader: ConvReader, x: Tensor) -> Tensor:
+    """U: by tap and output position, 1 where the tap does not read padding; (taps, positions), float64."""
     one = x.new_ones(1, 1, *x.shape[2:], dtype=torch.float64)
     return dataclasses.replace(reader, groups=1).columns(one)[0]
 
 
-def level(mean: Tensor, inside: Tensor) -> Tensor:
-    """What the means (groups, channels) add to the design matrix of a sample, (groups, d, positions)."""
+def rows_of_means(mean: Tensor, inside: Tensor) -> Tensor:
+    """Mu (x) U: what the means (groups, channels) add to the design matrix of a sample, (groups, d, positions)."""
     return (mean[:, :, None, None] * inside).reshape(len(mean), -1, inside.shape[1])

@@ -45,7 +45,7 @@ class Part(Protocol):
 
     @property
     def alike(self) -> object:
-        """Equal for parts that can be eliminated together."""
+        """A key that is equal for parts that can be eliminated together."""
 
     def together(self, parts: Sequence[Any]) -> Elimination:
         """The elimination of this and of parts that are alike, `parts` in all."""
@@ -53,11 +53,11 @@ class Part(Protocol):
     def explained(self, order: Tensor) -> Tensor:
         """F of eq. (2) with the first 0..n units of an order kept and refitted, (n + 1,), float64."""
 
-    def left(self, order: Tensor, weight: Tensor) -> Tensor:
-        """||Y - B_S W_S||^2 with the first 0..n units kept at their weights (d, m), (n + 1,), float64."""
+    def errors(self, order: Tensor, weight: Tensor) -> Tensor:
+        """||Y - B_S W_S||^2 with the first 0..n units kept, their weights (d, m) as they are, (n + 1,), float64."""
 
     def explained_by(self, columns: Tensor) -> float:
-        """F of some columns."""
+        """F of eq. (2) with some columns kept and refitted."""
 
 
 class Elimination(abc.ABC):

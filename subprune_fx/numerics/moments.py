@@ -117,12 +117,12 @@ class Moments:
         """What `intercept` and new targets need of them, without the large rest."""
         return dataclasses.replace(self, gram=self.gram[:, :0, :0].clone(), cross=self.cross[:, :0].clone())
 
-    def level(self) -> Tensor:
-        """Mean diagonal of the Gram matrix, (groups,)."""
+    def mean_diagonal(self) -> Tensor:
+        """Of the Gram matrix, (groups,)."""
         return self.gram.diagonal(dim1=1, dim2=2).mean(1)
 
-    def offset(self) -> Tensor:
-        """What the means add to it."""
+    def diagonal_of_means(self) -> Tensor:
+        """How much smaller the mean diagonal is about the means, (groups,)."""
         return self.columns.square().mean(1) / self.rows
 
     @staticmethod

@@ -87,8 +87,8 @@ class Normal:
         found: Tensor = torch.linalg.solve_triangular(root.mT, half, upper=True)
         return found
 
-    def level(self) -> Tensor:
-        """Mean diagonal of G, (groups,)."""
+    def mean_diagonal(self) -> Tensor:
+        """Of G, (groups,)."""
         return self.gram.diagonal(dim1=1, dim2=2).mean(1)
 
     def aimed(self, cross: Tensor, energy: Tensor, ridge: Tensor) -> Normal:

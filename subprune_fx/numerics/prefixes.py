@@ -39,5 +39,5 @@ def kept_errors(blocks: Sequence[Part], weights: Sequence[Tensor], order: Tensor
     """
     total = torch.zeros(len(order) + 1, dtype=torch.float64)
     for block, weight in zip(blocks, weights, strict=True):
-        total += block.scale * block.left(order, weight)
+        total += block.scale * block.errors(order, weight)
     return total.clamp(min=0)

@@ -77,7 +77,7 @@ class RowBlock:
             left.eliminate(unit)
         return found
 
-    def left(self, order: Tensor, weight: Tensor) -> Tensor:
+    def errors(self, order: Tensor, weight: Tensor) -> Tensor:
         """See `Part`."""
         columns, ends = sorted_columns(self.unit, order)
         lacking, pull = self.targets.clone(), squared(self.weight)

@@ -111,7 +111,7 @@ class RowMoments:
         """See `Moments`."""
         return self
 
-    def level(self) -> Tensor:
+    def mean_diagonal(self) -> Tensor:
         """See `Moments`."""
         return torch.stack([self._about(inputs).square().sum() for inputs in self.inputs]) / self.inputs.shape[1]
 

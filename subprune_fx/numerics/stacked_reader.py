@@ -6,7 +6,7 @@ import dataclasses
 
 from torch import Tensor
 
-from subprune_fx.numerics.readers import ConvReader
+from subprune_fx.numerics.conv_reader import ConvReader
 
 
 @dataclasses.dataclass(frozen=True)

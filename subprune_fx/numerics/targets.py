@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from subprune_fx.numerics.batched import Batched
-from subprune_fx.numerics.collect import Collected, inside, level, means, parts
+from subprune_fx.numerics.collect import Collected, means, parts, rows_of_means, taps_inside
+from subprune_fx.numerics.conv_reader import ConvReader
 from subprune_fx.numerics.moments import Moments
-from subprune_fx.numerics.readers import ConvReader, Reader
+from subprune_fx.numerics.readers import Reader
 from subprune_fx.numerics.row_moments import RowMoments
 
 
@@ -117,8 +118,8 @@ class _Products:
         groups, n, reader = self.reader.groups, self.samples, self.reader
         total, targets = self.total.cpu(), reader.targets(self.targets.cpu())
         mean, shift = (value.cpu().double().reshape(groups, -1) for value in (self.mean, self.shift))
-        taps = inside(reader, total)
-        columns = (reader.columns(total) + n * level(mean, taps)).sum(2)
+        taps = taps_inside(reader, total)
+        columns = (reader.columns(total) + n * rows_of_means(mean, taps)).sum(2)
         held = (mean[:, :, None, None] * (taps @ targets.mT)[:, None]).reshape(*columns.shape, -1)
         moments.cross += self.cross.cpu() + held + columns[:, :, None] * shift[:, None, :]
         rows, squares, off = n * targets.shape[2], self.squares.cpu().reshape(groups, -1).sum(1), targets.sum(2)

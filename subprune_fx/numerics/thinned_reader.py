@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from subprune_fx.numerics.conv_reader import ConvReader
 from subprune_fx.numerics.geometry import Line
-from subprune_fx.numerics.readers import ConvReader, Reader
+from subprune_fx.numerics.readers import Reader
 
 Inputs = Callable[[], Iterable[Tensor]]
 
