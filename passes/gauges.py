@@ -29,10 +29,18 @@ from subprune_fx.passes.budgets import unreachable
 from subprune_fx.passes.pipeline import Compiled, Compiler
 from subprune_fx.passes.search import bracket
 from subprune_fx.passes.timing import latencies_ms
-from subprune_fx.passes.write import Job, writer_of
+from subprune_fx.passes.write import Job, bytes_of, writer_of
 from subprune_fx.report import Step
 
-Compare = Callable[[Path, Path, Inputs, int], float]
+
+class File(NamedTuple):
+    """Where a network is written, and how many bytes it takes."""
+
+    path: Path
+    size: int
+
+
+Compare = Callable[[File, File, Inputs, int], float]
 """From the original's file, another's, an input and threads to how many times larger the original is."""
 FINE = 1.1
 """Latencies of ratios closer than this are not told apart, see `passes.search`."""
@@ -57,13 +65,13 @@ class Gauge:
     fine: float = search.FINE
 
 
-def _bytes(before: Path, after: Path, example: Inputs, threads: int) -> float:
+def _bytes(before: File, after: File, example: Inputs, threads: int) -> float:
     del example, threads
-    return before.stat().st_size / after.stat().st_size
+    return before.size / after.size
 
 
-def _latency(before: Path, after: Path, example: Inputs, threads: int) -> float:
-    slow, fast = latencies_ms([before, after], example, threads=threads, seconds=PATIENCE)
+def _latency(before: File, after: File, example: Inputs, threads: int) -> float:
+    slow, fast = latencies_ms([before.path, after.path], example, threads=threads, seconds=PATIENCE)
     return slow / fast
 
 
@@ -96,14 +104,13 @@ def reached(compiler: Compiler, original: nn.Module, example: Inputs, ratio: flo
     gauge = GAUGES[options.target]
     suffix = gauge.suffix or options.file
     with tempfile.TemporaryDirectory(prefix="subprune-") as folder:
-        before, after = Path(folder) / f"before{suffix}", Path(folder) / f"after{suffix}"
-        if team.rank == 0:
-            _write(before, original, example, options.target)
+        paths = [Path(folder) / f"{name}{suffix}" for name in ("before", "after")]
+        before = _written(paths[0], original, example, options.target) if team.rank == 0 else None
 
         def measure(candidate: Compiler, proxy: float) -> float:
             module, found = spread(candidate.shape(proxy)), math.nan
-            if team.rank == 0:  # one machine's measurement decides for all
-                _write(after, module, example, options.target)
+            if before is not None:  # one machine's measurement decides for all
+                after = _written(paths[1], module, example, options.target)
                 found = gauge.compare(before, after, example, options.threads)
             return team.agreed(found)
 
@@ -123,7 +130,7 @@ def reached(compiler: Compiler, original: nn.Module, example: Inputs, ratio: flo
     return dataclasses.replace(best.compiler.compile(best.proxy), ratio=ratio, searched=best.tried)
 
 
-def _write(path: Path, module: nn.Module, example: Inputs, target: str) -> None:
+def _written(path: Path, module: nn.Module, example: Inputs, target: str) -> File:
     """Write a file that is only measured.
 
     Raises:
@@ -134,3 +141,4 @@ def _write(path: Path, module: nn.Module, example: Inputs, target: str) -> None:
     except SubpruneError as error:
         what = error.what.replace(str(path), f"the {path.suffix} file that is measured")
         raise type(error)(what, where=f"target {target}", remedy=error.remedy) from error
+    return File(path, bytes_of(path, module))

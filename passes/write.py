@@ -109,6 +109,10 @@ class Baseline:
             self._written[suffix] = self._found(suffix)
         return self._written[suffix]
 
+    def size(self, path: Path) -> int:
+        """Bytes of its file."""
+        return bytes_of(path, self._job.module)
+
     def _write(self, writers: Mapping[str, Writer]) -> None:
         for suffix, writer in writers.items():
             part = self._path(f".part{suffix}")
@@ -167,6 +171,16 @@ def writer_of(path: str | os.PathLike[str], module: nn.Module | None = None) -> 
         what = f"a network that came from an ONNX file cannot be written as {suffix}"
         raise SubpruneError(what, where=str(path), remedy="end it in .onnx or .plan")
     return ONNX_WRITERS[suffix]
+
+
+def bytes_of(path: Path, module: nn.Module) -> int:
+    """Bytes of a network's file; of one that is still what an ONNX file holds, those of that file.
+
+    What is written of it has functions inlined and sparse tensors made dense.
+    """
+    source = source_of(module)
+    read = 0 if source is None or source.attributes else source.size
+    return read or path.stat().st_size
 
 
 def write_all(
@@ -244,6 +258,8 @@ def fill(
         difference = _write(job, writer, target, temporary, calibration)
         before = None if original is None else original.file(writer, target.suffix.lower())
         row = _row(writer, target, temporary, before, example, threads, difference)
+        if original is not None and before is not None:
+            row = dataclasses.replace(row, bytes_before=original.size(before))
         rows.append(dataclasses.replace(row, batch=writer.batch(job)))
     if progress:
         progress("write", len(temporaries), len(temporaries))
@@ -274,11 +290,9 @@ def _row(
 ) -> FileRow:
     files = [temporary] if before is None else [temporary, before]
     times = latencies_ms(files, example, threads=threads) if writer.timed else []
-    sizes = [file.stat().st_size for file in files]
     return FileRow(
         path=str(target),
-        bytes=sizes[0],
-        bytes_before=sizes[1] if before else None,
+        bytes=temporary.stat().st_size,
         latency_ms=times[0] if times else None,
         latency_before_ms=times[1] if times and before else None,
         max_difference=difference,

@@ -17,7 +17,7 @@ from subprune_fx import SubpruneError
 from subprune_fx.bundle import Inputs
 from subprune_fx.formats.load import load_model
 from subprune_fx.passes import gauges
-from subprune_fx.passes.gauges import GAUGES, Gauge
+from subprune_fx.passes.gauges import GAUGES, File, Gauge
 from subprune_fx.passes.timing import latencies_ms
 from subprune_fx.passes.write import Job, write_all
 from subprune_fx.plan import Layer
@@ -79,19 +79,14 @@ def test_alignments_that_are_tried_do_not_forbid_fixed_layers(monkeypatch: pytes
 
 
 def test_trials_may_be_larger_than_the_file_that_was_given(tmp_path: Path) -> None:
-    """It holds a weight as a sparse tensor, and what is written is dense: only the result has to be smaller."""
+    """It holds a weight as a sparse tensor, and what is written is dense: only the result has to be so much smaller."""
     made = mlp()
     sparse(1)(made)
     onnx.save(made, tmp_path / "sparse.onnx")
     module, inputs = load_model(tmp_path / "sparse.onnx").module, torch.from_numpy(random(64, 6))
-    with pytest.raises(SubpruneError, match=r"more than the .* of the original"):
-        write_all(prune(module, inputs, 1.2), None, inputs[:1], inputs, [tmp_path / "large.onnx"])
-    write_all(prune(module, inputs, 2), None, inputs[:1], inputs, [tmp_path / "small.onnx"])
-    assert (tmp_path / "small.onnx").stat().st_size < (tmp_path / "sparse.onnx").stat().st_size
-
-
-def prune(module: nn.Module, inputs: torch.Tensor, ratio: float) -> nn.Module:
-    return subprune_fx.prune(module, inputs, ratio=ratio, target="size", file=".onnx").module
+    small = subprune_fx.prune(module, inputs, ratio=1.2, target="size", file=".onnx").module
+    write_all(small, None, inputs[:1], inputs, [tmp_path / "small.onnx"])
+    assert (tmp_path / "small.onnx").stat().st_size <= (tmp_path / "sparse.onnx").stat().st_size / 1.2
 
 
 def test_the_largest_reachable_size_ratio_is_named() -> None:
@@ -108,10 +103,9 @@ def test_latency_decides_with_the_threads_asked_for(monkeypatch: pytest.MonkeyPa
     """With a clock that counts the file's bytes and a fixed time for a call, which bounds the ratio."""
     seen = []
 
-    def clock(before: Path, after: Path, example: Inputs, threads: int) -> float:
-        seen.append((after.suffix, len(example), threads))
-        slow, fast = (20_000 + path.stat().st_size for path in (before, after))
-        return slow / fast
+    def clock(before: File, after: File, example: Inputs, threads: int) -> float:
+        seen.append((after.path.suffix, len(example), threads))
+        return (20_000 + before.size) / (20_000 + after.size)
 
     monkeypatch.setattr(gauges, "GAUGES", {**GAUGES, "latency": Gauge(".onnx", clock)})
     found = subprune_fx.prune(network(), INPUTS, ratio=2, target="latency", threads=3).report
