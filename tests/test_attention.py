@@ -367,6 +367,29 @@ def test_an_index_for_every_head_is_as_wide_as_the_heads() -> None:
     assert len(small(torch.randn(7, 5, 6))) == 7
 
 
+@pytest.mark.parametrize("mask", [None, nn.Transformer.generate_square_subsequent_mask(TOKENS)])
+def test_torchs_own_layers_take_masks(mask: Tensor | None) -> None:
+    """Which one of them is, they look at themselves, and which samples have padding, the data says."""
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(30, DIM), nn.Linear(DIM, 30)
+            layer = nn.TransformerEncoderLayer(DIM, HEADS, 40, batch_first=True)
+            self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            padding = torch.zeros(tokens.shape).masked_fill(tokens == 0, -torch.inf)
+            y: Tensor = self.head(self.encoder(self.embedding(tokens), mask=mask, src_key_padding_mask=padding))
+            return y
+
+    torch.manual_seed(0)
+    tokens = torch.randint(0, 30, (3, TOKENS))
+    network = analyse(Masked().eval(), tokens)
+    assert sorted(len(group.units) for group in network.channels.groups) == [HEADS, DIM, 40]
+    assert against_masked(network, *halved(network), tokens) < 1e-5
+
+
 def test_library_prunes_integers_to_a_language_model() -> None:
     """Tokens in, logits out, embedding and output layer tied: pruned alike, neither is refitted."""
 

@@ -139,6 +139,7 @@ BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
     "zeros to begin with": lambda m, x: m.inner(m.inner(x.new_zeros(x.shape[0], 12, 1, 1) + x) + torch.zeros(12, 8, 8)),
     "zeros beside": lambda _, x: torch.cat([x[:, :6], x.new_zeros(x.shape[0], 6, 8, 8)], 1) + x,
     "numbers out of nothing": lambda _, x: x + torch.arange(12.0).div(3).sin()[:, None, None] * torch.linspace(0, 1, 8),
+    "rows and columns": lambda m, x: x + (m.rows[:, :, None] + m.rows[:, None, :8]) * 2,
     "stretched parameter": lambda m, x: x + F.interpolate(m.gamma[None].expand(1, 12, 2, 2), size=(8, 8)),
     "frequencies": lambda _, x: (
         torch.fft.irfft2(torch.fft.rfft2(x) * 0.5, s=(8, 8)) + torch.fft.fft(x, dim=2).real + torch.fft.ifft(x).imag
@@ -294,7 +295,7 @@ class Net(nn.Module):
         self.batch = nn.BatchNorm2d(12)
         self.instance = nn.InstanceNorm2d(12, affine=True)
         self.prelu = nn.PReLU(12)
-        self.gamma = nn.Parameter(torch.rand(12, 1, 1))
+        self.gamma, self.rows = nn.Parameter(torch.rand(12, 1, 1)), nn.Parameter(torch.rand(12, 8))
         self.register_buffer("scale", torch.rand(12))
         self.turn = nn.Parameter(torch.rand(4, 4))
         self.each = nn.Parameter(torch.rand(3, 4))

@@ -15,6 +15,7 @@ from subprune_fx.errors import SubpruneError, first_line
 from subprune_fx.frontends.autocast import unrounded
 from subprune_fx.frontends.blame import culprit
 from subprune_fx.frontends.calls import bind
+from subprune_fx.frontends.causal import masks_as_given
 from subprune_fx.frontends.computed import compute_parameters, duplicate
 from subprune_fx.frontends.detached import Detached
 from subprune_fx.frontends.fx_across import mark
@@ -109,7 +110,7 @@ def _candidates(module: nn.Module, example: Inputs, failures: list[str]) -> Iter
     late, shared = [], {id(parameter): parameter for parameter in module.parameters()}
     for name, tracer in _TRACERS.items():
         try:
-            with traceable(module), unrounded():
+            with traceable(module), unrounded(), masks_as_given():
                 graph = tracer(copy.deepcopy(module, dict(shared)), example)
             graph = functional(graph, example)
             graph = pack(graph, example) if isinstance(example, Bundle) else graph

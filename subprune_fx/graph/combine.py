@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from subprune_fx.graph.labels import Labels, compact, constant, distinct, expand, varying
+from subprune_fx.graph.labels import Labels, compact, constant, cut, distinct, expand, varying
 from subprune_fx.graph.propagation import Propagation
 
 Shape = tuple[int, ...]
@@ -39,9 +39,9 @@ def _combine(state: Propagation, op: str, operands: Sequence[Labels], shape: Sha
     leading = [labels for labels in labelled if not state.loose(labels)] or labelled
     axes = set().union(*(varying(labels) for labels in leading))
     full = [labels for labels in leading if _spans(labels, shape, axes)]
-    if not full:  # each of them is broadcast over channels of another: those of the one that has most can go
-        most = max(leading, key=lambda labels: distinct(compact(labels)).size)
-        full, axes = [most], set(varying(most))
+    if not full:  # each of them is broadcast over channels of another
+        full = [_leader(state, leading)]
+        axes = set(varying(full[0]))
     # All are equal under the union; the plainest tells later rules most directly where the channels are.
     result = expand(min(full, key=lambda labels: len(varying(labels))), shape)
     for labels in wide:
@@ -52,6 +52,20 @@ def _combine(state: Propagation, op: str, operands: Sequence[Labels], shape: Sha
         else:
             result = _partial(state, op, result, labels, axes)
     return result
+
+
+def _leader(state: Propagation, operands: Sequence[Labels]) -> Labels:
+    """Of operands that are broadcast over each other's channels, the labels of those that can go.
+
+    They are those of the operand that has most. Where none has more than elements of parameters, which follow what
+    they meet, it is what they have in common (channels of encodings of rows and of columns), or the outermost (heads,
+    and a mask of positions).
+    """
+    if not all(map(state.loose, operands)):
+        return max(operands, key=lambda labels: distinct(compact(labels)).size)
+    first = min(operands, key=lambda labels: min(varying(labels), default=labels.ndim))
+    common = set(varying(first)).intersection(*map(varying, operands))
+    return cut(first, set(varying(first)) - common) if common else first
 
 
 def _partial(state: Propagation, op: str, result: Labels, labels: Labels, axes: set[int]) -> Labels:
