@@ -139,6 +139,9 @@ BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
     "zeros to begin with": lambda m, x: m.inner(m.inner(x.new_zeros(x.shape[0], 12, 1, 1) + x) + torch.zeros(12, 8, 8)),
     "zeros beside": lambda _, x: torch.cat([x[:, :6], x.new_zeros(x.shape[0], 6, 8, 8)], 1) + x,
     "numbers out of nothing": lambda _, x: x + torch.arange(12.0).div(3).sin()[:, None, None] * torch.linspace(0, 1, 8),
+    "filters of parameters": lambda m, x: (
+        x * torch.einsum("cn,cnl->cl", m.rows, (-m.rows[:, :, None] * torch.arange(8)).exp())[:, None]
+    ),
     "rows and columns": lambda m, x: x + (m.rows[:, :, None] + m.rows[:, None, :8]) * 2,
     "stretched parameter": lambda m, x: x + F.interpolate(m.gamma[None].expand(1, 12, 2, 2), size=(8, 8)),
     "frequencies": lambda _, x: (

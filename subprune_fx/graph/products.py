@@ -146,7 +146,7 @@ def _followed(state: Propagation, op: str, factor: Factor, other: Factor, out: s
     """A factor of parameters has heads where the other has some, and stays whole where the other has none."""
     labels, letters = factor
     heads = _letters(*other) & set(letters) & set(out)
-    if not compact(labels).any() or not state.loose(labels) or (heads and not state.loose(other[0])):
+    if not compact(labels).any() or not state.loose(labels) or heads:
         return factor
     state.freeze(labels, f"{op} reads all of it")
     return constant(labels.shape), letters
