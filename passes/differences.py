@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from subprune_fx.bundle import Inputs, call, in_double
+from subprune_fx.bundle import Inputs, arguments, call, in_double
 
 Array = npt.NDArray[Any]
 
@@ -66,8 +66,9 @@ def tolerances_of(module: nn.Module, inputs: Inputs) -> list[float]:
     Runtimes sum in different orders and fold BatchNorm. A sum of n terms is then off by about sqrt(n) *
     2**-24 of its scale (n at worst), and L layers add up: sqrt(56 * 4608) * 6e-8 = 3e-5 for the deepest and
     widest networks at hand. `FLOOR`, 1e-4, is above that. A network may amplify rounding (saturated softmax,
-    tiny variances); how much is measured, as the distance of torch's float32 from its float64, times
-    `SAFETY`. A wiring fault moves the output by its own scale, hence `CEILING`.
+    tiny variances, logarithms); how much is measured, as the distance of torch's float32 from its float64, times
+    `SAFETY`. Operators of ONNX have no float64: there it is the distance from the same graph with every value off by a
+    rounding. A wiring fault moves the output by its own scale, hence `CEILING`.
 
     Args:
         module: The network.
@@ -76,11 +77,14 @@ def tolerances_of(module: nn.Module, inputs: Inputs) -> list[float]:
     Returns:
         Each between `FLOOR` and `CEILING`; none where this cannot be measured.
     """
-    try:
-        double = copy.deepcopy(module).double()
-        with torch.no_grad():
-            exact, plain = arrays(call(double, in_double(inputs))), arrays(call(module, inputs))
-    except Exception:  # noqa: BLE001 - a constant that stays float32, an op without float64: no such measure
+    for other in (_exact, _rounded_otherwise):
+        try:
+            with torch.no_grad():
+                exact, plain = arrays(other(module, inputs)), arrays(call(module, inputs))
+            break
+        except Exception:  # noqa: BLE001, S112 - a constant that stays float32, an op without float64
+            continue
+    else:
         return []
     found = differences(plain)
     for one, a, b in zip(found, plain, exact, strict=True):
@@ -88,6 +92,43 @@ def tolerances_of(module: nn.Module, inputs: Inputs) -> list[float]:
             return []
         one.add(a, b)
     return [_clipped(one.worst / scale) if scale else FLOOR for one, scale in zip(found, scales(found), strict=True)]
+
+
+def _exact(module: nn.Module, inputs: Inputs) -> Any:
+    """Outputs in float64."""
+    return call(copy.deepcopy(module).double(), in_double(inputs))
+
+
+def _rounded_otherwise(module: nn.Module, inputs: Inputs) -> Any:
+    """Outputs of a graph with everything that it computes, or is given, off by up to one place of float32.
+
+    Raises:
+        TypeError: It is no graph.
+    """
+    if not isinstance(module, fx.GraphModule):
+        message = f"{type(module).__name__} is no graph"
+        raise TypeError(message)
+    positional, named = arguments(inputs)
+    holders = [str(node.target) for node in module.graph.nodes if node.op == "placeholder"]
+    return _Rounding(module).run(*positional, *(named[name] for name in holders[len(positional) :]))
+
+
+class _Rounding(fx.Interpreter):
+    """Moves every value that a node yields."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self._generator = torch.Generator().manual_seed(0)
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        return value if n.op == "output" else pytree.tree_map_only(Tensor, self._off, value)
+
+    def _off(self, tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        share = 2 * torch.rand(tensor.shape, generator=self._generator) - 1
+        return tensor * (1 + share * torch.finfo(torch.float32).eps).to(tensor)
 
 
 def _clipped(rounding: float) -> float:

@@ -38,8 +38,10 @@ def network(
     weights: dict[str, Array] = {"table": random(9, 8), "w": random(12, 32), "b": random(32), "v": random(32, 3)}
     weights |= {"c": random(3), "zero": np.array([0]), "rest": np.array([32])}
     weights["v"][::2] = 0
+    weights["first"] = np.zeros((), helper.tensor_dtype_to_np_dtype(kind))
     nodes = [
-        helper.make_node("Gather", ["table", tokens], ["words"], axis=0),
+        helper.make_node("Sub", [tokens, "first"], ["places"]),
+        helper.make_node("Gather", ["table", "places"], ["words"], axis=0),
         helper.make_node("ReduceMean", ["words"], ["mean"], axes=[1], keepdims=0),
         helper.make_node("Concat", ["mean", vector], ["both"], axis=1),
         helper.make_node("Gemm", ["both", "w", "b"], ["h0"], name="first"),

@@ -199,6 +199,31 @@ def test_tolerance_follows_the_rounding_of_the_network() -> None:
     assert differences.FLOOR < found <= differences.CEILING
 
 
+def single(x: Tensor) -> Tensor:
+    """Nothing, but not in float64, as operators of ONNX."""
+    if x.dtype is torch.float64:
+        raise NotImplementedError
+    return x
+
+
+fx.wrap("single")
+
+
+class Single(nn.Module):
+    """As `Cancelling`, of inputs by name."""
+
+    def forward(self, y: Tensor, x: Tensor) -> Tensor:
+        return single(x + 4096.0) - 4096.0 + 0 * y
+
+
+def test_tolerance_without_float64_follows_other_roundings() -> None:
+    graph = fx.symbolic_trace(Single())
+    for given in (Bundle((inputs(4), inputs(4))), Bundle((inputs(4), inputs(4)), ("x", "y"))):
+        (found,) = differences.tolerances_of(graph, given)
+        assert differences.FLOOR < found <= differences.CEILING
+    assert differences.tolerances_of(Single(), given) == []
+
+
 @pytest.mark.parametrize("names", [None, ("x", "y")])
 def test_each_output_of_several_inputs_has_its_own_tolerance(names: tuple[str, str] | None) -> None:
     found = differences.tolerances_of(Both(), Bundle((inputs(4), inputs(4)), names))

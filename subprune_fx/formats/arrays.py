@@ -27,7 +27,13 @@ DTYPES: dict[np.dtype[Any], type[np.generic]] = {
     np.dtype(np.int64): np.int64,
     np.dtype(np.bool_): np.bool_,
 }
-_AS_STATED: dict[torch.dtype, type[np.generic]] = {torch.uint8: np.uint8, torch.int8: np.int8, torch.int16: np.int16}
+_STATED: dict[torch.dtype, tuple[type[np.generic], ...]] = {
+    torch.uint8: (np.uint8,),
+    torch.int8: (np.int8,),
+    torch.int16: (np.int16,),
+    torch.int32: (np.int32, np.int64),
+}
+"""What inputs may be of a network that says that it takes such: the first is what they are fed as."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +112,9 @@ def checked(array: Array, taken: InputSpec, where: str) -> Array:
         SubpruneError: It has another type or shape, no samples, or values that are not finite.
     """
     kind = taken.dtype
-    stated = None if kind is None else _AS_STATED.get(kind)
-    types, usual = (DTYPES, "float32") if stated is None else ({np.dtype(stated): stated}, stated.__name__)
+    stated = () if kind is None else _STATED.get(kind, ())
+    types = {np.dtype(one): stated[0] for one in stated} or DTYPES
+    usual = stated[0].__name__ if stated else "float32"
     wanted = types.get(array.dtype.newbyteorder("="))
     if wanted is None:
         raise SubpruneError(

@@ -23,7 +23,7 @@ DTYPES: dict[int, torch.dtype] = {
     # The passes compute in float32.
     **dict.fromkeys((onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE), torch.float32),
     onnx.TensorProto.INT64: torch.int64,
-    onnx.TensorProto.INT32: torch.int64,
+    onnx.TensorProto.INT32: torch.int32,
     onnx.TensorProto.BOOL: torch.bool,
     onnx.TensorProto.UINT8: torch.uint8,
     onnx.TensorProto.INT8: torch.int8,

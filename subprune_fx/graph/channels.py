@@ -130,6 +130,7 @@ class ChannelGraph:
 
 def close(state: Propagation) -> ChannelGraph:
     """Units, groups and refusals of a finished propagation."""
+    state.settle()
     _make_rectangular(state)
     unit = state.components()
     unit = np.where(unit == unit[0], 0, unit + 1) if unit.size else unit

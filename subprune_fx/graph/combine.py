@@ -113,11 +113,12 @@ def _with_statistics(
 ) -> Labels:
     """A statistic over channels may meet numbers without channels, and the channels that it was taken over.
 
-    The latter is what a normalisation does: its result has the channels' labels. Anything else freezes them.
+    The latter is what a normalisation does: its result has the channels' labels. A parameter that is not known to be
+    theirs may turn out to be (flax multiplies its scale with the deviation first). Anything else freezes them.
     """
     sources = [state.statistics[int(compact(labels).flat[0])] for labels in statistics]
     channels = [labels for labels in plain if compact(labels).any()]
-    same = all(_same(state, sources[0], other) for other in sources[1:])
+    same = all(state.same(sources[0], other) for other in sources[1:])
     if not channels:
         if same and all(labels.size == int(np.prod(shape)) for labels in statistics[:1]):
             return expand(statistics[0].reshape(shape), shape)
@@ -127,19 +128,14 @@ def _with_statistics(
     spread = all(
         not _spanned(labels.reshape((1,) * (len(shape) - labels.ndim) + labels.shape), axes) for labels in statistics
     )
-    if not (same and spread and _same(state, sources[0], met)):
+    if same and spread and state.loose(met) and distinct(compact(met)).size == sources[0].size:
+        state.scaled.append((sources[0], met, op))
+    elif not (same and spread and state.same(sources[0], met)):
         _misused(state, op, sources, shape)
     return met
 
 
 def _misused(state: Propagation, op: str, sources: Sequence[Labels], shape: Shape) -> Labels:
     for source in sources:
-        state.freeze(source, f"{op} uses a statistic over them for something else than to normalise them")
+        state.misuse(source, op)
     return constant(shape)
-
-
-def _same(state: Propagation, left: Labels, right: Labels) -> bool:
-    """Whether two sets of labels are the same channels, as far as is known."""
-    unit = state.components()
-    a, b = (distinct(unit[labels[labels > 0]]) for labels in (compact(left), compact(right)))
-    return np.array_equal(a, b)

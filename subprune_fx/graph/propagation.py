@@ -75,6 +75,8 @@ class Propagation:
         consumers: In graph order.
         origins: Runs of labels in the order they were made.
         statistics: By label of a statistic (a mean over channels, say), the channels it was taken over.
+        scaled: Channels over which a statistic was taken, the elements of a parameter that it was multiplied with before
+            it met them, and what did so.
         normalised: Channels over which some statistic is taken.
         depthwise: Channels that a depthwise convolution reads.
         reads: By parameter, the steps that read it.
@@ -91,6 +93,7 @@ class Propagation:
         self.consumers: list[Consumer] = []
         self.origins: list[Origin] = []
         self.statistics: dict[int, Labels] = {}
+        self.scaled: list[tuple[Labels, Labels, str]] = []
         self.normalised: list[Labels] = []
         self.depthwise: list[Labels] = []
         self.reads: dict[str, set[str]] = {}
@@ -221,6 +224,22 @@ class Propagation:
             self._unit = components(known[left], known[right], int(known.max()) + 1)[known]
             self._pairs.clear()
         return self._unit
+
+    def same(self, left: Labels, right: Labels) -> bool:
+        """Whether two sets of labels are the same channels, as far as is known."""
+        unit = self.components()
+        a, b = (distinct(unit[labels[labels > 0]]) for labels in (compact(left), compact(right)))
+        return np.array_equal(a, b)
+
+    def misuse(self, channels: Labels, op: str) -> None:
+        """Keep channels of which an op uses a statistic for something else than to normalise them."""
+        self.freeze(channels, f"{op} uses a statistic over them for something else than to normalise them")
+
+    def settle(self) -> None:
+        """Freeze channels whose scaled statistic was scaled by something else than a parameter of theirs."""
+        for channels, elements, op in self.scaled:
+            if not self.same(channels, elements):
+                self.misuse(channels, op)
 
     def frozen(self) -> list[tuple[Labels, str]]:
         """Frozen labels with the reason, in the order they were found."""
