@@ -49,11 +49,7 @@ def propagate(state: Propagation, step: Step) -> Tree:
         known = "is used in a way that cannot be followed" if step.attrs.get("known") else "is not in the op table"
         return refuse(state, step, f"{step.op} {known}")
     kind, roles = step.row.kind, step.row.roles
-<<<<<<< HEAD
     if state.statistics and kind is not Kind.ELEMENTWISE and not _carries(state, step, kind):
-=======
-    if state.statistics and kind is not Kind.ELEMENTWISE and not _carries(state, step, kind, labelled):
->>>>>>> 3d0d9c1 (Rounding of ONNX graphs is measured: log spectrograms and text detectors are not refused; a scale that meets a deviation before its channels; int32 inputs stay int32)
         step = dataclasses.replace(step, operands=tuple(_settled(state, step, tree) for tree in step.operands))
     if roles and any(isinstance(operand, Param) for operand in step.operands[1:]):
         return refuse(state, step, f"{step.op} takes a parameter of unknown meaning")
@@ -63,19 +59,13 @@ def propagate(state: Propagation, step: Step) -> Tree:
         return refuse(state, step, f"{step.op} is called in a way that is not understood")
 
 
-<<<<<<< HEAD
 def _carries(state: Propagation, step: Step, kind: Kind) -> bool:
-    """Whether a statistic over channels still is one behind an op: moved, or reduced over positions too."""
+    """Whether a statistic over channels still is one behind an op: moved, spread to no more, or reduced once more."""
     trees = [operand for operand in step.operands if not isinstance(operand, Param)]
     if len(trees) > 1:
-=======
-def _carries(state: Propagation, step: Step, kind: Kind, labelled: list[Labels]) -> bool:
-    """Whether a statistic over channels still is one behind an op: moved, spread to no more, or reduced once more."""
-    if len(labelled) > 1:
->>>>>>> 3d0d9c1 (Rounding of ONNX graphs is measured: log spectrograms and text detectors are not refused; a scale that meets a deviation before its channels; int32 inputs stay int32)
         return False
     if kind is Kind.SPREAD:
-        return step.shape is not None and math.prod(step.shape) == labelled[0].size
+        return step.shape is not None and all(math.prod(step.shape) == labels.size for labels in leaves(trees))
     reduced = kind in (Kind.STATISTIC, Kind.REDUCE)
     return kind in _CARRY or (reduced and all(is_statistic(state, labels) for labels in leaves(trees)))
 
