@@ -61,6 +61,8 @@ def write_back(module: fx.GraphModule, example: Inputs) -> onnx.ModelProto:
             _list(nodes[name], model.graph.node[position], source, sizes)
         elif name in nodes:
             _operands(nodes[name], model.graph.node[position], module, source, sizes)
+    for (name, operand), tensor in source.narrow.items():
+        model.graph.node[source.nodes[name]].input[source.place(name, operand)] = tensor
     sizes.insert()
     sweep(model)
     _forget_shapes(model, source, values)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import subprune_fx
 from subprune_fx.formats.load import load_model
@@ -43,6 +44,18 @@ class Kernelised(nn.Module):
         return found
 
 
+class Cosine(nn.Module):
+    """Vectors divided by their length, which exporters expand; the smaller network takes it over what is left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 12), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.last(functional.normalize(self.first(x), dim=-1))
+        return found
+
+
 class Picks(nn.Module):
     """Channels in an order of their own, then by turns in two halves."""
 
@@ -60,7 +73,9 @@ class Picks(nn.Module):
 
 
 @pytest.mark.parametrize("dynamo", [False, True])
-@pytest.mark.parametrize(("make", "widths"), [(Scan, [12]), (Kernelised, [12]), (Picks, [2, 2, 4, 2, 2, 4])])
+@pytest.mark.parametrize(
+    ("make", "widths"), [(Scan, [12]), (Kernelised, [12]), (Cosine, [12]), (Picks, [2, 2, 4, 2, 2, 4])]
+)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::FutureWarning")
 def test_files_have_the_groups_of_the_network(tmp_path: Path, make: type, widths: list[int], dynamo: bool) -> None:
     torch.manual_seed(0)

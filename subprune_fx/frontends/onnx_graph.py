@@ -56,6 +56,7 @@ class Source:
         biases: Buffers, zeros at first, that nodes without a bias read as theirs: an intercept may go there.
         size: Bytes of the file that it was read from, external data included; 0: it was none.
         lists: Names of fx nodes that list channels where the file's nodes shuffle them.
+        narrow: By fx node name and operand, the tensor that it reads where the file's node reads it expanded.
     """
 
     model: onnx.ModelProto
@@ -69,6 +70,7 @@ class Source:
     size: int = 0
     places: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     lists: frozenset[str] = frozenset()
+    narrow: Mapping[tuple[str, int], str] = dataclasses.field(default_factory=dict)
 
     def tensor(self, node: str) -> str:
         """The tensor of the file that an fx node yields; empty: none, it is a step of a fused node."""

@@ -21,6 +21,7 @@ from subprune_fx.bundle import Bundle, Inputs, joined, one_more
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.fx_inputs import PACKED
 from subprune_fx.frontends.onnx_graph import META, source_of
+from subprune_fx.frontends.onnx_narrow import narrowed
 from subprune_fx.frontends.onnx_op import OnnxOp, item
 
 LARGEST = 4096
@@ -57,6 +58,7 @@ def specialise(module: fx.GraphModule, example: Inputs) -> fx.GraphModule:
     assert source is not None
     first = record(module, example)
     second = first if source.batch is not None else record(module, one_more(example))
+    narrow = narrowed(module, source, (first, second))
     writer = _Writer(module, _static(module), first, second)
     for node in list(module.graph.nodes):
         operand = first.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
@@ -70,7 +72,7 @@ def specialise(module: fx.GraphModule, example: Inputs) -> fx.GraphModule:
     module.graph.eliminate_dead_code()
     module.recompile()
     names = {node.name: dict(node.kwargs) for node in module.graph.nodes}
-    module.meta[META] = dataclasses.replace(source, attributes=names)
+    module.meta[META] = dataclasses.replace(source, attributes=names, narrow=narrow)
     return module
 
 
