@@ -50,7 +50,7 @@ BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
     "circular pad": lambda _, x: F.pad(x, (1, 1, 1, 1), mode="circular")[:, :, 1:9, 1:9],
     "pixel shuffle": lambda _, x: F.pixel_unshuffle(F.pixel_shuffle(x, 2), 2),
     "normalised after a shuffle": lambda _, x: F.pixel_unshuffle(_by_hand(F.pixel_shuffle(x, 2)), 2),
-    "normalised, the scale times the deviation first": lambda m, x: _as_flax(m, x),
+    "normalised, the scale times the deviation first": lambda m, x: _as_flax(x, m.gamma),
     "channel shuffle": lambda _, x: x.view(x.shape[0], 3, 4, 8, 8).transpose(1, 2).reshape(-1, 12, 8, 8),
     "baked reshape": lambda _, x: x.reshape(-1, 12, 64).permute(0, 2, 1).reshape(-1, 8, 8, 12).permute(0, 3, 1, 2),
     "reductions": lambda _, x: x - x.mean((2, 3), keepdim=True) + x.amax(2, keepdim=True) * x.std(3, keepdim=True),
@@ -234,9 +234,9 @@ def _added_up(m: Any, x: Tensor) -> Tensor:
     return (near + far).transpose(1, 2).reshape(-1, 12, 8, 8)
 
 
-def _as_flax(m: Any, x: Tensor) -> Tensor:
+def _as_flax(x: Tensor, gamma: Tensor) -> Tensor:
     off = x - x.mean(1, keepdim=True).expand(-1, 1, 8, 8)
-    return off * ((off.pow(2).mean(1, keepdim=True) + 0.1).rsqrt().expand(-1, 1, -1, 8) * m.gamma) + m.gamma
+    return off * ((off.pow(2).mean(1, keepdim=True) + 0.1).rsqrt().expand(-1, 1, -1, 8) * gamma) + gamma
 
 
 def _by_hand(x: Tensor) -> Tensor:

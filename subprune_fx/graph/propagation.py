@@ -75,8 +75,8 @@ class Propagation:
         consumers: In graph order.
         origins: Runs of labels in the order they were made.
         statistics: By label of a statistic (a mean over channels, say), the channels it was taken over.
-        scaled: Channels over which a statistic was taken, the elements of a parameter that it was multiplied with before
-            it met them, and what did so.
+        scaled: Channels over which a statistic was taken, the elements of a parameter that it was multiplied with
+            before it met them, and what did so.
         normalised: Channels over which some statistic is taken.
         depthwise: Channels that a depthwise convolution reads.
         reads: By parameter, the steps that read it.
