@@ -22,8 +22,8 @@ from subprune_fx.formats.load import Loaded, load_model
 from subprune_fx.frontends.onnx_static import file_batch, fixed_batch, resolve_batch
 from subprune_fx.heap import keep
 from subprune_fx.option_values import FILES
-from subprune_fx.passes import write
 from subprune_fx.passes.explain import explain
+from subprune_fx.passes.writers import writer_of
 from subprune_fx.plan import Plan
 from subprune_fx.repeating import repeat
 from subprune_fx.samples import enough
@@ -76,7 +76,7 @@ def _compile(request: Request, team: Team) -> int:
     calibration, labels = samples.inputs, samples.labels
     module = resolve_batch(loaded.module, calibration)
     for path in request.output:
-        write.writer_of(path, module)
+        writer_of(path, module)
     example = calibration[: file_batch(module) or 1]
     enough(calibration, file_batch(module), "--calib")
     probe(module, example, str(request.model))

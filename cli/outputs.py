@@ -24,9 +24,11 @@ from subprune_fx.formats import atomic
 from subprune_fx.formats.drawing import drawing_of
 from subprune_fx.formats.page import page
 from subprune_fx.passes import write
+from subprune_fx.passes.baseline import Baseline
 from subprune_fx.passes.clock import Progress
 from subprune_fx.passes.quantise import quantise
 from subprune_fx.passes.stages import stages
+from subprune_fx.passes.writers import writer_of
 from subprune_fx.report import FileRow, Report, Stage, curve
 from subprune_fx.team import Team
 
@@ -57,7 +59,7 @@ def targets(request: Request) -> list[Path]:
     Raises:
         SubpruneError: One cannot be written, has a suffix of no format, is named twice, or is also an input.
     """
-    check: Callable[[Path], object] = drawing_of if request.explain else write.writer_of
+    check: Callable[[Path], object] = drawing_of if request.explain else writer_of
     for path in request.output:
         check(path)
     if request.report is not None and request.report.suffix.lower() not in PAGES:
@@ -115,7 +117,7 @@ def deliver(request: Request, pruned: Sequence[Pruned], setting: Setting) -> lis
         SubpruneError: See `subprune_fx.passes.write.fill`.
     """
     reports = []
-    baseline = write.Baseline(setting.original, setting.example)
+    baseline = Baseline(setting.original, setting.example)
     with baseline, atomic.staged(targets(request)) as temporaries:
         for paths, result in zip(networks(request), pruned, strict=True):
             start = time.perf_counter()
@@ -129,9 +131,7 @@ def deliver(request: Request, pruned: Sequence[Pruned], setting: Setting) -> lis
             steps: tuple[Stage, ...] = ()
             for path, smaller in quantised(request, paths).items():
                 made = {"pruned": (temporaries[path], path), str(request.quantize): (temporaries[smaller], smaller)}
-                steps += _quantise(
-                    made, baseline.file(write.writer_of(path, setting.original), ".onnx"), request, setting
-                )
+                steps += _quantise(made, baseline.file(writer_of(path, setting.original), ".onnx"), request, setting)
             saved = result.report.before.flops / max(1, result.report.after.flops)
             known = (*setting.notes, *result.report.notes, *bound(rows), *slow(rows, request, saved))
             notes = tuple(dict.fromkeys(known))

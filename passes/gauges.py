@@ -29,7 +29,7 @@ from subprune_fx.passes.budgets import unreachable
 from subprune_fx.passes.pipeline import Compiled, Compiler
 from subprune_fx.passes.search import bracket
 from subprune_fx.passes.timing import latencies_ms
-from subprune_fx.passes.write import Job, bytes_of, writer_of
+from subprune_fx.passes.writers import Job, bytes_of, writer_of
 from subprune_fx.report import Step
 
 

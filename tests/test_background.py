@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from subprune_fx import background
-from subprune_fx.passes import write
+from subprune_fx.passes import baseline, write
 
 forks = pytest.mark.skipif(not background.can_fork(), reason="needs Linux and two processors")
 
@@ -56,7 +56,7 @@ def test_the_original_is_written_once_however_that_goes(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if how == "in turn":
-        monkeypatch.setattr(write, "can_fork", lambda: False)
+        monkeypatch.setattr(baseline, "can_fork", lambda: False)
     if how == "dies":
         monkeypatch.setattr(background.Background, "ended_well", lambda self, _patience: bool(self.stop()))
     model, x = nn.Sequential(nn.Linear(3, 40), nn.Linear(40, 2)).eval(), torch.randn(4, 3)

@@ -19,7 +19,8 @@ from subprune_fx.formats.load import load_model
 from subprune_fx.passes import gauges
 from subprune_fx.passes.gauges import GAUGES, File, Gauge
 from subprune_fx.passes.timing import latencies_ms
-from subprune_fx.passes.write import Job, write_all
+from subprune_fx.passes.write import write_all
+from subprune_fx.passes.writers import Job
 from subprune_fx.plan import Layer
 
 INPUTS = torch.randn(24, 3, 16, 16, generator=torch.Generator().manual_seed(1))

@@ -18,7 +18,7 @@ import subprune_fx
 from subprune_fx.errors import SubpruneError, ValidationError
 from subprune_fx.formats import atomic
 from subprune_fx.formats.load import load_model
-from subprune_fx.passes import validate, write
+from subprune_fx.passes import validate, write, writers
 from subprune_fx.plan import same
 
 
@@ -32,7 +32,7 @@ def inputs(n: int = 20) -> Tensor:
 
 
 def test_every_format_is_written_validated_and_measured(tmp_path: Path) -> None:
-    targets = [tmp_path / f"net{suffix}" for suffix in write.WRITERS if suffix != ".plan"]
+    targets = [tmp_path / f"net{suffix}" for suffix in writers.WRITERS if suffix != ".plan"]
     rows = write.write_all(network(4), network(400), inputs(1), inputs(), targets)
     assert [row.path for row in rows] == [str(target) for target in targets]
     for row, target in zip(rows, targets, strict=True):
