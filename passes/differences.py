@@ -100,7 +100,7 @@ def _exact(module: nn.Module, inputs: Inputs) -> Any:
 
 
 def _rounded_otherwise(module: nn.Module, inputs: Inputs) -> Any:
-    """Outputs of a graph with everything that it computes, or is given, off by up to one place of float32.
+    """Outputs of a graph with all that it computes, and is given, off by up to one place of float32.
 
     Raises:
         TypeError: It is no graph.
@@ -114,7 +114,7 @@ def _rounded_otherwise(module: nn.Module, inputs: Inputs) -> Any:
 
 
 class _Rounding(fx.Interpreter):
-    """Moves every value that a node yields."""
+    """Moves every value that depends on the inputs; lists (the scales of a Resize) say what is computed, and stay."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
@@ -122,10 +122,10 @@ class _Rounding(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        return value if n.op == "output" else pytree.tree_map_only(Tensor, self._off, value)
+        return value if n.op in ("get_attr", "output") else pytree.tree_map_only(Tensor, self._off, value)
 
     def _off(self, tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point():
+        if tensor.ndim < 2 or not tensor.is_floating_point():
             return tensor
         share = 2 * torch.rand(tensor.shape, generator=self._generator) - 1
         return tensor * (1 + share * torch.finfo(torch.float32).eps).to(tensor)
