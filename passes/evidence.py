@@ -90,7 +90,7 @@ class Gatherer:
         return sensitivities(self.network, self._batches, self._team)
 
     def gather(self, needs: frozenset[Need]) -> None:
-        """Find what processes find together, of what is needed: some may have no group to rank, and must take part."""
+        """Compute, of what is needed, what takes all processes: one that has no group to rank must take part too."""
         for need, find in TOGETHER.items():  # in an order that is the same in all processes
             if need in needs:
                 find(self)
@@ -207,7 +207,7 @@ TOGETHER: dict[Need, Callable[[Gatherer], object]] = {
     Need.MOMENTS: lambda gatherer: gatherer.reweighter,
     Need.ACTIVATIONS: lambda gatherer: gatherer._sensitivities,  # noqa: SLF001 - of this file
 }
-"""By need: what is made of all processes' inputs."""
+"""By need: what is computed from all processes' inputs, and so by all of them together."""
 
 
 def generator_of(seed: int, group: int, *, live: bool = False) -> torch.Generator:

@@ -8,7 +8,7 @@ from subprune_fx.errors import SubpruneError
 from subprune_fx.option_values import DEFAULT_PRECISION
 from subprune_fx.passes.problems import Settings
 from subprune_fx.plan import Layer
-from subprune_fx.selectors import LABELLED, SELECTORS
+from subprune_fx.selectors import LABELLED, SELECTORS, Need
 from subprune_fx.team import Team
 
 
@@ -57,11 +57,31 @@ class Options:
     precision: str = DEFAULT_PRECISION
 
 
+def check_gradients(options: Options) -> None:
+    """Refuse what needs gradients, for a network that onnxruntime runs.
+
+    Raises:
+        SubpruneError: Something asked for does.
+    """
+    for unfit, what, remedy in (
+        (options.distil > 0, "distillation", "leave distil out"),
+        (Need.GRADIENTS in SELECTORS[options.select].needs, f"selector {options.select}", "choose another"),
+    ):
+        if unfit:
+            said = f"{what} needs gradients, and onnxruntime gives none"
+            raise SubpruneError(said, remedy=f"{remedy}, or start from the PyTorch network")
+
+
 def check_shares(options: Options, team: Team, shares: int) -> None:
     """Refuse what several processes cannot share.
 
+    Args:
+        options: The user's choices.
+        team: The processes.
+        shares: How many inputs, or batches of a fixed size, there are to share.
+
     Raises:
-        SubpruneError: Something is.
+        SubpruneError: Something asked for cannot be shared.
     """
     needs = SELECTORS[options.select].needs
     for unfit, what in (

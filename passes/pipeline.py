@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from subprune_fx.bundle import Inputs, device_of, joined, placed
-from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.onnx_graph import source_of
 from subprune_fx.frontends.onnx_static import fixed_batch
 from subprune_fx.graph.channels import Group
@@ -30,7 +29,7 @@ from subprune_fx.passes.evidence import Gatherer
 from subprune_fx.passes.forward import check_precision
 from subprune_fx.passes.measures import Measures
 from subprune_fx.passes.memory import Store, batch_within
-from subprune_fx.passes.options import Options, check_shares
+from subprune_fx.passes.options import Options, check_gradients, check_shares
 from subprune_fx.passes.outputs import batches_of
 from subprune_fx.passes.proof import proven
 from subprune_fx.passes.rankings import Orders, Rankings
@@ -146,13 +145,9 @@ class Compiler:
         if verification is not None:
             held_out = placed(team.share(verification[0]), device_of(module))
             self.verification = cut(held_out), cut(team.share(verification[1]))
-        if options.distil and source_of(self.network.graph_module) is not None:
-            what = "distillation needs gradients, and onnxruntime gives none"
-            raise SubpruneError(what, remedy="leave distil out, or start from the PyTorch network")
+        if source_of(network.graph_module) is not None:
+            check_gradients(options)
         self._row = SELECTORS[options.select]
-        if Need.GRADIENTS in self._row.needs and source_of(self.network.graph_module) is not None:
-            what = f"selector {self._row.name} needs gradients, and onnxruntime gives none"
-            raise SubpruneError(what, remedy="choose another, or start from the PyTorch network")
         self._evidence = Gatherer(
             self.network,
             self._moments,
@@ -313,7 +308,7 @@ class Compiler:
         return self._calibrated
 
     def _gather(self, names: Collection[str]) -> None:
-        """What groups are ranked by, which all processes find together."""
+        """Compute what groups are ranked by, as far as it takes all processes together."""
         wanted = readers_of(group for group in self.network.channels.groups if group.name in names)
         if not wanted <= self._read:
             self._read |= wanted
@@ -328,13 +323,13 @@ class Compiler:
         return found
 
     def _decides_late(self) -> bool:
-        """Whether groups wait for the sweep: seq aims at what all of a layer's channels give there, dropped or not."""
+        """Whether groups are decided when the sweep reaches their consumers; seq aims at what all channels give."""
         if self.options.variant == "layer":
             return False
         return self._row.live or (self.options.reweight and self.options.variant == "seq")
 
     def _counts(self, keep: Keep, *, late: bool) -> dict[str, int | None]:
-        """Of which groups the sweep wants an order by the original network, and of how many units (None: of all)."""
+        """Groups that the sweep wants ranked by the original network, and how many units of each (None: all)."""
         if not self._row.live:
             return dict.fromkeys(self._rankings)
         return {group.name: keep[group.name] for group in beforehand(self.network, late=late)}

@@ -44,7 +44,7 @@ Choose = Callable[[Group, Sequence[Part], Scratch, int], Ranking]
 
 
 def beforehand(network: FxNetwork, *, late: bool) -> list[Group]:
-    """Groups that no single consumer decides when the sweep reaches it; all where none decides (not `late`)."""
+    """Groups that are decided before the sweep: all, or if `late` those of several consumers or a normalisation."""
     groups = network.channels.groups
     return [one for one in groups if not late or len(one.consumers) > 1 or one.normalised]
 
