@@ -26,11 +26,17 @@ def viewed(x: Tensor) -> Tensor:
     return x.view(n, 2, c // 2, h, w).transpose(1, 2).contiguous().view(n, c, h, w)
 
 
+def cut(x: Tensor) -> Iterable[Tensor]:
+    return (x.narrow(1, place, CHANNELS // 2) for place in (0, CHANNELS // 2))
+
+
 SPELLINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "view": viewed,
     "flatten": lambda x: torch.unflatten(x, 1, (2, -1)).permute(0, 2, 1, 3, 4).flatten(1, 2),
     "einops": lambda x: x.reshape(-1, 2, CHANNELS // 2, *x.shape[2:]).permute(0, 2, 1, 3, 4).reshape(x.shape),
     "einsum": lambda x: torch.einsum("npc h w -> ncphw", torch.unflatten(x, 1, (2, -1))).flatten(1, 2),
+    "stack": lambda x: torch.stack([x[:, : CHANNELS // 2], x[:, CHANNELS // 2 :]], 2).flatten(1, 2),
+    "stack, from the end": lambda x: torch.stack(tensors=tuple(cut(x)), dim=-3).flatten(-4, -3),
     "function": lambda x: F.channel_shuffle(x, 2),
     "module": nn.ChannelShuffle(2),
 }

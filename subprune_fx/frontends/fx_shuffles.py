@@ -2,6 +2,7 @@
 
 x.view(n, 2, c, ...).transpose(1, 2).reshape(n, 2 * c, ...)  ->  x[:, order]
 x.view(n, c, 2, ...).unbind(2)                               ->  x[:, evens], x[:, odds]
+torch.stack((x, y), 2).flatten(1, 2)                         ->  torch.cat((x, y), 1)[:, order]
 x.chunk(2, 1)                                                ->  x.split((c, c), 1)
 
 Written as reshapes, a channel can only go with its partners in the other parts. Where blocks that shuffle follow on
@@ -13,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,14 +45,14 @@ class Shuffle:
 
     Attributes:
         node: The node.
-        source: The other one.
+        sources: The other one; those that are joined along their channels, where a node stacks several.
         axis: Dimension of the channels.
         order: Which channel of the other one stands in each place, shape (channels,).
         shape: Of the value that has all channels.
     """
 
     node: fx.Node
-    source: fx.Node
+    sources: tuple[fx.Node, ...]
     axis: int
     order: Labels
     shape: tuple[int, ...]
@@ -66,7 +68,7 @@ def freed(network: FxNetwork, example: Inputs) -> FxNetwork:
     if not any(_deals(network, site) and _stay(network, site.after) for site in network.sites):
         return network
     found = [shuffle for shuffle in shuffles(network) if _is_writable(network, shuffle)]
-    read = [network.channels.values[shuffle.source.name] for shuffle in found]
+    read = [network.channels.values[source.name] for shuffle in found for source in shuffle.sources]
     read += [site.before for site in network.sites if _chunked(site) is not None]
     if not any(_stay(network, labels) for labels in read):
         return network
@@ -81,15 +83,17 @@ def shuffles(network: FxNetwork) -> Iterator[Shuffle]:
     """Those of a network, whatever they are made of: what ops move is known from running them on positions."""
     moved: dict[fx.Node, list[_Moved]] = {}
     for site in network.sites:
-        if not _deals(network, site):
-            continue
-        source = site.node.all_input_nodes[0]
-        starts = moved.get(source, [])
-        axes = varying(site.before) if len(site.operands) == 1 else ()
-        if len(axes) == 1:
-            starts = [*starts, _Moved(source, axes[0], _positions(site.before.shape))]
+        if _deals(network, site):
+            source = site.node.all_input_nodes[0]
+            starts = moved.get(source, [])
+            axes = varying(site.before) if len(site.operands) == 1 else ()
+            if len(axes) == 1:
+                shape = site.before.shape
+                starts = [*starts, _Moved((source,), axes[0], shape, list[Tree](_positions(shape)))]
+        else:
+            starts = _stacked(network, site)
         ends = [start.by(site) for start in starts]
-        found = [shuffle for end in ends if (shuffle := _shuffle(network, site.node, end)) is not None]
+        found = [shuffle for end in ends if (shuffle := _shuffle(site.node, end)) is not None]
         if found:
             yield found[0]
         else:
@@ -101,14 +105,16 @@ class _Moved:
     """Where the channels of a value are after some ops.
 
     Attributes:
-        source: The node of that value.
+        sources: The node of that value; those that it would be joined of.
         axis: Dimension of its channels.
+        shape: Of that value.
         positions: By dimension of it, where in it each element comes from.
         dealt: Whether channels lay over several dimensions in between, where they have partners.
     """
 
-    source: fx.Node
+    sources: tuple[fx.Node, ...]
     axis: int
+    shape: tuple[int, ...]
     positions: list[Tree]
     dealt: bool = False
 
@@ -116,7 +122,22 @@ class _Moved:
         """After another one."""
         ends = [site.run(leaves(part)) for part in self.positions]
         dealt = self.dealt or any(len(varying(part)) > 1 for part in leaves(ends[self.axis]))
-        return _Moved(self.source, self.axis, ends, dealt)
+        return _Moved(self.sources, self.axis, self.shape, ends, dealt)
+
+
+def _stacked(network: FxNetwork, site: Site) -> list[_Moved]:
+    """What a node stacks, as if it were joined along its channels before; none for any other node."""
+    given: Any = site.node.args[0] if site.node.args else site.node.kwargs.get("tensors")
+    if site.call.name != "stack" or not isinstance(given, (tuple, list)):
+        return []
+    values = [network.channels.values.get(node.name) for node in given]
+    axes = {axis for labels in site.operands for axis in varying(labels)}
+    if len(axes) != 1 or not all(isinstance(value, np.ndarray) for value in values):
+        return []
+    (axis,), size = axes, site.before.shape
+    shape = (*size[:axis], size[axis] * len(given), *size[axis + 1 :])
+    positions: list[Tree] = [tuple(np.split(part, len(given), axis)) for part in _positions(shape)]
+    return [_Moved(tuple(given), axis, shape, positions)]
 
 
 def _deals(network: FxNetwork, site: Site) -> bool:
@@ -131,9 +152,9 @@ def _positions(shape: tuple[int, ...]) -> list[Labels]:
     return [along(np.arange(size), axis, shape) for axis, size in enumerate(shape)]
 
 
-def _shuffle(network: FxNetwork, node: fx.Node, moved: _Moved) -> Shuffle | None:
+def _shuffle(node: fx.Node, moved: _Moved) -> Shuffle | None:
     """What `node` is, if its value is channels of another one, each once, and else all is where it was."""
-    shape = network.channels.values[moved.source.name].shape
+    shape = moved.shape
     parts = [part for part in moved.positions if isinstance(part, np.ndarray) and part.ndim == len(shape)]
     if len(parts) < len(shape) or any(not {axis}.issuperset(varying(part)) for axis, part in enumerate(parts)):
         return None
@@ -143,13 +164,16 @@ def _shuffle(network: FxNetwork, node: fx.Node, moved: _Moved) -> Shuffle | None
         return None
     if distinct(order).size < order.size or (bool((np.diff(order) == 1).all()) and not moved.dealt):
         return None  # some are repeated, or it is a slice
-    return Shuffle(node, moved.source, moved.axis, order, shape)
+    return Shuffle(node, moved.sources, moved.axis, order, shape)
 
 
 def _is_writable(network: FxNetwork, shuffle: Shuffle) -> bool:
     """Whether it can be written as a list: in a file, where it is a node and reads a tensor."""
     source = source_of(network.graph_module)
-    return source is None or (shuffle.node.name in source.nodes and bool(source.tensor(shuffle.source.name)))
+    if source is None:
+        return True
+    first, *others = shuffle.sources
+    return not others and shuffle.node.name in source.nodes and bool(source.tensor(first.name))
 
 
 def _chunked(site: Site) -> int | None:
@@ -173,8 +197,8 @@ def _listed(network: FxNetwork, found: list[Shuffle]) -> fx.GraphModule:
     twin = duplicate(module, tensors)
     nodes = {node.name: node for node in twin.graph.nodes}
     for shuffle in found:
-        node, source = nodes[shuffle.node.name], nodes[shuffle.source.name]
-        (_as_gather if isinstance(node.target, OnnxOp) else _as_index)(twin, node, source, shuffle)
+        node, sources = nodes[shuffle.node.name], [nodes[source.name] for source in shuffle.sources]
+        (_as_gather if isinstance(node.target, OnnxOp) else _as_index)(twin, node, sources, shuffle)
     for site in network.sites:
         axis = _chunked(site)
         if axis is not None:
@@ -185,21 +209,23 @@ def _listed(network: FxNetwork, found: list[Shuffle]) -> fx.GraphModule:
     return twin
 
 
-def _as_index(twin: fx.GraphModule, node: fx.Node, source: fx.Node, shuffle: Shuffle) -> None:
+def _as_index(twin: fx.GraphModule, node: fx.Node, sources: list[fx.Node], shuffle: Shuffle) -> None:
     """As `fx_index` spells what is picked by a list that the network holds."""
     name = f"{node.name}_order"
     twin.register_buffer(name, torch.tensor(shuffle.order, device=device_of(twin)), persistent=False)
     with twin.graph.inserting_before(node):
-        order = twin.graph.get_attr(name)
+        order, source = twin.graph.get_attr(name), sources[0]
+        if len(sources) > 1:
+            source = twin.graph.call_function(torch.cat, (sources, shuffle.axis))
     node.op, node.target, node.kwargs = "call_function", operator.getitem, {}
     node.args = (source, (*(slice(None),) * shuffle.axis, order))
 
 
-def _as_gather(twin: fx.GraphModule, node: fx.Node, source: fx.Node, shuffle: Shuffle) -> None:
+def _as_gather(twin: fx.GraphModule, node: fx.Node, sources: list[fx.Node], shuffle: Shuffle) -> None:
     """The same in an imported ONNX graph, whose file gets another node where anything is pruned."""
     assert isinstance(node.target, OnnxOp)
     node.target = OnnxOp("Gather", "", node.target.opset, (True,))
-    node.args, node.kwargs = (source, shuffle.order.tolist()), {"axis": shuffle.axis}
+    node.args, node.kwargs = (sources[0], shuffle.order.tolist()), {"axis": shuffle.axis}
     node.meta["shape"] = shuffle.shape
     known = source_of(twin)
     assert known is not None
