@@ -62,16 +62,16 @@ def distil(
 ) -> int:
     """Train `module` in place to yield what `teacher` yields, and never make it worse.
 
-    The loss is the squared difference of the outputs relative to their spread. So that a few hundred inputs do not run
-    out, images (one, three or four channels, channels first) are moved a little, and mirrored where that is all the
-    same to the teacher, and all inputs mixed in pairs, x = a x_i + (1 - a) x_j: the teacher answers for what comes out.
-    Integer and several inputs are taken as they are.
-    BatchNorm keeps its statistics.
+    The loss is the squared difference of the outputs, relative to their variance over the batch. A few hundred inputs
+    are augmented: images (one, three or four channels, channels first) are shifted a little, and mirrored where that
+    hardly changes the teacher's outputs; all inputs are mixed in pairs, x = a x_i + (1 - a) x_j (mixup), and the
+    teacher's outputs for the mixture are the target. Integer inputs, and those of networks with several, stay as they
+    are. BatchNorm keeps its statistics.
 
-    The weights that are kept are those with which the outputs for the inputs held out, as they are and drawn as those
-    that are trained on, were closest: the ones at the start, where nothing was gained. When they are far further than
-    at the start, or a share of the steps gains nothing, the steps were too large: training begins again from the best
-    weights with smaller ones, in the steps that are left.
+    The weights that are kept are those whose outputs for the held-out inputs, plain and augmented, were closest to the
+    teacher's; the ones at the start where nothing was gained. When the distance is far larger than at the start
+    (`WORSE`), or a share of the steps (`PATIENCE`) gains nothing, the rate was too high: training goes on from the
+    best weights with a lower one, in the steps that are left.
 
     Args:
         module: The pruned network, in eval mode.
@@ -99,11 +99,11 @@ def distil(
     rates = [RATE * max(LEAST, float(parameter.detach().square().mean().sqrt())) for parameter in weights]
     for parameter in weights:
         parameter.requires_grad_(True)
-    optimiser = torch.optim.Adam([{"params": [parameter]} for parameter in weights])
+    optimizer = torch.optim.Adam([{"params": [parameter]} for parameter in weights])
     start = least = _distance(module, judged)
     kept, best, factor, begun = 0, _copies(weights), 1.0, 0
     for done in range(1, steps + 1):
-        for group, rate in zip(optimiser.param_groups, rates, strict=True):
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = factor * rate * _course((done - begun) / (steps - begun))
         batch = _drawn(shown, generator, mirrored=mirrored)
         with torch.no_grad():
@@ -111,16 +111,16 @@ def distil(
         spread = (target - target.mean(0)).square().mean().clamp(min=torch.finfo(torch.float32).tiny)
         with torch.enable_grad():
             loss = (flat(module(batch), len(batch)) - target).square().mean() / spread
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             torch.autograd.backward(loss)
-        optimiser.step()
+        optimizer.step()
         if done % -(-steps // LOOKS) == 0 or done == steps:
             distance = _distance(module, judged)
             if distance < least:
                 least, kept, best = distance, done, _copies(weights)
             elif distance > WORSE * start or (not kept and done - begun >= PATIENCE * (steps - begun)):
                 _put(weights, best)
-                optimiser.state.clear()
+                optimizer.state.clear()
                 factor, begun = factor * LOWER, done
         if tick is not None:
             tick(done, steps)

@@ -146,19 +146,19 @@ def _matched(module: nn.Module, inputs: Inputs, steps: int, tick: Tick | None) -
 def _moved(module: nn.Module, piece: Inputs, steps: int) -> list[Tensor]:
     tensors = [part.clone().requires_grad_(part.is_floating_point()) for part in parts(piece)]
     leaves = [tensor for tensor in tensors if tensor.requires_grad]
-    mover = torch.optim.Adam(leaves, lr=RATE, betas=(0.5, 0.9))
+    optimizer = torch.optim.Adam(leaves, lr=RATE, betas=(0.5, 0.9))
     given = dataclasses.replace(piece, parts=tuple(tensors)) if isinstance(piece, Bundle) else tensors[0]
     for step in range(steps):
         watch = _Watch()
         with watch:
             call(module, given)
         distance = torch.stack(watch.distances).mean()
-        for group in mover.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = RATE * (1 + math.cos(math.pi * step / steps)) / 2
         gradients = torch.autograd.grad(distance, leaves, allow_unused=True)
         for leaf, gradient in zip(leaves, gradients, strict=True):
             leaf.grad = gradient
-        mover.step()
+        optimizer.step()
     return [tensor.detach() for tensor in tensors]
 
 
