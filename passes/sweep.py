@@ -44,9 +44,20 @@ Choose = Callable[[Group, Sequence[Part], Scratch, int], Ranking]
 
 
 def beforehand(network: FxNetwork, *, late: bool) -> list[Group]:
-    """Groups that are decided before the sweep: all, or if `late` those of several consumers or a normalisation."""
+    """Groups that are decided before the sweep: all, or if `late` those of several consumers or a normalisation.
+
+    So are those whose only consumer makes some of the channels itself: it would decide how many outputs it is fitted
+    to.
+    """
     groups = network.channels.groups
-    return [one for one in groups if not late or len(one.consumers) > 1 or one.normalised]
+    return [one for one in groups if not late or len(one.consumers) > 1 or one.normalised or _loops(network, one)]
+
+
+def _loops(network: FxNetwork, group: Group) -> bool:
+    """Whether a consumer of a group makes channels of it too."""
+    channels = network.channels
+    made = (channels.unit[channels.contractions[name].outputs] for name in group.consumers)
+    return any(np.isin(units, group.units).any() for units in made)
 
 
 class Sweep:

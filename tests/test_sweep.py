@@ -220,3 +220,23 @@ def test_what_has_another_length_aims_at_the_original_alone() -> None:
     assert [(row.channels, row.kept) for row in report.groups] == [(16, 8), (16, 8)]
     with torch.no_grad():
         assert float((small(x) - model(x)).norm() / model(x).norm()) < 0.2
+
+
+class Gated(nn.Module):
+    """Channels times what a layer makes of them; of the products half are read, so the rest only the layer itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.gate, self.last = nn.Linear(6, 16), nn.Linear(16, 16), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        found: Tensor = self.last((x * self.gate(x).sigmoid())[:, 4:12])
+        return found
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_layer_whose_outputs_go_with_what_it_reads(variant: str) -> None:
+    torch.manual_seed(0)
+    _, _, report = prune(Gated().eval(), inputs().float(), keep=0.5, variant=variant)
+    assert sorted((row.channels, row.kept) for row in report.groups) == [(8, 4), (8, 4)]
