@@ -184,6 +184,20 @@ def test_a_random_network_is_refused_as_such() -> None:
         list(traces(Noisy(), torch.randn(2, 4)))
 
 
+@pytest.mark.parametrize("pairs", [lambda y: y.view(2, -1), lambda y: y.view(len(y) // 2, 2, -1).sum(1)])
+def test_a_number_of_samples_that_is_built_in_is_refused(pairs: Callable[[Tensor], Tensor]) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(pairs(self.first(x)).relu())  # type: ignore[no-any-return]
+
+    with pytest.raises(SubpruneError, match="runs on 2 samples and neither on 1 nor on 3"):
+        subprune_fx.prune(Net().eval(), torch.randn(8, 4), keep=0.5)
+
+
 def test_a_network_that_fails_names_the_shape() -> None:
     with pytest.raises(SubpruneError, match=r"does not run on an input of shape \(2, 4\)"):
         subprune_fx.prune(nn.Linear(3, 2), torch.randn(2, 4), keep=0.5)

@@ -15,6 +15,7 @@ from subprune_fx.bundle import Bundle, Inputs, call, one_more, parts
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.autocast import unrounded
 from subprune_fx.frontends.fx_batch import NUMBERS, Numbers
+from subprune_fx.frontends.onnx_graph import source_of
 
 _CONSTANTS = (bool, int, float, complex, str, bytes, type(None), torch.Size, torch.dtype, torch.device)
 
@@ -40,6 +41,7 @@ class Original:
         self._example = example
         self._more = one_more(example)
         self._general = self._run(self._more)
+        self._check_free()
         outputs = self._expected if self._general is None else self._general
         self._check_seen(outputs)
         if any(isinstance(leaf, Tensor) and bool(leaf.isnan().any()) for leaf in pytree.tree_leaves(outputs)):
@@ -105,6 +107,22 @@ class Original:
                 return call(self._module, inputs.clone())
         except Exception:  # noqa: BLE001 - a fixed batch size may show in any way
             return None
+
+    def _check_free(self) -> None:
+        """That it takes any number of samples; files say what they take.
+
+        Raises:
+            SubpruneError: Neither one more than the example nor a single one.
+        """
+        count = len(self._example)
+        free = self._general is not None or source_of(self._module) is not None
+        if free or count == 1 or self._run(self._example[:1]) is not None or self._expected is None:
+            return
+        raise SubpruneError(
+            f"runs on {count} samples and neither on 1 nor on {count + 1}: how many there are is built in",
+            where=self._name,
+            remedy="write its forward for any number of samples: x.flatten(1), not x.view(2, -1)",
+        )
 
     def _check_seen(self, outputs: Any) -> None:
         """That the tensors of an output are known: what an object of the user's own hides would not be compared.
