@@ -148,6 +148,14 @@ def test_what_moves_positions_too_is_no_list_of_channels(spelling: str, x: Tenso
     torch.testing.assert_close(clearest(stage, x).graph_module(x), stage(x))
 
 
+@pytest.mark.parametrize("far", [0, 6])
+def test_what_is_left_of_a_roll_may_be_nothing(far: int, x: Tensor) -> None:
+    """As in a file: positions are rolled by joining two ranges, of which one is empty where nothing moves."""
+    stage = Stage(lambda y: viewed(torch.cat([y[:, :, :, far:], y[:, :, :, :far]], 3))).eval()
+    network = analyse(stage, x)
+    assert against_masked(network, *halved(network), x) < 1e-5
+
+
 def among_samples(x: Tensor) -> Tensor:
     n, c, h, w = x.shape
     x = x.reshape(n * c, h, w).relu()

@@ -156,7 +156,9 @@ def _shuffle(node: fx.Node, moved: _Moved) -> Shuffle | None:
     """What `node` is, if its value is channels of another one, each once, and else all is where it was."""
     shape = moved.shape
     parts = [part for part in moved.positions if isinstance(part, np.ndarray) and part.ndim == len(shape)]
-    if len(parts) < len(shape) or any(not {axis}.issuperset(varying(part)) for axis, part in enumerate(parts)):
+    if len(parts) < len(shape) or not all(part.size for part in parts):
+        return None
+    if any(not {axis}.issuperset(varying(part)) for axis, part in enumerate(parts)):
         return None
     orders = {axis: vector(part, axis) for axis, part in enumerate(parts)}
     order = orders.pop(moved.axis)
