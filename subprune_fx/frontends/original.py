@@ -15,7 +15,6 @@ from subprune_fx.bundle import Bundle, Inputs, call, one_more, parts
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.autocast import unrounded
 from subprune_fx.frontends.fx_batch import NUMBERS, Numbers
-from subprune_fx.frontends.onnx_graph import source_of
 
 _CONSTANTS = (bool, int, float, complex, str, bytes, type(None), torch.Size, torch.dtype, torch.device)
 
@@ -109,13 +108,13 @@ class Original:
             return None
 
     def _check_free(self) -> None:
-        """That it takes any number of samples; files say what they take.
+        """That it takes any number of samples; a graph may be of as many as it was made for, which files say.
 
         Raises:
             SubpruneError: Neither one more than the example nor a single one.
         """
         count = len(self._example)
-        free = self._general is not None or source_of(self._module) is not None
+        free = self._general is not None or isinstance(self._module, fx.GraphModule)
         if free or count == 1 or self._run(self._example[:1]) is not None or self._expected is None:
             return
         raise SubpruneError(
