@@ -50,6 +50,7 @@ BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
     "circular pad": lambda _, x: F.pad(x, (1, 1, 1, 1), mode="circular")[:, :, 1:9, 1:9],
     "pixel shuffle": lambda _, x: F.pixel_unshuffle(F.pixel_shuffle(x, 2), 2),
     "normalised after a shuffle": lambda _, x: F.pixel_unshuffle(_by_hand(F.pixel_shuffle(x, 2)), 2),
+    "normalised by sums": lambda _, x: (x - x.sum(1, keepdim=True) / x.shape[1]) / (x.square().sum(1, True) / 12).sqrt(),
     "normalised, the scale times the deviation first": lambda m, x: _as_flax(x, m.gamma),
     "channel shuffle": lambda _, x: x.view(x.shape[0], 3, 4, 8, 8).transpose(1, 2).reshape(-1, 12, 8, 8),
     "baked reshape": lambda _, x: x.reshape(-1, 12, 64).permute(0, 2, 1).reshape(-1, 8, 8, 12).permute(0, 3, 1, 2),
@@ -364,7 +365,8 @@ STAYS: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
         ).reshape(-1, 12, 8, 8),
         "grid_sample",
     ),
-    "sum over channels": (lambda _, x: x - x.sum(1, keepdim=True), "reduces over channels"),
+    "product over channels": (lambda _, x: x - x.prod(1, keepdim=True), "reduces over channels"),
+    "a sum, read": (lambda m, x: x + m.along(x.sum(1).flatten(1)[:, None]).reshape(-1, 1, 8, 8), "statistic over"),
     "a mean, scaled": (lambda m, x: (x.mean(1, keepdim=True) * m.gamma).sigmoid(), "something else than to normalise"),
     "written among channels": (lambda m, x: x.index_copy(1, m.order, x * 2), "writes among channels"),
 }

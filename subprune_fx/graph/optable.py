@@ -27,7 +27,7 @@ class Kind(enum.Enum):
     RECURRENT = "goes along a sequence: a unit of its state is a row of every gate"
     FOLD = "adds up windows that are laid out as channels"
     REDUCE = "reduces over dimensions"
-    STATISTIC = "reduces over dimensions to something that means the same over fewer channels"
+    STATISTIC = "reduces over dimensions to something that its channels may be normalised by"
     ALONG = "mixes the positions of one dimension (softmax, sort)"
     ACROSS = "mixes neighbours along the last dimension; those that are gone count as zero"
     NORM = "normalises over dimensions; parameters of their shape"
@@ -491,11 +491,8 @@ TABLE: tuple[Row, ...] = (
     Row(Kind.FOLD, ("fold", "col2im")),
     Row(
         Kind.REDUCE,
-        ("sum", "prod", "logsumexp", "nansum", "any", "all", "count_nonzero", "argmax", "argmin"),
-        (
-            *("ReduceSum", "ReduceProd", "ReduceSumSquare", "ReduceL1", "ReduceLogSum", "ReduceLogSumExp"),
-            *("ArgMax", "ArgMin"),
-        ),
+        ("prod", "logsumexp", "any", "all", "count_nonzero", "argmax", "argmin"),
+        ("ReduceProd", "ReduceLogSum", "ReduceLogSumExp", "ArgMax", "ArgMin"),
     ),
     Row(Kind.REDUCE, ("cosinesimilarity", "cosine_similarity"), default=(1,)),
     Row(Kind.REDUCE, ("pairwisedistance", "pairwise_distance"), default=(-1,)),
@@ -517,8 +514,10 @@ TABLE: tuple[Row, ...] = (
             "min",
             "median",
             "nanmedian",
+            "sum",
+            "nansum",
         ),
-        ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceL2"),
+        ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2", "ReduceSum", "ReduceSumSquare"),
     ),
     Row(
         Kind.ALONG,

@@ -50,7 +50,7 @@ def over_dims(step: Step, rank: int) -> set[int]:
 
 
 def reduce(state: Propagation, step: Step) -> Tree:
-    """Sums and products: not over all channels, since they grow with their number."""
+    """Products and their like: not over all channels."""
     labels = state.of(step.operands[0])
     if len(step.operands) > 1:  # of two tensors together: how alike they are
         operands = [state.of(operand) for operand in step.operands]
@@ -62,7 +62,11 @@ def reduce(state: Propagation, step: Step) -> Tree:
 
 
 def statistic(state: Propagation, step: Step) -> Tree:
-    """Means, norms and extremes: they mean the same over fewer channels. The larger of two tensors is elementwise."""
+    """Means, sums, norms and extremes, to normalise by. The larger of two tensors is elementwise.
+
+    Sums and norms grow with the number of channels: what they are divided by in the code stays, and the layers behind
+    are refitted to what comes out.
+    """
     if len(step.operands) > 1:
         return combine(state, step.op, [state.of(operand) for operand in step.operands], step.blank.shape)
     labels = state.of(step.operands[0])
