@@ -50,7 +50,7 @@ BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
     "circular pad": lambda _, x: F.pad(x, (1, 1, 1, 1), mode="circular")[:, :, 1:9, 1:9],
     "pixel shuffle": lambda _, x: F.pixel_unshuffle(F.pixel_shuffle(x, 2), 2),
     "normalised after a shuffle": lambda _, x: F.pixel_unshuffle(_by_hand(F.pixel_shuffle(x, 2)), 2),
-    "normalised by sums": lambda _, x: (x - x.sum(1, keepdim=True) / x.shape[1]) / (x.square().sum(1, True) / 12).sqrt(),
+    "normalised by sums": lambda _, x: (x - x.sum(1, keepdim=True) / x.shape[1]) / x.square().sum(1, True).sqrt(),
     "normalised, the scale times the deviation first": lambda m, x: _as_flax(x, m.gamma),
     "channel shuffle": lambda _, x: x.view(x.shape[0], 3, 4, 8, 8).transpose(1, 2).reshape(-1, 12, 8, 8),
     "baked reshape": lambda _, x: x.reshape(-1, 12, 64).permute(0, 2, 1).reshape(-1, 8, 8, 12).permute(0, 3, 1, 2),
