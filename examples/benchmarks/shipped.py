@@ -15,6 +15,7 @@ import sysconfig
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -28,7 +29,7 @@ from torchvision.transforms import v2
 
 from subprune_fx.cli.main import main as compile_main
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 Make = Callable[[int, int, Path], Array]
 """From a seed, a number of samples and the folder for downloads to inputs."""
 
@@ -95,7 +96,9 @@ def notes(seed: int, count: int, _work: Path) -> Array:
             pitch, start, decay = 55 * 2 ** rng.uniform(0, 5), rng.uniform(0, 1.4), rng.uniform(0.5, 4)
             tone = sum(np.sin(2 * np.pi * pitch * k * at) / k**1.5 for k in range(1, 8))
             made[sample] += (at > start) * np.exp(-decay * np.maximum(at - start, 0)) * tone
-    return (0.7 * made / np.abs(made).max(1, keepdims=True)).astype(np.float32)[..., None]
+    loudest: Array = np.abs(made).max(1, keepdims=True)
+    sounds: Array = (0.7 * made / loudest).astype(np.float32)
+    return sounds[..., None]
 
 
 @dataclasses.dataclass(frozen=True)
