@@ -285,3 +285,28 @@ def test_the_picture_is_drawn_from_the_readme(load: Load, repository: Path) -> N
     assert all(set(table["subprune_fx"]) >= {2, 4, 8} for table in tables.values())
     assert set(chart.LINES) <= {name for table in tables.values() for name in table}
     assert tables["VGG11, CIFAR-10"]["AsymInChange"][32] == 38.2  # not the paper's, in brackets behind it
+
+
+def test_a_shipped_file_is_compared_on_inputs_kept_back(load: Load, tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
+    shipped = load("shipped")
+    net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+    with torch.no_grad():
+        net[2].weight[:, ::2] = 0
+    subprune_fx.save(torch.fx.symbolic_trace(net), tmp_path / "net.onnx", inputs=np.ones((2, 4), np.float32))
+    seen = []
+
+    def make(seed: int, count: int, _work: Path) -> NDArray[np.float32]:
+        seen.append(seed)
+        return np.random.default_rng(seed).standard_normal((count, 4), dtype=np.float32)
+
+    found = shipped.run(shipped.Shipped("none==1", "net.onnx", make, 64, 1), 1.5, tmp_path)
+    assert seen == [0, 1]
+    assert found["change"] < 1e-3  # what was dropped was not read
+    assert found["same class"] == 1
+    assert found["ratio"] > 1
+    assert shipped.run(shipped.Shipped("none==1", "net.onnx", make, 64), 99, tmp_path) == {
+        "file": "net.onnx",
+        "exit code": 2,
+    }
+    assert shipped._ends(bytes(range(70))).tolist()[:71] == [*range(70), 256]
