@@ -16,20 +16,33 @@ def pair_einsums(graph: fx.Graph) -> None:
     """Do so in `graph`, where the letters of the result are spelled out and there is no ellipsis."""
     for node in [node for node in graph.nodes if node.op == "call_function" and node.target in EINSUM]:
         equation, factors = equation_of(node)
-        alone = single(equation) if len(factors) == 1 else None
-        products = pairs(equation)
-        if alone is None and (not products or len(products) != len(factors) - 1):
-            continue
         with graph.inserting_before(node):
-            product = factors[0]
-            for step, factor in zip(products, factors[1:], strict=False):
-                product = graph.call_function(node.target, (step, [product, factor]))
-            if alone is not None:
-                summed, order = alone
-                product = graph.call_function(torch.sum, (product, summed)) if summed else product
-                product = graph.call_function(torch.permute, (product, order))
-        node.replace_all_uses_with(product)
-        graph.erase_node(node)
+            alone = len(factors) == 1
+            found = _alone(graph, equation, *factors) if alone else _paired(graph, node.target, equation, factors)
+        if found is not None:
+            node.replace_all_uses_with(found)
+            graph.erase_node(node)
+
+
+def _alone(graph: fx.Graph, equation: str, found: fx.Node) -> fx.Node | None:
+    """An einsum of one tensor as a sum and a transpose."""
+    known = single(equation)
+    if known is None:
+        return None
+    summed, order = known
+    found = graph.call_function(torch.sum, (found, summed)) if summed else found
+    return graph.call_function(torch.permute, (found, order))
+
+
+def _paired(graph: fx.Graph, target: Any, equation: str, factors: list[Any]) -> fx.Node | None:
+    """An einsum of three tensors and more as products of two."""
+    products = pairs(equation)
+    if not products or len(products) != len(factors) - 1:
+        return None
+    found: fx.Node = factors[0]
+    for product, factor in zip(products, factors[1:], strict=True):
+        found = graph.call_function(target, (product, [found, factor]))
+    return found
 
 
 def equation_of(node: fx.Node) -> tuple[str, list[Any]]:
