@@ -51,7 +51,7 @@ def workplace(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_two_commands_set_up_one_runs_one_tests(commands: Callable[[str], list[str]]) -> None:
     assert [len(commands(kind)) for kind in ("setup", "run", "test")] == [2, 1, 1]
-    assert commands("test") == ["pytest"]
+    assert commands("test") == ["pytest -n auto"]
 
 
 def test_main_command_writes_a_model(commands: Callable[[str], list[str]], workplace: Path) -> None:
