@@ -220,6 +220,16 @@ class Lockstep:
         """The original network's value at `node`, batch by batch."""
         return self._store.passed(environment[node] for environment in self._originals)
 
+    def given(self, node: fx.Node) -> Iterator[tuple[Any, Any, Any]]:
+        """The original network's value at `node`, and what both networks give it, batch by batch.
+
+        For the pruned one with parameters as they are when a batch is asked for.
+        """
+        for before, after in zip(self._originals, self._pruned, strict=True):
+            values = {used: after.get(self._twin[used]) for used in node.all_input_nodes}
+            values |= {used: self._parameter(used) for used in self._parameters(node)}
+            yield before[node], fx.map_arg(node.args, before.__getitem__), fx.map_arg(node.args, values.__getitem__)
+
     def completed(self, node: fx.Node, source: str, axis: int, kept: Tensor) -> Iterator[Tensor]:
         """The original `node` run on the pruned network's input, channels it has no more taken from the original.
 

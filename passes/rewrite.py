@@ -49,7 +49,8 @@ def apply(plan: Plan, module: Module) -> Module:
         set_constant(smaller, constant)
     for name, child in smaller.named_modules():
         refresh(child)
-        _check_fits(name, child)
+        if not isinstance(smaller, fx.GraphModule):
+            _check_fits(name, child)
     if isinstance(smaller, fx.GraphModule):
         smaller.graph.lint()
         smaller.recompile()
@@ -83,14 +84,17 @@ def _check(plan: Plan, module: nn.Module) -> None:
 
 
 def _check_fits(name: str, module: nn.Module) -> None:
-    """Torch's attention has one width for its inputs, heads and output; pruned, they differ."""
-    if not isinstance(module, nn.MultiheadAttention) or module.in_proj_weight is None:
-        return
-    if tuple(module.in_proj_weight.shape) != (3 * module.embed_dim, module.embed_dim):
+    """Torch's attention has one width for inputs, heads and output, its recurrent layers one for a whole stack."""
+    what = ""
+    if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
+        whole = tuple(module.in_proj_weight.shape) == (3 * module.embed_dim, module.embed_dim)
+        what = "" if whole else "torch.nn.MultiheadAttention cannot be narrower inside than outside"
+    if isinstance(module, nn.RNNBase):
+        widths = {weight.shape[1] for name, weight in module.named_parameters() if name.startswith("weight_hh")}
+        what = "" if len(widths) <= 1 else f"layers of one torch.nn.{type(module).__name__} cannot have several widths"
+    if what:
         raise SubpruneError(
-            "torch.nn.MultiheadAttention cannot be narrower inside than outside",
-            where=name,
-            remedy="apply the plan to the traced graph module, where it is spelled out",
+            what, where=name, remedy="apply the plan to the traced graph module, where it is spelled out"
         )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from subprune_fx.bundle import Inputs, device_of, placed
-from subprune_fx.frontends.fx_recurrent import is_marked
+from subprune_fx.frontends.fx_recurrent_calls import is_marked
 from subprune_fx.frontends.onnx_graph import source_of
 from subprune_fx.frontends.onnx_static import fixed_batch
 from subprune_fx.graph.channels import ChannelGraph

@@ -19,6 +19,7 @@ from torch import fx
 
 from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.describe import FxNetwork
+from subprune_fx.frontends.fx_recurrent import recurrent
 from subprune_fx.frontends.tensors import parameter
 from subprune_fx.graph.channels import Group
 from subprune_fx.graph.propagation import Consumer
@@ -34,6 +35,7 @@ from subprune_fx.passes.lockstep import Lockstep
 from subprune_fx.passes.memory import Store
 from subprune_fx.passes.patches import unit_factors
 from subprune_fx.passes.problems import Problem, Settings, blocks, column_units, live_units, pose
+from subprune_fx.passes.recurrent import refit
 from subprune_fx.passes.scratch import Scratch
 from subprune_fx.plan import Decision, Plan
 from subprune_fx.selectors import Ranking
@@ -119,6 +121,8 @@ class Sweep:
                 walk.original(stretch)
                 if stretch[0].name in self.network.channels.contractions:
                     self._consume(stretch[0], walk)
+                if stretch[0].target is recurrent and self.reweight:
+                    refit(walk, stretch[0], self.network, self.scratch, self.settings)
                 walk.pruned(stretch)
                 if tick is not None:
                     tick(done, len(walk.stretches))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.fx_inputs import spread
 from subprune_fx.frontends.fx_recurrent import recurrent
 from subprune_fx.frontends.tracing import traces
-from subprune_fx.passes.dependencies import analyse
+from subprune_fx.passes import sweep
+from subprune_fx.passes.dependencies import analyse, restrict
 from subprune_fx.passes.write import write_all
 
 STEPS, READ, HELD = 7, 16, 6
@@ -76,8 +78,9 @@ def exported(model: nn.Module) -> nn.Module:
 def test_what_a_recurrent_layer_reads_is_pruned(name: str, way: str) -> None:
     model = Steps(**CASES[name])
     pruned = subprune_fx.prune(model if way == "module" else exported(model), INPUTS, keep=0.5)
-    held = {} if "proj_size" in CASES[name] else {"steps": HELD // 2}
-    assert {group.name: group.kept for group in pruned.report.groups} == {"before": READ // 2, **held}
+    layers = [] if "proj_size" in CASES[name] else ["steps", "steps.weight_ih_l1"][: CASES[name].get("num_layers", 1)]
+    kept = {"before": READ // 2, **dict.fromkeys(layers, HELD // 2)}
+    assert {group.name: group.kept for group in pruned.report.groups} == kept
     network = analyse(model if way == "module" else exported(model), INPUTS[:2])
     assert against_masked(network, pruned.plan, pruned.module, INPUTS) < ROUNDING
     assert not any(node.target is recurrent for node in pruned.module.graph.nodes)
@@ -229,8 +232,9 @@ def test_it_is_written_and_can_be_trained(name: str, tmp_path: Path) -> None:
     pruned = subprune_fx.prune(model, INPUTS, ratio=1.3)
     write_all(pruned.module, model, INPUTS[:1], INPUTS, [tmp_path / "small.onnx", tmp_path / "small.pt2"])
     pruned.module.train()(INPUTS).sum().backward()
-    layer = pruned.module.get_submodule("steps")
-    assert all(parameter.grad is not None for parameter in layer.parameters())
+    layers = [module for module in pruned.module.modules() if isinstance(module, nn.RNNBase)]
+    assert len(layers) == CASES[name].get("num_layers", 1)
+    assert all(parameter.grad is not None for layer in layers for parameter in layer.parameters())
 
 
 @pytest.mark.parametrize("shape", [(STEPS, 5), (4, STEPS, 5)])
@@ -254,6 +258,107 @@ def test_the_spelled_graph_computes_the_same(kind: Any, shape: tuple[int, ...]) 
         back = spread(graph)
         assert [node.op for node in back.graph.nodes] == ["placeholder", "call_module", "output"]
         torch.testing.assert_close(back(x), model(x), rtol=0, atol=0)
+
+
+class Stack(nn.Module):
+    """Layers on top of each other, of which `take` takes something."""
+
+    def __init__(self, kind: Any, take: Callable[[Tensor, Any], Tensor], **options: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.steps = kind(5, HELD, num_layers=3, batch_first=True, **options)
+        self.take, self.after = take, nn.LazyLinear(3)
+        self.eval()(INPUTS[:2])
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, state = self.steps(x)
+        found: Tensor = self.after(self.take(y, state))
+        return found
+
+
+STACKS: dict[str, tuple[Any, Callable[[Tensor, Any], Tensor], dict[str, Any], int]] = {
+    "steps": (nn.LSTM, lambda y, _: y, {}, 3),
+    "last state": (nn.LSTM, lambda _, state: state[0][-1], {}, 3),
+    "last states of both directions": (
+        nn.GRU,
+        lambda _, state: torch.cat([state[-2], state[-1]], -1),
+        {"bidirectional": True},
+        3,
+    ),
+    "states of all layers": (nn.GRU, lambda _, state: state.transpose(0, 1).flatten(1), {}, 1),
+    "all states, added up": (nn.LSTM, lambda _, state: state[0].sum(0) + state[1].sum(0), {}, 1),
+    "first and last": (nn.RNN, lambda y, state: y[:, -1] + state[0], {}, 2),
+}
+"""Kind, what is taken, options, and how many widths there are: what is taken as one tensor has one."""
+
+
+@pytest.mark.parametrize("name", STACKS)
+@pytest.mark.parametrize("way", ["module", "exported"])
+def test_each_layer_of_a_stack_has_its_width(name: str, way: str) -> None:
+    kind, take, options, widths = STACKS[name]
+    model = Stack(kind, take, **options)
+    given = model if way == "module" else exported(model)
+    network = analyse(given, INPUTS[:2])
+    assert len(network.channels.groups) == widths
+    with torch.no_grad():
+        torch.testing.assert_close(network.graph_module(INPUTS), model(INPUTS))
+        torch.testing.assert_close(spread(analyse(given, INPUTS[:2]).graph_module)(INPUTS), model(INPUTS))
+    first, *others = (group.name for group in network.channels.groups)
+    pruned = subprune_fx.prune(given, INPUTS, keep=0.5, skip=tuple(others))
+    assert {group.name: group.kept for group in pruned.report.groups} == {first: HELD // 2}
+    assert (
+        against_masked(restrict(analyse(given, INPUTS[:2]), (), others), pruned.plan, pruned.module, INPUTS) < ROUNDING
+    )
+
+
+def test_the_users_class_has_one_width_for_a_stack() -> None:
+    model = Stack(nn.LSTM, lambda y, _: y)
+    pruned = subprune_fx.prune(model, INPUTS, keep=0.5, only=("steps",))
+    with pytest.raises(SubpruneError, match="cannot have several widths"):
+        subprune_fx.apply(pruned.plan, model)
+
+
+def test_dropout_between_layers_stays() -> None:
+    pruned = subprune_fx.prune(Stack(nn.GRU, lambda y, _: y, dropout=0.5), INPUTS, keep=0.5)
+    torch.manual_seed(0)
+    module = pruned.module.train()
+    assert not torch.equal(module(INPUTS), module(INPUTS))
+
+
+def twofold(layer: nn.RNNBase) -> None:
+    """Make the second half of a layer's units copies of the first."""
+    with torch.no_grad():
+        for name, weight in layer.named_parameters():
+            gates = weight.view(-1, HELD, *weight.shape[1:])
+            gates[:, HELD // 2 :] = gates[:, : HELD // 2]
+            if name.startswith("weight_hh"):
+                weight.mul_(0.5 + torch.rand(HELD))
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "a projected state"])
+@pytest.mark.parametrize("way", ["module", "exported"])
+def test_duplicated_units_of_a_state_are_pruned_without_loss(name: str, way: str) -> None:
+    """Of two units that hold the same one is enough, once the matrix of the state is told."""
+    model = Steps(**CASES[name])
+    twofold(model.steps)
+    given = model if way == "module" else exported(model)
+    pruned = subprune_fx.prune(given, INPUTS, keep=0.5, skip=("before",), ridge=1e-9)
+    assert sum(group.kept for group in pruned.report.groups) == HELD // 2 * CASES[name].get("num_layers", 1)
+    with torch.no_grad():
+        torch.testing.assert_close(pruned.module(INPUTS), model(INPUTS), rtol=1e-3, atol=1e-4)
+
+
+def test_the_state_of_long_sequences_is_nearer_with_a_refitted_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = Steps(nn.LSTM), torch.randn(64, 100, 5, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        model.steps.weight_hh_l0.mul_(3)
+        before = model(x)
+        changes = []
+        for _ in range(2):
+            pruned = subprune_fx.prune(model, x, keep=0.5, skip=("before",))
+            changes.append(float((pruned.module(x) - before).square().mean() / before.var()))
+            monkeypatch.setattr(sweep, "refit", lambda *_: None)
+    assert changes[0] < 0.7 * changes[1]
 
 
 def packed() -> fx.GraphModule:

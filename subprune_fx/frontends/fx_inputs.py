@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from subprune_fx.bundle import Bundle, Inputs, parts
 from subprune_fx.frontends.fx_across import unmark
-from subprune_fx.frontends.fx_recurrent import unmark as unmark_recurrent
+from subprune_fx.frontends.fx_recurrent_calls import unmark as unmark_recurrent
 from subprune_fx.frontends.fx_routed import unmark as unmark_routed
 
 PACKED = "inputs"

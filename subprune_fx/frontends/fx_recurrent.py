@@ -1,138 +1,16 @@
-"""Recurrent layers: what they compute of their input is linear, so what they read is refitted like any layer.
-
-    y, state = lstm(x, state)   ->   y, state = recurrent([x W', x W_reverse'], state, other weights)
-
-What becomes of their state is in `graph.recurrence`. `mark` spells layers so, and `unmark` brings back the ones that
-were there, which then read and hold fewer channels.
-"""
+"""Recurrent layers as calls of an op whose input has met its weights already; `fx_recurrent_calls` spells them so."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.nn import functional
+from torch import Tensor, fx
 
-from subprune_fx.frontends.calls import is_hooked, named
-
-_PLAIN = {"tanh": "rnn_tanh", "relu": "rnn_relu"}
-_OPS: dict[str, Any] = {kind: getattr(torch.ops.aten, kind).input for kind in ("lstm", "gru", *_PLAIN.values())}
-_ARGUMENTS = 9
-"""Of such an op on sequences that are not packed."""
-_PACKING = ("pack_padded_sequence", "pack_sequence")
 State = Tensor | Sequence[Tensor]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Layer:
-    """One call of a recurrent layer.
-
-    Attributes:
-        read: Its input.
-        state: Its first state; None for zeros.
-        weights: As torch's op takes them: by layer and direction, of the input, of the state, biases of both.
-        told: Keyword arguments of `recurrent`.
-    """
-
-    read: fx.Node
-    state: Any
-    weights: Sequence[fx.Node]
-    told: dict[str, Any]
-
-
-def mark(graph: fx.GraphModule) -> None:
-    """Spell recurrent layers as described, in `graph` itself."""
-    create = graph.graph.call_function
-    for node in list(graph.graph.nodes):
-        with graph.graph.inserting_before(node):
-            found = _called(node, graph)
-            if found is None:
-                continue
-            weights, gates = list[Any](found.weights), []
-            for own in _of_input(len(weights), found.told):
-                gates.append(create(functional.linear, (found.read, *(weights[place] for place in own))))
-                for place in own:
-                    weights[place] = None
-            made = create(recurrent, (gates, found.state, weights), found.told)
-        node.replace_all_uses_with(made)
-        graph.graph.erase_node(node)
-
-
-def is_marked(graph: fx.GraphModule) -> bool:
-    """Whether there are layers that are spelled so."""
-    return any(node.target is recurrent for node in graph.graph.nodes)
-
-
-def unmark(graph: fx.GraphModule) -> None:
-    """The opposite, in `graph` itself."""
-    marked = [node for node in graph.graph.nodes if node.target is recurrent]
-    for node in marked:
-        gates, state, weights = node.args
-        with graph.graph.inserting_before(node):
-            node.replace_all_uses_with(_undone(graph.graph, gates, state, weights, node.kwargs))
-    if marked:
-        graph.graph.eliminate_dead_code()
-        graph.recompile()
-
-
-def _undone(
-    graph: fx.Graph, gates: Sequence[fx.Node], state: Any, weights: Sequence[Any], told: Mapping[str, Any]
-) -> fx.Node:
-    """The call that was there."""
-    read = gates[0].args[0]
-    if told["path"] is not None:
-        return graph.call_module(told["path"], (read,) if state is None else (read, state))
-    whole = list(weights)
-    for gate, own in zip(gates, _of_input(len(whole), told), strict=True):
-        for place, weight in zip(own, gate.args[1:], strict=True):
-            whole[place] = weight
-    numbers = (told["biased"], told["layers"], 0.0, False, told["both"], told["first"])
-    return graph.call_function(_OPS[told["kind"]], (read, state, whole, *numbers))
-
-
-def _of_input(count: int, told: Mapping[str, Any]) -> list[tuple[int, ...]]:
-    """By direction of the first layer, which of `count` weights meet the input: a matrix and, maybe, a bias."""
-    directions = 1 + told["both"]
-    each = count // (told["layers"] * directions)
-    starts = range(0, each * directions, each)
-    return [(start, start + 2) if told["biased"] else (start,) for start in starts]
-
-
-def _called(node: fx.Node, graph: fx.GraphModule) -> _Layer | None:
-    """What a node is a call of, if it is one that can be spelled; packed sequences are not."""
-    if node.op == "call_module":
-        return _module(node, graph.get_submodule(str(node.target)), graph.graph)
-    kinds = [kind for kind, op in _OPS.items() if op is node.target]
-    if not kinds or len(node.args) != _ARGUMENTS:
-        return None
-    read, state, weights, biased, layers, _, _, both, first = node.args
-    told = {"kind": kinds[0], "biased": biased, "layers": layers, "both": both, "first": first, "path": None}
-    return _Layer(read, state, weights, told)  # type: ignore[arg-type]
-
-
-def _module(node: fx.Node, layer: nn.Module, graph: fx.Graph) -> _Layer | None:
-    if type(layer) not in (nn.LSTM, nn.GRU, nn.RNN) or is_hooked(layer):
-        return None
-    assert isinstance(layer, nn.RNNBase)
-    given = named(node, ("input", "hx"))
-    read = given["input"]
-    assert isinstance(read, fx.Node)
-    if getattr(read.target, "__name__", "") in _PACKING:
-        return None
-    weights = [graph.get_attr(f"{node.target}.{name}") for name in layer._flat_weights_names]  # noqa: SLF001 - no public name
-    told = {
-        "kind": _PLAIN[layer.nonlinearity] if isinstance(layer, nn.RNN) else type(layer).__name__.lower(),
-        "biased": layer.bias,
-        "layers": layer.num_layers,
-        "both": layer.bidirectional,
-        "first": layer.batch_first,
-        "path": str(node.target),
-    }
-    return _Layer(read, given.get("hx"), weights, told)
 
 
 def recurrent(
@@ -146,6 +24,7 @@ def recurrent(
     both: bool,
     first: bool,
     path: str | None,
+    layer: int | None,
 ) -> tuple[Tensor, Any]:
     """A recurrent layer whose input has met its weights already.
 
@@ -159,6 +38,7 @@ def recurrent(
         both: Whether there are two directions.
         first: Whether the batch is the first dimension.
         path: Name of the module, None for a call of the op.
+        layer: Which layer of that module; None: all.
     """
     x, alone = torch.cat(list(gates), -1), gates[0].ndim == 2
     batch = 0 if first else 1
@@ -168,12 +48,59 @@ def recurrent(
         state = _zeros(x, x.shape[batch], weights, layers * (1 + both), kind)
     told = {"biased": biased, "layers": layers, "both": both}
     whole = _with_identities(x, weights, [gate.shape[-1] for gate in gates], told)
+    del layer
     made, *rest = getattr(torch, kind)(x, state, whole, biased, layers, 0.0, False, both, first)
     if path is None:
         return (made, *rest)
     if alone:
         made, rest = made.squeeze(batch), [part.squeeze(1) for part in rest]
     return made, tuple(rest) if kind == "lstm" else rest[0]
+
+
+def own_matrices(node: fx.Node) -> list[tuple[str, str | None]]:
+    """By direction of a call of `recurrent`, the matrix that the state meets and the bias of that, by their names.
+
+    None of a stack of layers, nor where they are computed, or another call reads them too.
+    """
+    told: Mapping[str, Any] = node.kwargs
+    weights: Any = node.args[2]
+    if told["layers"] != 1:
+        return []
+    each = len(weights) // (1 + bool(told["both"]))
+    pairs = [(weights[k + 1], weights[k + 3] if told["biased"] else None) for k in range(0, len(weights), each)]
+    read = Counter(one.target for one in node.graph.nodes if one.op == "get_attr" for _ in one.users)
+    for one in (one for pair in pairs for one in pair if one is not None):
+        if not isinstance(one, fx.Node) or one.op != "get_attr" or read[one.target] != 1:
+            return []
+    return [(str(matrix.target), None if bias is None else str(bias.target)) for matrix, bias in pairs]
+
+
+def previous(made: Tensor, state: State | None, told: Mapping[str, Any]) -> list[Tensor]:
+    """By direction, the states that the steps of a layer begin with, (samples, steps, units).
+
+    Args:
+        made: What `recurrent` gives for each step.
+        state: Its first state; None for zeros.
+        told: Its keywords.
+    """
+    batch = 0 if told["first"] else 1
+    alone = made.ndim == 2
+    steps = (made.unsqueeze(batch) if alone else made).movedim(batch, 0)
+    parts = steps.chunk(1 + told["both"], -1)
+    held = state if state is None or isinstance(state, Tensor) else state[0]
+    found = []
+    for place, part in enumerate(parts):
+        first = torch.zeros_like(part[:, :1]) if held is None else held[place].expand(len(part), -1)[:, None]
+        found.append(torch.cat([part[:, 1:], first] if place else [first, part[:, :-1]], 1))
+    return found
+
+
+def of_input(count: int, told: Mapping[str, Any]) -> list[tuple[int, ...]]:
+    """By direction of the first layer, which of `count` weights meet the input: a matrix and, maybe, a bias."""
+    directions = 1 + told["both"]
+    each = count // (told["layers"] * directions)
+    starts = range(0, each * directions, each)
+    return [(start, start + 2) if told["biased"] else (start,) for start in starts]
 
 
 def facts(node: fx.Node) -> dict[str, Any]:
@@ -210,7 +137,7 @@ def _with_identities(
 ) -> list[Tensor | None]:
     """Matrices that hand on what each direction has of `x`, and biases of zero, where weights are missing."""
     found, parts = list(weights), torch.split(torch.eye(x.shape[-1], dtype=x.dtype, device=x.device), list(sizes))
-    for part, (matrix, *bias) in zip(parts, _of_input(len(weights), told), strict=True):
+    for part, (matrix, *bias) in zip(parts, of_input(len(weights), told), strict=True):
         found[matrix] = part.contiguous()
         for place in bias:
             found[place] = x.new_zeros(len(part))

@@ -31,7 +31,7 @@ from subprune_fx.frontends.fx_inputs import free_samples, pack
 from subprune_fx.frontends.fx_modes import ExportedModule
 from subprune_fx.frontends.fx_order import shallow_first
 from subprune_fx.frontends.fx_picks import size_by_rows
-from subprune_fx.frontends.fx_recurrent import mark as mark_recurrent
+from subprune_fx.frontends.fx_recurrent_calls import mark as mark_recurrent
 from subprune_fx.frontends.fx_repeats import expand_repeats
 from subprune_fx.frontends.fx_routed import mark as mark_routed
 from subprune_fx.frontends.fx_shapes import shapes

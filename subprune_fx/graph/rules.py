@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from subprune_fx.graph.combine import combine, is_statistic
-from subprune_fx.graph.labels import Labels, along, compact, distinct, expand, varying, vector
+from subprune_fx.graph.labels import Labels, along, compact, cut, distinct, expand, varying, vector
 from subprune_fx.graph.optable import Kind, Resize
 from subprune_fx.graph.products import attention, product
 from subprune_fx.graph.propagation import Consumer, Propagation
@@ -176,8 +176,7 @@ def join(state: Propagation, step: Step) -> Tree:
     if not any(varying(labels) for labels in solid) or any(axis in varying(labels) for labels in solid):
         return out
     first = next(labels for labels in solid if varying(labels))
-    slot = expand(compact(first.take([0], axis)), [1 if d == axis else size for d, size in enumerate(out.shape)])
-    wide = expand(slot, out.shape)
+    wide = expand(compact(cut(first, (axis,))), out.shape)
     state.unify(wide, out, f"{step.op} joins it with channels that cannot be pruned")
     return wide
 
