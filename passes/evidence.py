@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,10 @@ from torch import Tensor, fx
 
 from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.describe import FxNetwork
+from subprune_fx.frontends.fx_recurrent import own_matrices, recurrent
 from subprune_fx.frontends.tensors import parameter
 from subprune_fx.graph.channels import Group
+from subprune_fx.graph.labels import vector
 from subprune_fx.graph.step import leaves
 from subprune_fx.numerics.elimination import Part
 from subprune_fx.numerics.packed import Waiting
@@ -162,13 +164,31 @@ class Gatherer:
         settled = ~channels.prunable & refit
         concerned = settled.copy()
         concerned[group.units] = True
-        return [
+        found = [
             block
             for name in group.consumers
             for block in blocks(
                 group, reweighter.among(name, concerned), channels, settled, alive, reweighter.whole(name)[0]
             )
         ]
+        for name, weight in self._loops(group) if refit else ():
+            found += blocks(group, reweighter.also(name, weight), channels, settled, alive)
+        return found
+
+    def _loops(self, group: Group) -> Iterator[tuple[str, Tensor]]:
+        """Recurrent layers read their own states: by consumer that reads the same, what these are multiplied with."""
+        channels, module = self.network.channels, self.network.graph_module
+        for node in module.graph.nodes:
+            names = own_matrices(node) if node.target is recurrent else []
+            labels = vector(leaves(channels.values[node.name])[0], -1) if names else np.zeros(0, dtype=np.int64)
+            if not np.isin(channels.unit[labels], group.units).any():
+                continue
+            weight = torch.block_diag(*(parameter(module, matrix).mT for matrix, _ in names)).cpu()  # type: ignore[no-untyped-call]
+            for name in group.consumers:
+                consumer = channels.contractions[name]
+                if self.network.readers[name].taps == 1 and np.array_equal(consumer.labels, labels):
+                    yield name, weight[None]
+                    break
 
     def readouts(self, group: Group) -> list[Readout]:
         """Weights of the group's consumers, in the order of `blocks`."""

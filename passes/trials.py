@@ -165,6 +165,11 @@ class Reweighter:
         moments = self._inputs.only(name, kept).towards(weight)
         return pose(moments, weight, unit[:, kept[0].numpy()], settings, own=True, ridge=self.whole(name)[1])
 
+    def also(self, name: str, weight: Tensor) -> Problem:
+        """The problem of somebody else who reads what a consumer reads and multiplies it with `weight`, (1, d, m)."""
+        unit, settings = self._units(name), self.settings.of(takes_intercept=True)
+        return pose(self._inputs[name].towards(weight), weight, unit, settings)
+
     def _pose(self, name: str, inputs: Collected) -> tuple[Collected, Problem]:
         weight = self._weight(name)
         moments = inputs.towards(weight)

@@ -361,6 +361,19 @@ def test_the_state_of_long_sequences_is_nearer_with_a_refitted_matrix(monkeypatc
     assert changes[0] < 0.7 * changes[1]
 
 
+def test_a_unit_that_only_the_state_reads_counts() -> None:
+    """The last unit is read behind the layer, but hardly; the first only by the next step, which needs it."""
+    model = Steps(nn.RNN)
+    with torch.no_grad():
+        model.after.weight.view(3, 2, HELD)[:, :, 0] = 0
+        model.after.weight.view(3, 2, HELD)[:, :, -1] = 1e-2
+        model.steps.weight_hh_l0[:, 0] = 1
+        model.steps.weight_hh_l0[:, -1] = 0
+    pruned = subprune_fx.prune(model, INPUTS, keep=(HELD - 1) / HELD, skip=("before",))
+    (made,) = pruned.plan.decisions
+    assert made.kept == tuple(range(HELD - 1))
+
+
 def packed() -> fx.GraphModule:
     """A recurrent layer that is told how long each sample is; torch's tracers do not look into the packing."""
     torch.manual_seed(0)
