@@ -17,7 +17,7 @@ from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.frontends.fx_recurrent import own_matrices, recurrent
 from subprune_fx.frontends.tensors import parameter
 from subprune_fx.graph.channels import Group
-from subprune_fx.graph.labels import vector
+from subprune_fx.graph.labels import places, vector
 from subprune_fx.graph.step import leaves
 from subprune_fx.numerics.elimination import Part
 from subprune_fx.numerics.packed import Waiting
@@ -186,8 +186,14 @@ class Gatherer:
             weight = torch.block_diag(*(parameter(module, matrix).mT for matrix, _ in names)).cpu()  # type: ignore[no-untyped-call]
             for name in group.consumers:
                 consumer = channels.contractions[name]
-                if self.network.readers[name].taps == 1 and np.array_equal(consumer.labels, labels):
-                    yield name, weight[None]
+                columns = places(labels, consumer.labels)
+                if columns is not None and (self.network.readers[name].taps, consumer.groups, consumer.blocks) == (
+                    1,
+                    1,
+                    1,
+                ):
+                    whole = weight.new_zeros(1, consumer.labels.size, weight.shape[1])
+                    yield name, whole.index_copy(1, torch.from_numpy(columns), weight[None])
                     break
 
     def readouts(self, group: Group) -> list[Readout]:
