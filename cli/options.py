@@ -73,7 +73,7 @@ class Request:
     intercept: bool
     feedback: bool
     rounds: int
-    ridge: float
+    ridge: float | None
     rows: int
     distil: int
     stochastic: float | None
@@ -138,9 +138,9 @@ class Request:
               help="Let a residual branch make up for what its shortcut has lost.")
 @click.option("--rounds", type=COUNT, default=2, show_default=True, metavar="N",
               help="How often to refit a layer to what the activation behind it lets through.")
-@click.option("--ridge", type=click.FloatRange(min=0), default=1e-3, show_default=True, metavar="R",
+@click.option("--ridge", type=click.FloatRange(min=0), metavar="R",
               help="How strongly new weights are pulled towards the original ones, relative to the mean square of "
-                   "what the layer reads.")
+                   "what the layer reads.  [default: 0.001, and more where few samples ask for it]")
 @click.option("--rows", type=COUNT, default=64, show_default=True, metavar="N",
               help="Output positions that a convolution is fitted on, for each weight of an output channel; 0 for "
                    "all.")

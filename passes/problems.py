@@ -12,6 +12,7 @@ from torch import Tensor
 from subprune_fx.graph.channels import ChannelGraph, Group
 from subprune_fx.graph.propagation import Consumer
 from subprune_fx.numerics.collect import Collected
+from subprune_fx.numerics.cross_validation import least_error
 from subprune_fx.numerics.elimination import Part
 from subprune_fx.numerics.moments import Moments
 from subprune_fx.numerics.normal import Equations, Normal
@@ -21,6 +22,16 @@ RESOLUTION = 1e-13
 
 ROUNDING = 1e-9
 """Ridges that differ less are the same, taken of the same columns twice."""
+
+
+AMPLE = 32
+"""Rows a column from which weights are told from noise without a ridge."""
+
+LARGE = 2048
+"""Rows and columns whose eigenvalues take longer than the rest of a consumer's least squares."""
+
+LEAST_RIDGE = 1e-3
+"""Ridge where nothing else is said."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +44,8 @@ class Settings:
             make up for the errors of earlier ones.
         rounds: How often a consumer is refitted where its activation is flat: there an output counts as right
             on the flat side. 0: its output before the activation is fitted as it is.
-        ridge: Weight of the pull towards the original weights, relative to the mean diagonal of the Gram matrix.
+        ridge: Weight of the pull towards the original weights, relative to the mean diagonal of the Gram matrix. None:
+            `LEAST_RIDGE`, and where every sample gives a consumer one row as much more as cross-validation says.
         rows: How many positions of a convolution's output are enough for each column of its design matrix, see
             `passes.thin`; 0: all are looked at.
     """
@@ -41,8 +53,13 @@ class Settings:
     intercept: bool = True
     feedback: bool = True
     rounds: int = 2
-    ridge: float = 1e-3
+    ridge: float | None = None
     rows: int = 64
+
+    @property
+    def pull(self) -> float:
+        """The ridge to begin with."""
+        return LEAST_RIDGE if self.ridge is None else self.ridge
 
     def of(self, takes_intercept: bool) -> Settings:
         """The settings for a consumer that has a place for an intercept, or none."""
@@ -58,12 +75,14 @@ class Problem:
         unit: Unit of each column, shape (groups, d).
         weight: W_0, shape (groups, d, m).
         ridge: lambda, shape (groups,).
+        validated: Whether the data have chosen it.
     """
 
     equations: Equations
     unit: NDArray[np.int64]
     weight: Tensor
     ridge: Tensor
+    validated: bool = False
 
     @property
     def energy(self) -> Tensor:
@@ -90,16 +109,35 @@ class Problem:
     def aimed(self, moments: Collected, settings: Settings) -> Problem:
         """The same columns with the targets that `moments` hold instead, whose inputs' products may be gone."""
         if not isinstance(self.equations, Normal) or not isinstance(moments, Moments):
-            return pose(moments, self.weight, self.unit, settings)
+            return pose(moments, self.weight, self.unit, settings, ridge=self.ridge if self.validated else None)
         level = self.equations.mean_diagonal() - self.ridge
         least = RESOLUTION * (level + moments.diagonal_of_means()) if settings.intercept else 0.0
-        ridge, equations = _ridge(level, least, settings), self.equations
+        ridge, equations = self.ridge if self.validated else _ridge(level, least, settings), self.equations
         if torch.allclose(ridge, self.ridge, rtol=ROUNDING, atol=0):
             ridge = self.ridge
         else:
             equations = equations.pulled(ridge - self.ridge)
         about = moments.targets_about(centre=settings.intercept)
         return dataclasses.replace(self, equations=equations.aimed(about.cross, about.energy, ridge), ridge=ridge)
+
+    def cross_validated(self, rows: int) -> Problem:
+        """The same with the ridge that cross-validation says, if that is more.
+
+        Args:
+            rows: How many there are, all independent of each other.
+        """
+        smaller = min(rows, self.unit.shape[1])
+        if smaller > LARGE or rows > AMPLE * self.unit.shape[1]:
+            return self
+        ridge = torch.tensor(
+            [
+                least_error(self.equations.system(group).spectrum(own), own, rows)
+                for group, own in enumerate(self.ridge.tolist())
+            ],
+            dtype=torch.float64,
+        )
+        equations = self.equations.pulled(ridge - self.ridge)
+        return dataclasses.replace(self, equations=equations, ridge=ridge, validated=True)
 
     def solution(self) -> Tensor:
         """argmin_W (paper eq. 4), (groups, d, m)."""
@@ -149,7 +187,7 @@ def pose(
 
 def _ridge(level: Tensor, least: Tensor | float, settings: Settings) -> Tensor:
     """The pull, by the mean diagonal of the Gram matrix."""
-    return (settings.ridge * level.clamp(min=torch.finfo(torch.float32).tiny)).clamp(min=least)
+    return (settings.pull * level.clamp(min=torch.finfo(torch.float32).tiny)).clamp(min=least)
 
 
 def blocks(

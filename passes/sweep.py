@@ -103,6 +103,7 @@ class Sweep:
         self.team = team
         self.scratch = Scratch(network)
         self.decisions: dict[str, Decision] = {}
+        self._samples = 0
         self._last: tuple[tuple[str, Reader], Collected] | None = None
         contractions = network.channels.contractions.items()
         self._readers = Counter((consumer.source, network.readers[name]) for name, consumer in contractions)
@@ -115,6 +116,7 @@ class Sweep:
         """
         for group in beforehand(self.network, late=self.choose is not None):
             self._decide(group, self.nested[group.name])
+        self._samples = round(self.team.numbers(sum(map(len, batches)))[0])
         walk = Lockstep(self.network.graph_module, self.scratch, batches, self.store, self.team)
         with torch.no_grad():
             for done, stretch in enumerate(walk.stretches, 1):
@@ -251,6 +253,8 @@ class Sweep:
         scratch = self.scratch
         where = self.network.intercepts.get(name)
         settings = self.settings.of(where is not None)
+        if settings.ridge is None and moments.rows == self._samples:
+            posed = posed.cross_validated(moments.rows)
         if aimed is not None and aimed.tail.saturates:
             posed, moments = saturated(aimed, posed, moments, settings)
         new, old = posed.solution(), scratch.get(consumer.weight)

@@ -47,7 +47,8 @@ class Choices(TypedDict, total=False):
         feedback: Let a layer whose output is added to another value make up for what that value has lost.
         rounds: How often a layer is refitted to what the activation behind it lets through; 0: not at all.
         ridge: How strongly new weights are pulled towards the original ones, relative to the mean diagonal of the Gram
-            matrix.
+            matrix. None: 0.001, and in layers that read one row of each sample, which a few hundred samples hardly
+            determine, as much more as generalised cross-validation asks for.
         rows: Output positions that a convolution is fitted on, over all calibration inputs, for each weight of an
             output channel; 0: all there are. Positions are left out only where there are at least twice as many.
         stochastic: Epsilon of stochastic greedy (paper App. B.3), in (0, 1); None for exact greedy.
@@ -82,7 +83,7 @@ class Choices(TypedDict, total=False):
     intercept: bool
     feedback: bool
     rounds: int
-    ridge: float
+    ridge: float | None
     rows: int
     stochastic: float | None
     distil: int
@@ -153,7 +154,7 @@ _COUNT: Check = (lambda value: isinstance(value, int) and value >= 0, "a whole n
 _CHECKS: dict[str, Check] = {
     **dict.fromkeys(("threads", "rows", "rounds", "distil"), _COUNT),
     "align": (lambda value: value is None or (isinstance(value, int) and value >= 1), "a whole number of at least 1"),
-    "ridge": (lambda value: math.isfinite(value) and value >= 0, "a number of at least 0"),
+    "ridge": (lambda value: value is None or (math.isfinite(value) and value >= 0), "a number of at least 0"),
     "stochastic": (lambda value: value is None or 0 < value < 1, "between 0 and 1"),
     "seed": (
         lambda value: isinstance(value, (int, np.integer)) and 0 <= int(value) < SEEDS,

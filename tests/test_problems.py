@@ -54,7 +54,7 @@ def directly(b: Tensor, y: Tensor, weight: Tensor, settings: Settings) -> Tensor
     if settings.intercept:
         b, y = b - b.mean(2, keepdim=True), y - y.mean(2, keepdim=True)
     size = b.square().sum(2).mean(1)
-    root = (settings.ridge * size).sqrt()[:, None, None]
+    root = (settings.pull * size).sqrt()[:, None, None]
     eye = torch.eye(b.shape[1], dtype=F64).expand(b.shape[0], -1, -1)
     design = torch.cat([b.mT, root * eye], 1)
     target = torch.cat([y.mT, root * weight], 1)

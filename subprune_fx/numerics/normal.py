@@ -18,6 +18,7 @@ from torch import Tensor
 
 from subprune_fx.numerics.blocks import Block
 from subprune_fx.numerics.cholesky import factor
+from subprune_fx.numerics.cross_validation import Spectrum
 from subprune_fx.numerics.elimination import Part
 
 
@@ -33,6 +34,9 @@ class System(Protocol):
     def eliminated(self, gone: Tensor, left: Tensor) -> System:
         """On the columns `left`, when those in `gone` have the best weights, whatever those of the others."""
 
+    def spectrum(self, ridge: float) -> Spectrum:
+        """For cross-validation, given lambda."""
+
     def part(self, unit: Tensor, scale: float) -> Part:
         """For greedy selection; the unit of each column, and the weight of the error."""
 
@@ -46,6 +50,9 @@ class Equations(Protocol):
 
     def only(self, kept: Tensor) -> Equations:
         """On the columns `kept`, (groups, kept d)."""
+
+    def pulled(self, more: Tensor) -> Equations:
+        """With so much more of lambda, (groups,)."""
 
     def solution(self) -> Tensor:
         """The best weights, (groups, d, m)."""
@@ -104,11 +111,12 @@ class Normal:
         return dataclasses.replace(self, cross=cross, energy=energy)
 
     def pulled(self, more: Tensor) -> Normal:
-        """With so much more on the diagonal of G, (groups,); this one's factor is given up to make room."""
+        """See `Equations`; this one's factor is given up to make room."""
         self.roots.clear()
         gram = self.gram.clone()
         gram.diagonal(dim1=1, dim2=2).add_(more[:, None])
-        return dataclasses.replace(self, gram=gram, roots=[])
+        energy = self.energy + more * self.weight.square().sum((1, 2))
+        return Normal(gram, self.cross + more[:, None, None] * self.weight, energy, self.weight)
 
     def system(self, group: int) -> System:
         """See `Equations`."""
@@ -144,6 +152,13 @@ class _System:
         gram = self.gram[left[:, None], left].addmm_(rows.mT, rows, alpha=-1)
         cross = self.cross[left] - rows.mT @ known
         return _System(gram, cross, self.energy - float(known.square().sum()), self.weight[left])
+
+    def spectrum(self, ridge: float) -> Spectrum:
+        """See `System`."""
+        squares, basis = torch.linalg.eigh(self.gram)
+        known = self.gram @ self.weight
+        energy = self.energy + float((self.weight * (known - 2 * self.cross)).sum())
+        return Spectrum.of(squares - ridge, basis.mT @ (self.cross - known), energy, inner=True)
 
     def part(self, unit: Tensor, scale: float) -> Part:
         """See `System`."""

@@ -80,6 +80,11 @@ class RowMoments:
     seen: list[int] = dataclasses.field(default_factory=list)
     centre: bool = False
 
+    @property
+    def rows(self) -> int:
+        """See `Moments`."""
+        return self.inputs.shape[2]
+
     def only(self, kept: Tensor) -> RowMoments:
         """See `Moments`."""
         return dataclasses.replace(self, inputs=self.inputs[torch.arange(len(kept))[:, None], kept])

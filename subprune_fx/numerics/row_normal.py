@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from subprune_fx.numerics.cholesky import JITTER, ROUNDING, factor
+from subprune_fx.numerics.cross_validation import Spectrum
 from subprune_fx.numerics.elimination import Part
 from subprune_fx.numerics.geometry import slices
 from subprune_fx.numerics.row_elimination import AT_ONCE, RowBlock, outputs, squared, stacked
@@ -36,6 +37,11 @@ class RowNormal:
     def only(self, kept: Tensor) -> RowNormal:
         """See `Equations`."""
         return RowNormal(tuple(system.only(own) for system, own in zip(self.systems, kept, strict=True)))
+
+    def pulled(self, more: Tensor) -> RowNormal:
+        """See `Equations`."""
+        pairs = zip(self.systems, more.tolist(), strict=True)
+        return RowNormal(tuple(dataclasses.replace(system, ridge=system.ridge + own) for system, own in pairs))
 
     def solution(self) -> Tensor:
         """See `Equations`."""
@@ -109,6 +115,14 @@ class RowSystem:
         turn = shorter[:, None] * basis.mT
         targets = turn @ (self.targets - outputs(chosen, self.weight[gone]))
         return dataclasses.replace(self._on(left), inputs=self.inputs[left] @ turn.mT, targets=targets)
+
+    def spectrum(self, ridge: float) -> Spectrum:
+        """See `System`."""
+        del ridge
+        lacking, inner = self.targets - outputs(self.inputs, self.weight), len(self.inputs) <= self.inputs.shape[1]
+        squares, basis = torch.linalg.eigh(self.inputs @ self.inputs.mT if inner else self.inputs.mT @ self.inputs)
+        products = basis.mT @ (self.inputs @ lacking if inner else lacking)
+        return Spectrum.of(squares, products, float(lacking.square().sum()), inner=inner)
 
     def part(self, unit: Tensor, scale: float) -> Part:
         """See `System`."""
