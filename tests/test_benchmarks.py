@@ -311,3 +311,23 @@ def test_a_shipped_file_is_compared_on_inputs_kept_back(load: Load, tmp_path: Pa
         "exit code": 2,
     }
     assert shipped._ends(bytes(range(70))).tolist()[:71] == [*range(70), 256]
+
+
+def test_recurrent_networks_are_trained_pruned_and_judged(load: Load, folder: Path) -> None:
+    pytest.importorskip("torchvision")
+    recurrent = load("recurrent")
+    arguments = ["--data", str(folder), "--work", str(folder), "--only", "three lstm layers", "--ratios", "1.5"]
+    result = CliRunner().invoke(recurrent.main, arguments, catch_exceptions=False)
+    first, second = result.output.splitlines()
+    assert first.startswith("three lstm layers: ")
+    assert second.startswith("  1.5")
+    assert "steps.weight_ih_l2" in second
+
+
+def test_mel_filters_overlap_and_rise(load: Load) -> None:
+    pytest.importorskip("torchvision")
+    filters = load("recurrent").bands()
+    assert filters.shape == (40, 201)
+    assert bool((filters >= 0).all())
+    assert bool((filters.argmax(1).diff() > 0).all())
+    assert bool((filters.sum(0)[2:198] > 0).all())
