@@ -3,8 +3,8 @@
     python examples/benchmarks/recurrent.py [--only lstm ...] [--ratios 1.5,2,4] [--data FOLDER] [--work FOLDER]
 
 MNIST's are judged by accuracy on the whole test set. Resemblyzer's encoder (three LSTM layers, 160 steps; Wan et al.
-2018) hears parts of the first half of the 30 s of speech in pyannote.audio, at other speeds and loudness, with noise. It
-is judged by the cosine between its embeddings and the original's on parts of the second half. All without training.
+2018) hears parts of the first half of the 30 s of speech in pyannote.audio, at other speeds and loudness, with noise,
+and is judged by the cosine between its embeddings and the original's on parts of the second half. Nothing is trained.
 """
 
 from __future__ import annotations
