@@ -41,6 +41,10 @@ Of the three layers of a speaker encoder (160 steps, half of the parameters) the
 """
 
 
+FAR = 10.0
+"""States that are so many times as large as the original's have run away: what to do there teaches nothing."""
+
+
 @dataclasses.dataclass
 class _Direction:
     """One direction of the layer.
@@ -143,6 +147,6 @@ def _run(
         states, originals = (previous(y[0], at[1], told) for y, at in ((made, after), (before, given)))
         for place, (state, original) in enumerate(zip(states, originals, strict=True)):
             error += float((state - original[..., kept.to(state.device)]).double().square().sum())
-            if layer is not None:
+            if layer is not None and float(state.abs().max()) <= FAR * float(original.abs().max()):
                 layer[place].add(state, original, share)
     return walk.team.numbers(error)[0]
