@@ -89,7 +89,7 @@ def digits(kind: type[nn.LSTM | nn.GRU], layers: int, data: Path | None) -> tupl
 def speakers(work: Path) -> tuple[nn.Module, Tensor, Judge]:
     """The speaker encoder, its calibration inputs, and the mean cosine with its embeddings of others."""
     network = Encoder()
-    network.load_state_dict(torch.load(member(*ENCODER, work), weights_only=True)["model_state"], strict=False)
+    network.load_state_dict(torch.load(member(*ENCODER, work), "cpu", weights_only=True)["model_state"], strict=False)
     with wave.open(str(member(*SPEECH, work))) as file:
         sound = np.frombuffer(file.readframes(file.getnframes()), np.int16).astype(np.float32) / 2**15
     network.eval()
