@@ -75,6 +75,7 @@ METHODS: dict[str, Method] = {
     "ours-no-intercept": _own("subprune_fx without intercept", intercept=False),
     "ours-no-feedback": _own("subprune_fx without feedback", feedback=False),
     "ours-no-rounds": _own("subprune_fx without rounds", rounds=0),
+    "ours-fixed-ridge": _own("subprune_fx with --ridge 0.001", ridge=1e-3),
     "ours-all-rows": _own("subprune_fx, all positions", rows=0),
     "ours-error-budget": _own("subprune_fx with the error budget", budget="error"),
     "ours-accuracy-budget": _own("subprune_fx with eq. (6), label-free", budget="accuracy"),
