@@ -29,7 +29,7 @@ import subprune_fx
 SAMPLES = 512
 EPOCHS = 4
 ENCODER = ("Resemblyzer==0.1.4", "pretrained.pt")
-SPEECH = ("pyannote.audio==4.0.7", "sample.wav")
+SPEECH = ("pyannote-audio==4.0.7", "sample.wav")
 WINDOW, HOP, FRAMES, BANDS, RATE = 400, 160, 160, 40, 16_000
 Judge = Callable[[nn.Module], float]
 
