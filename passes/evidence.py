@@ -185,13 +185,9 @@ class Gatherer:
                 continue
             weight = torch.block_diag(*(parameter(module, matrix).mT for matrix, _ in names)).cpu()  # type: ignore[no-untyped-call]
             for name in group.consumers:
-                consumer = channels.contractions[name]
+                consumer, taps = channels.contractions[name], self.network.readers[name].taps
                 columns = places(labels, consumer.labels)
-                if columns is not None and (self.network.readers[name].taps, consumer.groups, consumer.blocks) == (
-                    1,
-                    1,
-                    1,
-                ):
+                if columns is not None and taps == consumer.groups == consumer.blocks == 1:
                     whole = weight.new_zeros(1, consumer.labels.size, weight.shape[1])
                     yield name, whole.index_copy(1, torch.from_numpy(columns), weight[None])
                     break

@@ -109,7 +109,8 @@ class Problem:
     def aimed(self, moments: Collected, settings: Settings) -> Problem:
         """The same columns with the targets that `moments` hold instead, whose inputs' products may be gone."""
         if not isinstance(self.equations, Normal) or not isinstance(moments, Moments):
-            return pose(moments, self.weight, self.unit, settings, ridge=self.ridge if self.validated else None)
+            found = pose(moments, self.weight, self.unit, settings, ridge=self.ridge if self.validated else None)
+            return dataclasses.replace(found, validated=self.validated)
         level = self.equations.mean_diagonal() - self.ridge
         least = RESOLUTION * (level + moments.diagonal_of_means()) if settings.intercept else 0.0
         ridge, equations = self.ridge if self.validated else _ridge(level, least, settings), self.equations

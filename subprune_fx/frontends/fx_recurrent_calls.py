@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -153,26 +152,35 @@ def is_marked(graph: fx.GraphModule) -> bool:
 def unmark(graph: fx.GraphModule) -> None:
     """The opposite, in `graph` itself."""
     marked = [node for node in graph.graph.nodes if node.target is recurrent]
+    alone: dict[tuple[str, int], list[str]] = {}
     for node in marked:
+        path, layer = node.kwargs["path"], node.kwargs["layer"]
+        if isinstance(path, str) and isinstance(layer, int) and (path, layer) not in alone:
+            alone[path, layer] = _alone(graph, path, layer)
         with graph.graph.inserting_before(node):
             gates, state, weights = node.args
-            node.replace_all_uses_with(_undone(graph, gates, state, weights, node.kwargs))
+            node.replace_all_uses_with(_undone(graph, gates, state, weights, node.kwargs, alone))
     if marked:
         graph.graph.eliminate_dead_code()
-        for path in {node.kwargs["path"] for node in marked if node.kwargs.get("layer") is not None} - {None}:
-            graph.delete_submodule(str(path))
+        for path in {path for path, _ in alone}:
+            graph.delete_submodule(path)
         graph.recompile()
 
 
 def _undone(
-    graph: fx.GraphModule, gates: Sequence[fx.Node], state: Any, weights: Sequence[Any], told: Mapping[str, Any]
+    graph: fx.GraphModule,
+    gates: Sequence[fx.Node],
+    state: Any,
+    weights: Sequence[Any],
+    told: Mapping[str, Any],
+    alone: Mapping[tuple[str, int], list[str]],
 ) -> fx.Node:
     """The call that was there, or that of one layer of a stack."""
     read: Any = gates[0].args[0]
     if told["path"] is not None:
-        name = told["path"]
-        if told["layer"] is not None:
-            name, read = _alone(graph, told["path"], told["layer"], read)
+        *before, name = alone.get((told["path"], told["layer"]), [told["path"]])
+        for dropout in before:
+            read = graph.graph.call_module(dropout, (read,))
         return graph.graph.call_module(name, (read,) if state is None else (read, state))
     whole = list(weights)
     for gate, own in zip(gates, of_input(len(whole), told), strict=True):
@@ -182,22 +190,27 @@ def _undone(
     return graph.graph.call_function(_OPS[told["kind"]], (read, state, whole, *numbers))
 
 
-def _alone(graph: fx.GraphModule, path: str, layer: int, read: fx.Node) -> tuple[str, fx.Node]:
-    """The name of one layer of the stack at `path`, as a module of its own, and what it reads."""
-    stack, name = graph.get_submodule(path), f"{path}_{layer}"
+def _alone(graph: fx.GraphModule, path: str, layer: int) -> list[str]:
+    """Make one layer of the stack at `path` a module of its own, and the dropout before it, if any; their names."""
+    stack = graph.get_submodule(path)
     assert isinstance(stack, nn.RNNBase)
-    own = [one for one in stack._flat_weights_names if f"_l{layer}" in re.findall(r"_l\d+", one)]  # noqa: SLF001 - no public name
     inputs, units = (getattr(stack, f"weight_{which}_l{layer}").shape[1] for which in ("ih", "hh"))
     options = {"nonlinearity": stack.nonlinearity} if isinstance(stack, nn.RNN) else {}
     common = {"bias": stack.bias, "batch_first": stack.batch_first, "bidirectional": stack.bidirectional}
     made = type(stack)(inputs, units, device="meta", **common, **options)
-    for one in own:
-        setattr(made, one.replace(f"_l{layer}", "_l0"), getattr(stack, one))
-    graph.add_submodule(name, made.train(stack.training))
-    if layer and stack.dropout:
-        graph.add_submodule(f"{path}_dropout", nn.Dropout(stack.dropout).train(stack.training))
-        read = graph.graph.call_module(f"{path}_dropout", (read,))
-    return name, read
+    for own in made._flat_weights_names:  # noqa: SLF001 - no public name
+        setattr(made, own, getattr(stack, own.replace("_l0", f"_l{layer}")))
+    dropout = [_added(graph, f"{path}_dropout_l{layer}", nn.Dropout(stack.dropout))] if layer and stack.dropout else []
+    return [*dropout, _added(graph, f"{path}_l{layer}", made)]
+
+
+def _added(graph: fx.GraphModule, name: str, module: nn.Module) -> str:
+    """Add a module, under another name where that is taken."""
+    taken = dict(graph.named_modules())
+    while name in taken:
+        name += "_"
+    graph.add_submodule(name, module.train(graph.training))
+    return name
 
 
 def _called(node: fx.Node, graph: fx.GraphModule) -> _Layer | None:
