@@ -17,7 +17,7 @@ from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.frontends.fx_recurrent import own_matrices, recurrent
 from subprune_fx.frontends.tensors import parameter
 from subprune_fx.graph.channels import Group
-from subprune_fx.graph.labels import places, vector
+from subprune_fx.graph.labels import Labels, places, vector
 from subprune_fx.graph.step import leaves
 from subprune_fx.numerics.elimination import Part
 from subprune_fx.numerics.packed import Waiting
@@ -175,15 +175,24 @@ class Gatherer:
             found += blocks(group, reweighter.also(name, weight), channels, settled, alive)
         return found
 
-    def _loops(self, group: Group) -> Iterator[tuple[str, Tensor]]:
-        """Recurrent layers read their own states: by consumer that reads the same, what these are multiplied with."""
+    @functools.cached_property
+    def _states(self) -> list[tuple[Labels, Tensor]]:
+        """Of recurrent layers, the labels of their states, (d,), and the matrices that these meet, (d, gates)."""
         channels, module = self.network.channels, self.network.graph_module
+        found = []
         for node in module.graph.nodes:
             names = own_matrices(node) if node.target is recurrent else []
-            labels = vector(leaves(channels.values[node.name])[0], -1) if names else np.zeros(0, dtype=np.int64)
+            if names:
+                weight = torch.block_diag(*(parameter(module, matrix).mT for matrix, _ in names))  # type: ignore[no-untyped-call]
+                found.append((vector(leaves(channels.values[node.name])[0], -1), weight.cpu()))
+        return found
+
+    def _loops(self, group: Group) -> Iterator[tuple[str, Tensor]]:
+        """Recurrent layers read their own states: by consumer that reads the same, what these are multiplied with."""
+        channels = self.network.channels
+        for labels, weight in self._states:
             if not np.isin(channels.unit[labels], group.units).any():
                 continue
-            weight = torch.block_diag(*(parameter(module, matrix).mT for matrix, _ in names)).cpu()  # type: ignore[no-untyped-call]
             for name in group.consumers:
                 consumer, taps = channels.contractions[name], self.network.readers[name].taps
                 columns = places(labels, consumer.labels)

@@ -225,10 +225,13 @@ class Lockstep:
 
         For the pruned one with parameters as they are when a batch is asked for.
         """
-        for before, after in zip(self._originals, self._pruned, strict=True):
+
+        def of(before: Environment, after: Environment) -> tuple[Any, Any, Any]:
             values = {used: after.get(self._twin[used]) for used in node.all_input_nodes}
             values |= {used: self._parameter(used) for used in self._parameters(node)}
-            yield before[node], fx.map_arg(node.args, before.__getitem__), fx.map_arg(node.args, values.__getitem__)
+            return before[node], fx.map_arg(node.args, before.__getitem__), fx.map_arg(node.args, values.__getitem__)
+
+        return self._store.passed(map(of, self._originals, self._pruned))
 
     def completed(self, node: fx.Node, source: str, axis: int, kept: Tensor) -> Iterator[Tensor]:
         """The original `node` run on the pruned network's input, channels it has no more taken from the original.

@@ -23,7 +23,6 @@ RESOLUTION = 1e-13
 ROUNDING = 1e-9
 """Ridges that differ less are the same, taken of the same columns twice."""
 
-
 AMPLE = 32
 """Rows a column from which weights are told from noise without a ridge."""
 

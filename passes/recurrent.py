@@ -86,9 +86,11 @@ def refit(walk: Lockstep, node: fx.Node, network: FxNetwork, scratch: Scratch, s
         settings: How least squares are posed.
     """
     names = own_matrices(node)
+    if not names:
+        return
     made = vector(leaves(network.channels.values[node.name])[0], -1)
-    alive = scratch.alive[network.channels.unit[made[: len(made) // max(1, len(names))]]]
-    if not names or alive.all():
+    alive = scratch.alive[network.channels.unit[made[: len(made) // len(names)]]]
+    if alive.all():
         return
     kept = torch.from_numpy(np.flatnonzero(alive))
     layer = [_direction(matrix, bias, kept, network, scratch) for matrix, bias in names]

@@ -195,7 +195,7 @@ def _report(compiler: Compiler, compiled: Compiled, inputs: Inputs) -> Report:
         "intercept": options.settings.intercept,
         "feedback": options.settings.feedback,
         "rounds": options.settings.rounds,
-        "ridge": "0.001 or more" if options.settings.ridge is None else options.settings.ridge,
+        "ridge": f"{options.settings.pull}{' or more' if options.settings.ridge is None else ''}",
         "rows": options.settings.rows,
         "stochastic": options.stochastic,
         "distil": options.distil,
