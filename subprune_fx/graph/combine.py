@@ -8,8 +8,15 @@ import numpy as np
 
 from subprune_fx.graph.labels import Labels, compact, constant, cut, distinct, expand, varying
 from subprune_fx.graph.propagation import Propagation
+from subprune_fx.graph.step import Step, Tree, leaves, shape_of
 
 Shape = tuple[int, ...]
+
+
+def elementwise(state: Propagation, step: Step) -> Tree:
+    """Position by position, the operands' channels are one."""
+    operands = [labels for operand in step.operands for labels in leaves(state.of(operand))]
+    return combine(state, step.op, operands, shape_of(step))
 
 
 def combine(state: Propagation, op: str, operands: Sequence[Labels], shape: Shape) -> Labels:

@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from subprune_fx.graph.combine import combine
+from subprune_fx.graph.freezing import refuse
 from subprune_fx.graph.labels import Labels, compact, constant, distinct, expand, varying, vector
 from subprune_fx.graph.propagation import Consumer, Propagation
-from subprune_fx.graph.statistics import refuse
 from subprune_fx.graph.step import Param, Step, Tree
 
 Shape = tuple[int, ...]

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from subprune_fx.graph.freezing import refuse
 from subprune_fx.graph.labels import Labels, along, varying, vector
 from subprune_fx.graph.propagation import Propagation
-from subprune_fx.graph.statistics import refuse
 from subprune_fx.graph.step import Param, Step, Tree, leaves
 
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}

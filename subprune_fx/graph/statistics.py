@@ -11,36 +11,14 @@ else would change what no layer can be refitted for, and freezes the channels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 
 from subprune_fx.graph.combine import combine
-from subprune_fx.graph.labels import Labels, compact, distinct, expand, varying, vector
+from subprune_fx.graph.freezing import keep_params, refuse
+from subprune_fx.graph.labels import Labels, compact, distinct, expand, varying
 from subprune_fx.graph.propagation import Propagation
-from subprune_fx.graph.step import Param, Step, Tree, leaves
-
-
-def refuse(state: Propagation, step: Step, reason: str) -> Tree:
-    """Freeze everything that reaches the step and label its output 0."""
-    for operand in (*step.operands, *step.roles.values()):
-        if isinstance(operand, Param):
-            state.pin(operand, reason)
-            continue
-        for labels in leaves(operand):
-            state.freeze(labels, reason)
-    return step.blank
-
-
-def by_channel(state: Propagation, step: Step) -> Labels | None:
-    """The first operand's labels, a channel of dimension 1 one unit with its positions; None: not channels there."""
-    labels: Labels = state.of(step.operands[0])
-    channels = set(varying(labels))
-    if channels <= {1}:
-        return labels
-    if 1 not in channels or 0 in channels:
-        return None
-    return state.tie(labels, range(2, labels.ndim), f"{step.op} reads it with fixed channels")
+from subprune_fx.graph.step import Step, Tree, leaves, per_tensor, shape_of
 
 
 def over_dims(step: Step, rank: int) -> set[int]:
@@ -80,13 +58,6 @@ def statistic(state: Propagation, step: Step) -> Tree:
     return _reduced(state, step, labels)
 
 
-def per_tensor(rule: Callable[[tuple[int, ...]], Labels], step: Step) -> Tree:
-    """What `rule` makes of the shape of each tensor that the step returns (a maximum comes with where it was)."""
-    if isinstance(step.blank, tuple):
-        return tuple(rule(part.shape) for part in step.blank)
-    return rule(step.blank.shape)
-
-
 def _reduced(state: Propagation, step: Step, labels: Labels) -> Tree:
     """Reduced dimensions vanish, or are left with size 1."""
     over = over_dims(step, labels.ndim)
@@ -107,6 +78,15 @@ def along(state: Propagation, step: Step) -> Tree:
         labels = state.tie(labels, over, f"{step.op} mixes it with fixed channels")
     first = labels[tuple(slice(0, 1) if d in over else slice(None) for d in range(labels.ndim))]
     return per_tensor(lambda shape: expand(first, shape), step)
+
+
+def across(state: Propagation, step: Step) -> Tree:
+    """One filter along the last dimension: the channels there pass, since those that are gone count as zero."""
+    labels = state.of(step.operands[0])
+    keep_params(state, step)
+    if varying(labels) in ((), (labels.ndim - 1,)) and not state.loose(labels):
+        return expand(labels, shape_of(step))
+    return refuse(state, step, f"{step.op} acts on a dimension that carries channels")
 
 
 def normalise(state: Propagation, step: Step) -> Tree:
@@ -168,22 +148,3 @@ def _dealt_out(state: Propagation, labels: Labels, over: set[int], reason: str) 
 def _on_both(labels: Labels, some: set[int], others: set[int]) -> bool:
     channels = set(varying(labels))
     return bool(some & channels and others & channels)
-
-
-def normalise_groups(state: Propagation, step: Step) -> Tree:
-    """GroupNorm: one group is a normalisation over all channels; of several, whole groups live or die, exactly."""
-    assert step.shape is not None
-    count = int(step.attrs["groups"])
-    labels = by_channel(state, step)
-    if labels is None:
-        return refuse(state, step, f"{step.op} reads channels on a dimension other than 1")
-    channels = vector(labels, 1)
-    if count == 1:
-        state.normalised.append(distinct(channels))
-    else:
-        parts = channels.reshape(count, -1)
-        state.unify(np.broadcast_to(parts[:, :1], parts.shape), parts, f"{step.op} groups it with fixed channels")
-    for param in step.roles.values():
-        state.weight_axis(param, 0, channels)
-        state.follows.append((channels, step.module))
-    return expand(labels, step.shape)

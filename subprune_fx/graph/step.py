@@ -72,6 +72,25 @@ class Step:
     offset: str | None = None
 
 
+def shape_of(step: Step) -> tuple[int, ...]:
+    """Shape of the one tensor that the step returns.
+
+    Raises:
+        ValueError: If it returns something else.
+    """
+    if step.shape is None:
+        message = f"{step.name}: {step.op} has no single output"
+        raise ValueError(message)
+    return step.shape
+
+
+def per_tensor(rule: Callable[[tuple[int, ...]], Labels], step: Step) -> Tree:
+    """What `rule` makes of the shape of each tensor that the step returns (a maximum comes with where it was)."""
+    if isinstance(step.blank, tuple):
+        return tuple(rule(part.shape) for part in step.blank)
+    return rule(step.blank.shape)
+
+
 def leaves(tree: Tree) -> list[Labels]:
     """The label arrays of a tree, in order."""
     if isinstance(tree, (tuple, list)):
