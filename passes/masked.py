@@ -20,8 +20,8 @@ from torch.utils import _pytree as pytree
 from subprune_fx.frontends.calls import bind
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.frontends.tensors import named_tensors, parameter
+from subprune_fx.graph.kinds import Kind
 from subprune_fx.graph.labels import Labels, compact, survivors
-from subprune_fx.graph.optable import Kind
 from subprune_fx.graph.step import Tree, leaves
 from subprune_fx.passes.rewrite import apply
 from subprune_fx.plan import Plan

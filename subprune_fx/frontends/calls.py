@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 
 from subprune_fx.frontends.onnx_calls import NAMES, describe_call
 from subprune_fx.frontends.onnx_op import OnnxOp
-from subprune_fx.graph.optable import BY_TORCH, Kind, Row
+from subprune_fx.graph.kinds import Kind, Row
+from subprune_fx.graph.optable import BY_TORCH
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _CONV_TRANSPOSE = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")

@@ -27,8 +27,8 @@ from subprune_fx.frontends.fx_tails import Tail, normalisable, tail
 from subprune_fx.frontends.onnx_calls import row_of
 from subprune_fx.frontends.onnx_op import OnnxOp, item
 from subprune_fx.graph.channels import ChannelGraph, close, stuck
+from subprune_fx.graph.kinds import MOVING, Kind, Resize
 from subprune_fx.graph.labels import Labels, compact, constant, tighten, varying
-from subprune_fx.graph.optable import MOVING, Kind, Resize
 from subprune_fx.graph.propagation import Consumer, Propagation
 from subprune_fx.graph.rules import propagate
 from subprune_fx.graph.step import Param, Step, Tree, leaves

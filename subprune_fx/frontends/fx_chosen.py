@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from subprune_fx.frontends.calls import bind
 from subprune_fx.frontends.fx_products import factors, is_scaled, letters
 from subprune_fx.frontends.fx_shapes import Shapes
-from subprune_fx.graph.optable import Kind
+from subprune_fx.graph.kinds import Kind
 
 _CALLS = ("call_function", "call_method", "call_module")
 _GROUPED = ("grouped_mm", "grouped_mm_fallback")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from subprune_fx.frontends.calls import COMPUTED, bind
-from subprune_fx.graph.optable import Kind
+from subprune_fx.graph.kinds import Kind
 
 _CALLS = ("call_function", "call_method", "call_module")
 

@@ -17,8 +17,8 @@ from subprune_fx.frontends.calls import Call
 from subprune_fx.frontends.onnx_op import OnnxOp
 from subprune_fx.frontends.onnx_resize import resize_onnx
 from subprune_fx.graph.channels import ChannelGraph
+from subprune_fx.graph.kinds import MOVING, Kind, Resize
 from subprune_fx.graph.labels import Labels, compact, expand, survivors, varying, vector
-from subprune_fx.graph.optable import MOVING, Kind, Resize
 from subprune_fx.graph.step import Tree, leaves
 from subprune_fx.plan import Constant
 

@@ -28,8 +28,8 @@ from subprune_fx.frontends.fx_resize import Site
 from subprune_fx.frontends.onnx_graph import META, source_of
 from subprune_fx.frontends.onnx_op import OnnxOp
 from subprune_fx.frontends.original import agree
+from subprune_fx.graph.kinds import Kind
 from subprune_fx.graph.labels import Labels, along, compact, distinct, varying, vector
-from subprune_fx.graph.optable import Kind
 from subprune_fx.graph.step import Tree, leaves
 from subprune_fx.plan import Constant
 

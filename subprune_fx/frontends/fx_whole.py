@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from subprune_fx.frontends.calls import bind, is_op
-from subprune_fx.graph.optable import Kind
+from subprune_fx.graph.kinds import Kind
 
 
 def reads_apart(graph: fx.GraphModule) -> bool:

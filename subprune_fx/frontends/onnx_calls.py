@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor, fx
 
 from subprune_fx.frontends.onnx_op import OnnxOp
-from subprune_fx.graph.optable import BY_ONNX, BY_TORCH, Axes, Row
+from subprune_fx.graph.kinds import Axes, Row
+from subprune_fx.graph.optable import BY_ONNX, BY_TORCH
 
 Arguments = dict[str, Any]
 

@@ -42,7 +42,7 @@ from subprune_fx.frontends.lengths import traceable
 from subprune_fx.frontends.onnx_graph import source_of
 from subprune_fx.frontends.onnx_static import specialise
 from subprune_fx.frontends.original import Original
-from subprune_fx.graph.optable import Kind
+from subprune_fx.graph.kinds import Kind
 from subprune_fx.silence import silence
 
 _OUT_OF_PLACE: dict[Any, Any] = {

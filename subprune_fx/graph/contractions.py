@@ -11,8 +11,8 @@ from collections.abc import Callable
 import numpy as np
 
 from subprune_fx.graph.freezing import keep_params, refuse
+from subprune_fx.graph.kinds import Axes
 from subprune_fx.graph.labels import Labels, along, distinct, expand, varying, vector
-from subprune_fx.graph.optable import Axes
 from subprune_fx.graph.propagation import Consumer, Propagation
 from subprune_fx.graph.statistics import tokens
 from subprune_fx.graph.step import Param, Step, Tree, leaves, shape_of

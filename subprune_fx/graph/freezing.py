@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from subprune_fx.graph.kinds import Kind
 from subprune_fx.graph.labels import compact, expand
-from subprune_fx.graph.optable import Kind
 from subprune_fx.graph.propagation import Propagation
 from subprune_fx.graph.step import Param, Step, Tree, leaves
 

@@ -11,8 +11,8 @@ import math
 import numpy as np
 
 from subprune_fx.graph.freezing import refuse
+from subprune_fx.graph.kinds import Resize
 from subprune_fx.graph.labels import Labels, compact, cut, distinct, expand, varying, vector
-from subprune_fx.graph.optable import Resize
 from subprune_fx.graph.propagation import Propagation
 from subprune_fx.graph.step import Step, Tree, leaves, shape_of
 

@@ -1,127 +1,30 @@
 """The op table: one row per op, shared by every front end.
 
-A row names an op as torch and ONNX spell it and says how channel labels pass through it (its `Kind`).
+A row names an op as torch and ONNX spell it and says how channel labels pass through it, its `Kind` (`graph.kinds`).
 Adding an op is adding a row; an op without a row freezes the channels that reach it.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import enum
 import math
 
-
-class Kind(enum.Enum):
-    """How labels pass through an op; each member has one rule in `graph.rules`."""
-
-    MOVE = "moves elements: the op itself is run on the labels"
-    SPREAD = "repeats along dimensions of size 1: what has no channels may be as wide as what it meets"
-    PERMUTE = "reorders dimensions: a parameter stays a parameter"
-    JOIN = "joins tensors along a dimension"
-    ELEMENTWISE = "combines operands position by position: their labels are unified"
-    CONTRACT = "sums over its input channels with a weight, and makes new channels"
-    BILINEAR = "sums over the channels of two inputs with one weight, and makes new channels"
-    PER_CHANNEL = "one parameter slice per channel: the parameters follow"
-    SPATIAL = "acts on each channel's positions separately"
-    UNFOLD = "lays out each channel's windows as channels"
-    RECURRENT = "goes along a sequence: a unit of its state is a row of every gate"
-    FOLD = "adds up windows that are laid out as channels"
-    REDUCE = "reduces over dimensions"
-    STATISTIC = "reduces over dimensions to something that its channels may be normalised by"
-    ALONG = "mixes the positions of one dimension (softmax, sort)"
-    ACROSS = "mixes neighbours along the last dimension; those that are gone count as zero"
-    NORM = "normalises over dimensions; parameters of their shape"
-    GROUP_NORM = "normalises over groups of channels; one parameter slice per channel"
-    PRODUCT = "product of two tensors, activations or weights"
-    ATTENTION = "attention of activations"
-    PAD = "pads with a constant"
-    CHUNK = "splits into equal parts"
-    SAME = "gives its first tensor another type, or takes its shape alone: what else it reads says only what type"
-    GATE = "multiplies one half of a dimension with a function of the other"
-    DEAL = "deals out the channels of equal parts, one of each in turn"
-    LOOKUP = "reads rows of a table: new channels from the table's columns"
-    GATHER = "reads elements along one dimension, at indices of its own for each position"
-    SCATTER = "writes into a range of one dimension"
-    WRITE = "writes or adds to places along one dimension"
-    PUT = "writes to places of its first dimensions"
-    SHAPE = "reads sizes and types, not elements"
-
-
-MOVING = (Kind.MOVE, Kind.SPREAD, Kind.PERMUTE, Kind.JOIN, Kind.CHUNK, Kind.DEAL, Kind.PAD)
-"""Kinds whose ops are run on labels."""
-
-
-class Resize(enum.Enum):
-    """Which arguments of a moving op spell sizes, and so change when channels go."""
-
-    NONE = "none"
-    SHAPE = "the output shape"
-    SLICE = "a range of one dimension"
-    SPLIT = "the sizes of the parts"
-    PAD = "how much is padded before and after"
-    LIKE = "none: the output has the shape of another tensor"
-    NORM = "the shape that is normalised over"
-    GROUPS = "the number of groups"
-    KEPT = "which positions of the last dimension are left"
-
-
-@dataclasses.dataclass(frozen=True)
-class Axes:
-    """Where a contraction keeps its channels.
-
-    Attributes:
-        data: Channel dimension of the activation.
-        inputs: Dimension of the weight that is summed over.
-        outputs: Dimension of the weight that makes the new channels.
-    """
-
-    data: int
-    inputs: int
-    outputs: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One op.
-
-    Attributes:
-        kind: How labels pass through.
-        torch: Its names in torch, lower case, without trailing underscore: functions, methods, `nn` classes and
-            ATen packets of one name share an entry.
-        onnx: Its ONNX op types, with the domain where that is not ONNX's own.
-        axes: For contractions, where the channels are.
-        resize: For moving ops, which arguments spell sizes.
-        roles: Names of the tensors it takes besides the first (parameters, usually), as torch spells them.
-        flat: For activations that are constant below one number and above another, those two.
-        default: Dimensions that the op works on where it is not told; none: on all.
-    """
-
-    kind: Kind
-    torch: tuple[str, ...]
-    onnx: tuple[str, ...] = ()
-    axes: Axes | None = None
-    resize: Resize = Resize.NONE
-    roles: tuple[str, ...] = ()
-    flat: tuple[float, float] | None = None
-    default: tuple[int, ...] | None = None
-
+from subprune_fx.graph.kinds import Axes, Kind, Resize, Row
 
 _WEIGHT = ("weight", "bias")
 _NORM = ("weight", "bias", "running_mean", "running_var")
+
+
+def _names(words: str) -> tuple[str, ...]:
+    """The words of a text."""
+    return tuple(words.split())
+
 
 TABLE: tuple[Row, ...] = (
     # contractions
     Row(Kind.CONTRACT, ("conv1d", "conv2d", "conv3d"), ("Conv",), Axes(1, 1, 0), roles=_WEIGHT),
     Row(
         Kind.CONTRACT,
-        (
-            "convtranspose1d",
-            "convtranspose2d",
-            "convtranspose3d",
-            "conv_transpose1d",
-            "conv_transpose2d",
-            "conv_transpose3d",
-        ),
+        _names("convtranspose1d convtranspose2d convtranspose3d conv_transpose1d conv_transpose2d conv_transpose3d"),
         ("ConvTranspose",),
         Axes(1, 0, 1),
         roles=_WEIGHT,
@@ -133,15 +36,10 @@ TABLE: tuple[Row, ...] = (
     # per-channel parameters
     Row(
         Kind.PER_CHANNEL,
-        (
-            "batchnorm1d",
-            "batchnorm2d",
-            "batchnorm3d",
-            "syncbatchnorm",
-            "frozenbatchnorm2d",
-            "batch_norm",
-            "_native_batch_norm_legit_no_training",
-        ),
+        _names("""
+            batchnorm1d batchnorm2d batchnorm3d syncbatchnorm frozenbatchnorm2d batch_norm
+            _native_batch_norm_legit_no_training
+        """),
         ("BatchNormalization",),
         roles=_NORM,
     ),
@@ -160,332 +58,61 @@ TABLE: tuple[Row, ...] = (
     # elementwise, one operand or several
     Row(
         Kind.ELEMENTWISE,
-        (
-            "add",
-            "iadd",
-            "radd",
-            "sub",
-            "isub",
-            "rsub",
-            "mul",
-            "imul",
-            "rmul",
-            "div",
-            "truediv",
-            "itruediv",
-            "true_divide",
-            "pow",
-            "maximum",
-            "minimum",
-            "where",
-            "masked_fill",
-            "addcmul",
-            "lerp",
-            "eq",
-            "ne",
-            "lt",
-            "le",
-            "gt",
-            "ge",
-            "logical_and",
-            "logical_or",
-            "logical_not",
-            "bitwise_and",
-            "bitwise_or",
-            "and",
-            "or",
-            "xor",
-            "multiply",
-            "subtract",
-            "divide",
-            "floor_divide",
-            "remainder",
-            "fmod",
-            "atan2",
-            "copysign",
-            "not_equal",
-            "greater",
-            "greater_equal",
-            "less",
-            "less_equal",
-            "logical_xor",
-            "bitwise_xor",
-            "fmax",
-            "fmin",
-            "logaddexp",
-            "hypot",
-            "float_power",
-            "xlogy",
-            "addcdiv",
-            "nan_to_num",
-        ),
-        (
-            "Add",
-            "Sub",
-            "Mul",
-            "Div",
-            "Pow",
-            "Max",
-            "Min",
-            "Where",
-            "Sum",
-            "Mean",
-            "Mod",
-            "Equal",
-            "Less",
-            "LessOrEqual",
-            "Greater",
-            "GreaterOrEqual",
-            "And",
-            "Or",
-            "Xor",
-        ),
+        _names("""
+            add iadd radd sub isub rsub mul imul rmul div truediv itruediv true_divide pow maximum minimum where
+            masked_fill addcmul lerp eq ne lt le gt ge logical_and logical_or logical_not bitwise_and bitwise_or and or
+            xor multiply subtract divide floor_divide remainder fmod atan2 copysign not_equal greater greater_equal less
+            less_equal logical_xor bitwise_xor fmax fmin logaddexp hypot float_power xlogy addcdiv nan_to_num
+        """),
+        _names("""
+            Add Sub Mul Div Pow Max Min Where Sum Mean Mod Equal Less LessOrEqual Greater GreaterOrEqual And Or Xor
+        """),
     ),
     Row(
         Kind.ELEMENTWISE,
-        (
-            "leakyrelu",
-            "leaky_relu",
-            "elu",
-            "celu",
-            "selu",
-            "gelu",
-            "silu",
-            "mish",
-            "hardtanh",
-            "sigmoid",
-            "tanh",
-            "softplus",
-            "softsign",
-            "logsigmoid",
-            "log_sigmoid",
-            "threshold",
-            "rrelu",
-            "hardshrink",
-            "softshrink",
-            "tanhshrink",
-            "exp",
-            "log",
-            "sqrt",
-            "rsqrt",
-            "square",
-            "abs",
-            "neg",
-            "sin",
-            "cos",
-            "erf",
-            "erfc",
-            "reciprocal",
-            "absolute",
-            "negative",
-            "positive",
-            "exp2",
-            "expm1",
-            "log1p",
-            "log2",
-            "log10",
-            "logit",
-            "sinh",
-            "cosh",
-            "tan",
-            "asin",
-            "acos",
-            "atan",
-            "asinh",
-            "acosh",
-            "atanh",
-            "trunc",
-            "frac",
-            "sgn",
-            "erfinv",
-            "half",
-            "double",
-            "bool",
-            "int",
-            "long",
-            "bfloat16",
-            "cpu",
-            "isnan",
-            "isinf",
-            "isfinite",
-            "bitwise_not",
-            "invert",
-            "digamma",
-            "lgamma",
-            "sinc",
-            "sign",
-            "round",
-            "floor",
-            "ceil",
-            "clamp",
-            "clamp_min",
-            "clamp_max",
-            "clip",
-            "dropout",
-            "dropout1d",
-            "dropout2d",
-            "dropout3d",
-            "alphadropout",
-            "alpha_dropout",
-            "featurealphadropout",
-            "feature_dropout",
-            "identity",
-            "contiguous",
-            "clone",
-            "detach",
-            "to",
-            "float",
-            "type",
-            "_to_copy",
-            "stochasticdepth",
-            "stochastic_depth",
-            "droppath",
-            "lift_fresh_copy",
-            "alias",
-            "copy",
-            "data",
-            "real",
-            "imag",
-            "zeros_like",
-            "ones_like",
-            "full_like",
-            "zero",
-            "fill",
-        ),
-        (
-            "LeakyRelu",
-            "Elu",
-            "Celu",
-            "Selu",
-            "Gelu",
-            "Mish",
-            "HardSigmoid",
-            "Sigmoid",
-            "Tanh",
-            "Softplus",
-            "Softsign",
-            "ThresholdedRelu",
-            "Exp",
-            "Log",
-            "Sqrt",
-            "Abs",
-            "Neg",
-            "Sin",
-            "Cos",
-            "Erf",
-            "Reciprocal",
-            "Sign",
-            "Round",
-            "Floor",
-            "Ceil",
-            "Clip",
-            "Dropout",
-            "Identity",
-            "Cast",
-            "Not",
-            "IsNaN",
-            "IsInf",
-            "Tan",
-            "Asin",
-            "Acos",
-            "Atan",
-            "Sinh",
-            "Cosh",
-            "Asinh",
-            "Acosh",
-            "Atanh",
-            "Shrink",
-            "Swish",
-            "com.microsoft.Gelu",
-            "com.microsoft.FastGelu",
-            "com.microsoft.QuickGelu",
-        ),
+        _names("""
+            leakyrelu leaky_relu elu celu selu gelu silu mish hardtanh sigmoid tanh softplus softsign logsigmoid
+            log_sigmoid threshold rrelu hardshrink softshrink tanhshrink exp log sqrt rsqrt square abs neg sin cos erf
+            erfc reciprocal absolute negative positive exp2 expm1 log1p log2 log10 logit sinh cosh tan asin acos atan
+            asinh acosh atanh trunc frac sgn erfinv half double bool int long bfloat16 cpu isnan isinf isfinite
+            bitwise_not invert digamma lgamma sinc sign round floor ceil clamp clamp_min clamp_max clip dropout
+            dropout1d dropout2d dropout3d alphadropout alpha_dropout featurealphadropout feature_dropout identity
+            contiguous clone detach to float type _to_copy stochasticdepth stochastic_depth droppath lift_fresh_copy
+            alias copy data real imag zeros_like ones_like full_like zero fill
+        """),
+        _names("""
+            LeakyRelu Elu Celu Selu Gelu Mish HardSigmoid Sigmoid Tanh Softplus Softsign ThresholdedRelu Exp Log Sqrt
+            Abs Neg Sin Cos Erf Reciprocal Sign Round Floor Ceil Clip Dropout Identity Cast Not IsNaN IsInf Tan Asin
+            Acos Atan Sinh Cosh Asinh Acosh Atanh Shrink Swish com.microsoft.Gelu com.microsoft.FastGelu
+            com.microsoft.QuickGelu
+        """),
     ),
     Row(Kind.SAME, ("type_as",), ("CastLike",)),
     # positions of a channel
     Row(
         Kind.SPATIAL,
-        (
-            "maxpool1d",
-            "maxpool2d",
-            "maxpool3d",
-            "max_pool1d",
-            "max_pool2d",
-            "max_pool3d",
-            "avgpool1d",
-            "avgpool2d",
-            "avgpool3d",
-            "avg_pool1d",
-            "avg_pool2d",
-            "avg_pool3d",
-            "adaptiveavgpool1d",
-            "adaptiveavgpool2d",
-            "adaptiveavgpool3d",
-            "adaptive_avg_pool1d",
-            "adaptive_avg_pool2d",
-            "adaptive_avg_pool3d",
-            "adaptivemaxpool1d",
-            "adaptivemaxpool2d",
-            "adaptivemaxpool3d",
-            "adaptive_max_pool1d",
-            "adaptive_max_pool2d",
-            "adaptive_max_pool3d",
-            "lppool1d",
-            "lppool2d",
-            "lp_pool1d",
-            "lp_pool2d",
-            "upsample",
-            "interpolate",
-            "upsamplingnearest2d",
-            "upsamplingbilinear2d",
-            "upsample_nearest1d",
-            "upsample_nearest2d",
-            "upsample_nearest3d",
-            "_upsample_nearest_exact1d",
-            "_upsample_nearest_exact2d",
-            "_upsample_nearest_exact3d",
-            "upsample_linear1d",
-            "upsample_bilinear2d",
-            "_upsample_bilinear2d_aa",
-            "upsample_trilinear3d",
-            "upsample_bicubic2d",
-            "_upsample_bicubic2d_aa",
-            "max_pool1d_with_indices",
-            "max_pool2d_with_indices",
-            "max_pool3d_with_indices",
-            "adaptive_max_pool1d_with_indices",
-            "adaptive_max_pool2d_with_indices",
-            "adaptive_max_pool3d_with_indices",
-            "maxunpool1d",
-            "maxunpool2d",
-            "maxunpool3d",
-            "max_unpool1d",
-            "max_unpool2d",
-            "max_unpool3d",
-            "grid_sample",
-            "grid_sampler",
-            "reflectionpad1d",
-            "reflectionpad2d",
-            "reflectionpad3d",
-            "replicationpad1d",
-            "replicationpad2d",
-            "replicationpad3d",
-            "circularpad1d",
-            "circularpad2d",
-            "circularpad3d",
-            "lppool3d",
-            "lp_pool3d",
-        ),
-        (
-            "MaxPool",
-            "AveragePool",
-            "LpPool",
-            "GlobalAveragePool",
-            "GlobalMaxPool",
-            "GlobalLpPool",
-            "Resize",
-            "Upsample",
-        ),
+        _names("""
+            maxpool1d maxpool2d maxpool3d max_pool1d max_pool2d max_pool3d
+            avgpool1d avgpool2d avgpool3d avg_pool1d avg_pool2d avg_pool3d
+            adaptiveavgpool1d adaptiveavgpool2d adaptiveavgpool3d
+            adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
+            adaptivemaxpool1d adaptivemaxpool2d adaptivemaxpool3d
+            adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
+            lppool1d lppool2d lp_pool1d lp_pool2d
+            upsample interpolate upsamplingnearest2d upsamplingbilinear2d
+            upsample_nearest1d upsample_nearest2d upsample_nearest3d
+            _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d
+            upsample_linear1d upsample_bilinear2d _upsample_bilinear2d_aa
+            upsample_trilinear3d upsample_bicubic2d _upsample_bicubic2d_aa
+            max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices
+            adaptive_max_pool1d_with_indices adaptive_max_pool2d_with_indices adaptive_max_pool3d_with_indices
+            maxunpool1d maxunpool2d maxunpool3d max_unpool1d max_unpool2d max_unpool3d
+            grid_sample grid_sampler
+            reflectionpad1d reflectionpad2d reflectionpad3d replicationpad1d replicationpad2d replicationpad3d
+            circularpad1d circularpad2d circularpad3d
+            lppool3d lp_pool3d
+        """),
+        _names("MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool Resize Upsample"),
     ),
     Row(Kind.UNFOLD, ("im2col",)),
     Row(Kind.FOLD, ("fold", "col2im")),
@@ -498,42 +125,15 @@ TABLE: tuple[Row, ...] = (
     Row(Kind.REDUCE, ("pairwisedistance", "pairwise_distance"), default=(-1,)),
     Row(
         Kind.STATISTIC,
-        (
-            "mean",
-            "nanmean",
-            "var",
-            "std",
-            "var_mean",
-            "std_mean",
-            "norm",
-            "vector_norm",
-            "linalg_vector_norm",
-            "amax",
-            "amin",
-            "max",
-            "min",
-            "median",
-            "nanmedian",
-            "sum",
-            "nansum",
-        ),
+        _names("""
+            mean nanmean var std var_mean std_mean norm vector_norm linalg_vector_norm amax amin max min median
+            nanmedian sum nansum
+        """),
         ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2", "ReduceSum", "ReduceSumSquare"),
     ),
     Row(
         Kind.ALONG,
-        (
-            "softmax",
-            "log_softmax",
-            "logsoftmax",
-            "softmin",
-            "softmax2d",
-            "_softmax",
-            "cumsum",
-            "cumprod",
-            "cummax",
-            "cummin",
-            "logcumsumexp",
-        ),
+        _names("softmax log_softmax logsoftmax softmin softmax2d _softmax cumsum cumprod cummax cummin logcumsumexp"),
         ("Softmax", "LogSoftmax", "CumSum"),
     ),
     Row(
@@ -571,30 +171,10 @@ TABLE: tuple[Row, ...] = (
     Row(Kind.SPREAD, ("expand", "broadcast_to"), ("Expand",), resize=Resize.SHAPE),
     Row(
         Kind.MOVE,
-        (
-            "flatten",
-            "squeeze",
-            "unsqueeze",
-            "stack",
-            "unbind",
-            "flip",
-            "fliplr",
-            "flipud",
-            "rot90",
-            "roll",
-            "pixelshuffle",
-            "pixel_shuffle",
-            "pixelunshuffle",
-            "pixel_unshuffle",
-            "repeat",
-            "repeat_interleave",
-            "tile",
-            "select",
-            "index_select",
-            "index",
-            "ravel",
-            "unfold",
-        ),
+        _names("""
+            flatten squeeze unsqueeze stack unbind flip fliplr flipud rot90 roll pixelshuffle pixel_shuffle
+            pixelunshuffle pixel_unshuffle repeat repeat_interleave tile select index_select index ravel unfold
+        """),
         ("Flatten", "Squeeze", "Unsqueeze", "DepthToSpace", "SpaceToDepth", "Tile"),
     ),
     Row(Kind.MOVE, ("expand_as", "view_as", "reshape_as"), resize=Resize.LIKE),
@@ -611,16 +191,7 @@ TABLE: tuple[Row, ...] = (
     Row(Kind.DEAL, ("channelshuffle", "channel_shuffle")),
     Row(
         Kind.PAD,
-        (
-            "pad",
-            "constant_pad_nd",
-            "zeropad1d",
-            "zeropad2d",
-            "zeropad3d",
-            "constantpad1d",
-            "constantpad2d",
-            "constantpad3d",
-        ),
+        _names("pad constant_pad_nd zeropad1d zeropad2d zeropad3d constantpad1d constantpad2d constantpad3d"),
         ("Pad",),
         resize=Resize.PAD,
     ),
@@ -635,21 +206,10 @@ TABLE: tuple[Row, ...] = (
     # sizes
     Row(
         Kind.SHAPE,
-        (
-            "size",
-            "dim",
-            "ndim",
-            "ndimension",
-            "numel",
-            "shape",
-            "sym_size",
-            "dtype",
-            "device",
-            "layout",
-            "is_cuda",
-            "requires_grad",
-            "_assert_tensor_metadata",
-        ),
+        _names("""
+            size dim ndim ndimension numel shape sym_size dtype device layout is_cuda requires_grad
+            _assert_tensor_metadata
+        """),
         ("Shape", "Size"),
     ),
     Row(Kind.SHAPE, ("new_zeros", "new_ones", "new_full", "new_empty"), ("ConstantOfShape",)),

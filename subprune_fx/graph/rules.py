@@ -9,9 +9,9 @@ from collections.abc import Callable
 from subprune_fx.graph.combine import elementwise, is_statistic
 from subprune_fx.graph.contractions import bilinear, contract, lookup
 from subprune_fx.graph.freezing import pin_params, refuse, without_statistics
+from subprune_fx.graph.kinds import Kind
 from subprune_fx.graph.labels import compact
 from subprune_fx.graph.movement import chunk, deal, gate, join, move, pad, spread
-from subprune_fx.graph.optable import Kind
 from subprune_fx.graph.products import attention, product
 from subprune_fx.graph.propagation import Propagation
 from subprune_fx.graph.recurrence import recurrent

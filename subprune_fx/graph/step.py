@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from subprune_fx.graph.kinds import Row
 from subprune_fx.graph.labels import Labels
-from subprune_fx.graph.optable import Row
 
 Tree = Any  # a label array, or tuples, lists and dicts of them, shaped like the node's value
 
