@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
-from subprune_fx.frontends.describe import Intercept
+from subprune_fx.frontends.fx_intercepts import Intercept
 from subprune_fx.frontends.fx_order import shallow_first
 from subprune_fx.frontends.fx_tails import Tail
 from subprune_fx.numerics.saturation import correction

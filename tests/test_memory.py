@@ -180,11 +180,11 @@ def test_an_analysis_goes_when_its_network_goes() -> None:
     gc.disable()
     try:
         network = analyse(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)), torch.randn(2, 3, 8, 8))
-        walker = weakref.ref(network.sites[0].number.__self__)  # type: ignore[attr-defined]
+        seen = weakref.ref(network.sites[0].number.args[0])  # type: ignore[attr-defined]
         labels = weakref.ref(network.channels.unit)
-        assert walker() is not None
+        assert seen() is not None
         del network
-        assert walker() is None
+        assert seen() is None
         assert labels() is None
     finally:
         gc.enable()

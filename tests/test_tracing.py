@@ -437,9 +437,9 @@ def test_samples_that_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a graph that is right: some and one more to compare outputs and sizes, some to follow channels."""
     run, samples = fx.Interpreter.run, []
 
-    def noted(interpreter: fx.Interpreter, *inputs: Any) -> Any:
+    def noted(interpreter: fx.Interpreter, *inputs: Any, **options: Any) -> Any:
         samples.append(len(inputs[0]))
-        return run(interpreter, *inputs)
+        return run(interpreter, *inputs, **options)
 
     monkeypatch.setattr(fx.Interpreter, "run", noted)
     clearest(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 3))
