@@ -12,7 +12,8 @@ from torch import fx
 from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.fx_batch import numbers_of_more
 from subprune_fx.frontends.fx_intercepts import Intercept, added, intercepts
-from subprune_fx.frontends.fx_resize import Site, survives
+from subprune_fx.frontends.fx_resize import survives
+from subprune_fx.frontends.fx_sites import Site
 from subprune_fx.frontends.fx_tails import Tail, tail
 from subprune_fx.frontends.fx_walker import Walker
 from subprune_fx.graph.channels import ChannelGraph, close, stuck

@@ -1,6 +1,6 @@
 """Elements picked by a list that the network holds (a fixed permutation of channels), all spelled as `x[:, list]`.
 
-So spelled, the list can be rewritten for fewer channels as a range can (`fx_resize`).
+So spelled, the list can be rewritten for fewer channels as a range can (`fx_ranges`).
 """
 
 from __future__ import annotations

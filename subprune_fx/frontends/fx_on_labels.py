@@ -13,8 +13,8 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from subprune_fx.frontends.fx_edit import edited, retargeted
-from subprune_fx.frontends.fx_resize import survivor_shapes
 from subprune_fx.frontends.fx_seen import Seen
+from subprune_fx.frontends.fx_sites import survivor_shapes
 from subprune_fx.graph.kinds import Resize, Row
 from subprune_fx.graph.labels import Labels, tighten
 from subprune_fx.graph.step import Param, Tree, leaves

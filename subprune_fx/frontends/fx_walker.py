@@ -16,8 +16,8 @@ from subprune_fx.frontends.calls import Call, bind, is_tensor
 from subprune_fx.frontends.fx_on_labels import number, permuted, runner, without_values
 from subprune_fx.frontends.fx_operands import attributes, facts
 from subprune_fx.frontends.fx_readers import product_reader, reader
-from subprune_fx.frontends.fx_resize import Site
 from subprune_fx.frontends.fx_seen import Seen
+from subprune_fx.frontends.fx_sites import Site
 from subprune_fx.frontends.onnx_op import item
 from subprune_fx.graph.kinds import MOVING, Kind
 from subprune_fx.graph.labels import Labels, compact, constant, varying

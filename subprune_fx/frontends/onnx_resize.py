@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import fx
 
+from subprune_fx.frontends.fx_sites import Keep, sizes_left
 from subprune_fx.graph.labels import Labels, survivors, varying
 from subprune_fx.graph.step import leaves
 from subprune_fx.plan import Constant
 
-Keep = NDArray[np.bool_]
 Path = tuple[str | int, ...]
 
 
@@ -22,7 +22,7 @@ def resize_onnx(site: Any, keep: Keep) -> tuple[Constant, ...]:
     """Constants of one node that change when only the labels in `keep` survive.
 
     Args:
-        site: An `fx_resize.Site` whose node calls an `OnnxOp`.
+        site: An `fx_sites.Site` whose node calls an `OnnxOp`.
         keep: By label.
     """
     rule = _RULES.get(site.node.target.op_type)
@@ -32,11 +32,6 @@ def resize_onnx(site: Any, keep: Keep) -> tuple[Constant, ...]:
 
 
 Changes = list[tuple[Path, Any]]
-
-
-def _sizes(labels: Labels, keep: Keep) -> list[int]:
-    picked = survivors(labels, keep)
-    return [size if index is None else len(index) for size, index in zip(labels.shape, picked, strict=True)]
 
 
 def _alive(labels: Labels, axis: int, keep: Keep) -> Keep:
@@ -61,7 +56,7 @@ def _reshape(site: Any, keep: Keep) -> Changes:
     if not isinstance(values, (list, tuple)):
         return []
     after = leaves(site.after)[0]
-    new, before = _sizes(after, keep), _sizes(site.before, keep)
+    new, before = sizes_left(after, keep), sizes_left(site.before, keep)
     copies = not site.node.kwargs.get("allowzero")
 
     def is_right(i: int) -> bool:
@@ -81,7 +76,7 @@ def _expand(site: Any, keep: Keep) -> Changes:
     if not isinstance(values, (list, tuple)):
         return []
     after = leaves(site.after)[0]
-    new, before = _sizes(after, keep), (1,) * (after.ndim - site.before.ndim) + site.before.shape
+    new, before = sizes_left(after, keep), (1,) * (after.ndim - site.before.ndim) + site.before.shape
     lead = after.ndim - len(values)
     return [
         ((*path, i), 1 if before[lead + i] == after.shape[lead + i] else new[lead + i])
@@ -94,7 +89,7 @@ def _resize(site: Any, keep: Keep) -> Changes:
     """The channel among the output sizes."""
     values = site.node.args[3] if len(site.node.args) > 3 else None
     after = leaves(site.after)[0]
-    new = _sizes(after, keep)
+    new = sizes_left(after, keep)
     axes = list(site.node.kwargs.get("axes") or range(after.ndim))
     if not isinstance(values, (list, tuple)):
         return []
