@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from subprune_fx.bundle import device_of
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.describe import FxNetwork
-from subprune_fx.frontends.onnx_graph import source_of
+from subprune_fx.frontends.onnx_source import source_of
 from subprune_fx.option_values import DEFAULT_PRECISION
 
 

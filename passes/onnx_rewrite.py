@@ -18,10 +18,11 @@ from torch import Tensor, fx, nn
 
 from subprune_fx.bundle import Inputs
 from subprune_fx.errors import SubpruneError
-from subprune_fx.frontends.onnx_graph import Source, as_imported, source_of
+from subprune_fx.frontends.onnx_constants import as_imported
 from subprune_fx.frontends.onnx_inner import graphs, tensors
 from subprune_fx.frontends.onnx_op import VARIADIC, OnnxOp, as_array
 from subprune_fx.frontends.onnx_plain import sweep
+from subprune_fx.frontends.onnx_source import Source, source_of
 from subprune_fx.frontends.onnx_static import file_batch, record, stated_batch
 from subprune_fx.passes.export import check_onnx
 from subprune_fx.passes.onnx_sizes import Constants, Sizes, override

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from torch import Tensor, fx
 
-from subprune_fx.frontends.onnx_graph import Source, operator_of, tensor_of
+from subprune_fx.frontends.onnx_nodes import operator_of
 from subprune_fx.frontends.onnx_op import VARIADIC, as_array
 from subprune_fx.frontends.onnx_plain import numbers
+from subprune_fx.frontends.onnx_source import Source, tensor_of
 from subprune_fx.frontends.onnx_static import SIZES
 
 Array = NDArray[Any]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from subprune_fx.bundle import Inputs, device_of, joined, placed
-from subprune_fx.frontends.onnx_graph import source_of
+from subprune_fx.frontends.onnx_source import source_of
 from subprune_fx.frontends.onnx_static import fixed_batch
 from subprune_fx.graph.channels import Group
 from subprune_fx.heap import LARGE, trim

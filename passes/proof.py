@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 from subprune_fx.bundle import Inputs, in_double, one_more
 from subprune_fx.errors import SubpruneError, first_line
 from subprune_fx.frontends.describe import FxNetwork
-from subprune_fx.frontends.onnx_graph import source_of
+from subprune_fx.frontends.onnx_source import source_of
 from subprune_fx.graph.channels import Group
 from subprune_fx.passes.dependencies import narrowed
 from subprune_fx.passes.masked import Masked

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.describe import FxNetwork
-from subprune_fx.frontends.onnx_graph import source_of
+from subprune_fx.frontends.onnx_source import source_of
 from subprune_fx.graph.labels import Labels, compact, varying, vector
 from subprune_fx.graph.step import leaves
 from subprune_fx.passes.flops import flops

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from subprune_fx.bundle import Inputs, device_of, placed
 from subprune_fx.frontends.fx_recurrent_calls import is_marked
-from subprune_fx.frontends.onnx_graph import source_of
+from subprune_fx.frontends.onnx_source import source_of
 from subprune_fx.frontends.onnx_static import fixed_batch
 from subprune_fx.graph.channels import ChannelGraph
 from subprune_fx.passes.flops import counted, flops

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from subprune_fx.bundle import Bundle, Inputs, call, parts
 from subprune_fx.frontends.computed import duplicate
-from subprune_fx.frontends.onnx_graph import source_of
+from subprune_fx.frontends.onnx_source import source_of
 from subprune_fx.frontends.onnx_static import file_batch
 from subprune_fx.numerics.scenes import scenes
 from subprune_fx.passes.clock import Tick

@@ -21,7 +21,7 @@ from torch.export import ExportedProgram
 from subprune_fx.bundle import Inputs
 from subprune_fx.errors import SubpruneError, ValidationError
 from subprune_fx.formats.load import load_model
-from subprune_fx.frontends.onnx_graph import source_of
+from subprune_fx.frontends.onnx_source import source_of
 from subprune_fx.passes import export, fold, onnx_rewrite, validate
 from subprune_fx.plan import Plan, same
 

@@ -24,7 +24,7 @@ from subprune_fx.formats.input_spec import InputSpec, arguments_of
 from subprune_fx.formats.onnx_file import load_onnx
 from subprune_fx.formats.vetting import RESAVE
 from subprune_fx.formats.weights import check_weights, load_weights
-from subprune_fx.frontends.onnx_graph import source_of
+from subprune_fx.frontends.onnx_source import source_of
 
 SUPPORTED = "give a .pt/.pth (network or state dict), a .safetensors, a .pt2 (torch.export) or an .onnx file"
 

@@ -16,9 +16,10 @@ from subprune_fx.errors import SubpruneError, first_line
 from subprune_fx.formats.input_spec import InputSpec
 from subprune_fx.formats.onnx_checks import DTYPES, check_values, check_versions
 from subprune_fx.frontends.onnx_computed import compute_weights
-from subprune_fx.frontends.onnx_graph import META, import_graph, source_of
+from subprune_fx.frontends.onnx_graph import import_graph
 from subprune_fx.frontends.onnx_inner import tensors
 from subprune_fx.frontends.onnx_plain import FLOAT_KINDS, plain
+from subprune_fx.frontends.onnx_source import META, source_of
 from subprune_fx.sessions import opened, quiet
 from subprune_fx.sizes import PROTOBUF_LIMIT
 

@@ -25,8 +25,8 @@ from subprune_fx.frontends.computed import duplicate
 from subprune_fx.frontends.describe import FxNetwork, describe
 from subprune_fx.frontends.fx_edit import edit_node
 from subprune_fx.frontends.fx_sites import Site
-from subprune_fx.frontends.onnx_graph import META, source_of
 from subprune_fx.frontends.onnx_op import OnnxOp
+from subprune_fx.frontends.onnx_source import META, source_of
 from subprune_fx.frontends.original import agree
 from subprune_fx.graph.kinds import Kind
 from subprune_fx.graph.labels import Labels, along, compact, distinct, varying, vector

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import keyword
 import operator
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,18 +14,16 @@ import onnx_graphsurgeon as gs
 import torch
 from numpy.typing import NDArray
 from onnx_graphsurgeon.logger import G_LOGGER
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
+from subprune_fx.frontends.onnx_constants import aliases, as_imported, constants_of, flat_biases, statistics
 from subprune_fx.frontends.onnx_inner import inner
-from subprune_fx.frontends.onnx_op import VARIADIC, OnnxOp
-from subprune_fx.frontends.onnx_plain import FLOAT_KINDS, FLOATS, numbers
+from subprune_fx.frontends.onnx_nodes import captured_names, least_outputs, operator_of, own_domain
+from subprune_fx.frontends.onnx_op import VARIADIC
+from subprune_fx.frontends.onnx_plain import FLOATS
+from subprune_fx.frontends.onnx_source import META, Source
 from subprune_fx.frontends.onnx_spelled import spelled
 
-META = "onnx"
-"""Key in `GraphModule.meta` under which an imported graph keeps its `Source`."""
-
-_STATISTICS = {"BatchNormalization": (3, 4), "Resize": (1, 2), "Upsample": (1,)}
-"""Inputs that torch keeps as buffers or as numbers: statistics and scales, not parameters."""
 OPTIONAL = 13
 """Opset from which Resize may do without scales."""
 _LEFT_OUT = {"Resize": (1, 2)}
@@ -37,62 +34,6 @@ _UNBIASED: Mapping[str, Callable[[tuple[int, ...], Mapping[str, Any]], int]] = {
     "Gemm": lambda shape, attributes: shape[0 if attributes.get("transB") else 1],
 }
 """Ops that may lack a bias: how many channels it would have, by the weight's shape and the attributes."""
-_OBJECTS = (onnx.AttributeProto.TENSOR, onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """The ONNX model that an fx graph was made of.
-
-    Attributes:
-        model: The model, external data loaded.
-        tensors: By parameter or buffer of the graph module, the name of the ONNX constant; several may share one.
-        nodes: By fx node name, the position of the ONNX node; that of a fused one is the position of several.
-        places: By fx node name, for those of a fused node, where their operands are among its own; -1: nowhere.
-        values: By ONNX tensor name, the fx node that yields it, or (node, position) for one of several outputs.
-        attributes: By fx node name, the attributes that the node had before anything was pruned.
-        batch: The only batch size that the graph runs with; None for any.
-        settled: Whether that has been found out.
-        biases: Buffers, zeros at first, that nodes without a bias read as theirs: an intercept may go there.
-        size: Bytes of the file that it was read from, external data included; 0: it was none.
-        lists: Names of fx nodes that list channels where the file's nodes shuffle them.
-        narrow: By fx node name and operand, the tensor that it reads where the file's node reads it expanded.
-    """
-
-    model: onnx.ModelProto
-    tensors: dict[str, str]
-    nodes: dict[str, int]
-    values: dict[str, str | tuple[str, int]]
-    attributes: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
-    batch: int | None = None
-    settled: bool = False
-    biases: frozenset[str] = frozenset()
-    size: int = 0
-    places: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
-    lists: frozenset[str] = frozenset()
-    narrow: Mapping[tuple[str, int], str] = dataclasses.field(default_factory=dict)
-
-    def tensor(self, node: str) -> str:
-        """The tensor of the file that an fx node yields; empty: none, it is a step of a fused node."""
-        graph = self.model.graph
-        own = {*(value.name for value in graph.input), *(name for step in graph.node for name in step.output)}
-        return next((name for name, found in self.values.items() if found == node and name in own), "")
-
-    def place(self, node: str, operand: int) -> int:
-        """Where an operand of an fx node is among those of its ONNX node; -1: nowhere."""
-        found = self.places.get(node)
-        return operand if found is None or operand >= len(found) else found[operand]
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Source:
-        """Itself: nobody changes it, and the model is as large as the network."""
-        del memo
-        return self
-
-
-def source_of(module: nn.Module) -> Source | None:
-    """The ONNX model that `module` came from, if it did."""
-    found = getattr(module, "meta", {}).get(META)
-    return found if isinstance(found, Source) else None
 
 
 def import_graph(model: onnx.ModelProto) -> fx.GraphModule:
@@ -112,9 +53,9 @@ class _Importer:
         self.spelled, self.origins = spelled(model)
         with G_LOGGER.suppress():  # on types that numpy lacks
             self.source = gs.import_onnx(self.spelled)
-            self.constants = dict(_constants(self.source, self.spelled))
+            self.constants = dict(constants_of(self.source, self.spelled))
         self.outputs = {tensor.name for tensor in self.source.outputs}
-        self.opset = next((entry.version for entry in model.opset_import if not _own(entry.domain)), 1)
+        self.opset = next((entry.version for entry in model.opset_import if not own_domain(entry.domain)), 1)
         self.root = nn.Module()
         self.graph = fx.Graph()
         self.tensors: dict[str, str] = {}
@@ -124,9 +65,9 @@ class _Importer:
         own = {name for node in model.graph.node for name in node.output}
         spelled_ = (name for node in self.spelled.graph.node if node.op_type == "Constant" for name in node.output)
         self.numbers = {name for name in spelled_ if name not in own}
-        self.alias = _aliases(self.source, self.spelled, self.constants)
-        self.statistics = _statistics(self.source)
-        self.flat = _flat_biases(self.source)
+        self.alias = aliases(self.source, self.spelled, self.constants)
+        self.statistics = statistics(self.source)
+        self.flat = flat_biases(self.source)
         self.biases: list[str] = []
 
     def graph_module(self) -> fx.GraphModule:
@@ -157,7 +98,7 @@ class _Importer:
 
     def _node(self, position: int, node: gs.Node, proto: onnx.NodeProto, read: tuple[bool, ...]) -> None:
         bodies = [a for a in proto.attribute if any(inner(a))]
-        captured = tuple(dict.fromkeys(name for a in bodies for name in _captured(a, self._known())))
+        captured = tuple(dict.fromkeys(name for a in bodies for name in captured_names(a, self._known())))
         op, plain = operator_of(proto, self.model.opset_import, read, captured)
         none = self._empty(node)
         operands: list[Any] = [None if k in none else self._own_operand(t.name) for k, t in enumerate(node.inputs)]
@@ -188,7 +129,7 @@ class _Importer:
         """Which outputs a node has, up to the last one that is read or that it must have; none where none is read."""
         read = [bool(tensor.name) and (bool(tensor.outputs) or tensor.name in self.outputs) for tensor in node.outputs]
         last = max((place + 1 for place, is_read in enumerate(read) if is_read), default=0)
-        count = max(last, _least(node, self.opset)) if last else 0
+        count = max(last, least_outputs(node, self.opset)) if last else 0
         return tuple(bool(tensor.name) for tensor in node.outputs[:count])
 
     def _known(self) -> set[str]:
@@ -249,152 +190,7 @@ class _Importer:
         return attribute
 
 
-def operator_of(
-    proto: onnx.NodeProto,
-    imports: Iterable[onnx.OperatorSetIdProto],
-    read: tuple[bool, ...],
-    captured: tuple[str, ...] = (),
-) -> tuple[OnnxOp, dict[str, Any]]:
-    """A node's operator, and its plain attributes.
-
-    Args:
-        proto: The node.
-        imports: The model's opsets.
-        read: For each output, whether anything reads it.
-        captured: Outer tensors that its subgraphs read.
-    """
-    opsets = {_own(entry.domain): entry.version for entry in imports}
-    plain = {a.name: _plain(onnx.helper.get_attribute_value(a)) for a in proto.attribute if a.type not in _OBJECTS}
-    if "to" in plain:
-        plain["to"] = _wide(int(plain["to"]))
-    fixed = tuple(_as_float32(a).SerializeToString() for a in proto.attribute if a.type in _OBJECTS)
-    domain = _own(proto.domain)
-    return OnnxOp(proto.op_type, domain, opsets.get(domain, 1), read, fixed, captured), plain
-
-
-def as_imported(array: NDArray[Any]) -> NDArray[Any]:
-    """Half and double precision as float32, everything else as it is."""
-    return array.astype(np.float32) if array.dtype in FLOATS else array
-
-
-def _own(domain: str) -> str:
-    return "" if domain == "ai.onnx" else domain
-
-
-def _constants(graph: gs.Graph, model: onnx.ModelProto) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Name and value of every initializer and Constant node; those that only subgraphs read are none of `graph`."""
-    tensors = graph.tensors()
-    for proto in model.graph.initializer:
-        if proto.name not in tensors:
-            yield proto.name, onnx.numpy_helper.to_array(proto)
-    for tensor in tensors.values():
-        if isinstance(tensor, gs.Constant):
-            yield tensor.name, np.asarray(tensor.values)
-    for node in graph.nodes:
-        if node.op == "Constant":
-            yield node.outputs[0].name, _constant_value(node)
-
-
-def _aliases(graph: gs.Graph, model: onnx.ModelProto, constants: Mapping[str, NDArray[Any]]) -> dict[str, str]:
-    """What only hands a constant on.
-
-    Identities, which torch's older exporter writes for constants that it found to be equal; and casts of floating-point
-    numbers, which are all float32 here, as long as one reader is behind them: two may come to need different constants.
-    """
-    found: dict[str, str] = {}
-    outputs = {tensor.name for tensor in graph.outputs}
-    for node, proto in zip(graph.nodes, model.graph.node, strict=True):
-        if node.op not in ("Identity", "Cast") or node.outputs[0].name in outputs:
-            continue
-        name = found.get(node.inputs[0].name, node.inputs[0].name)
-        alone = len(node.inputs[0].outputs) == len(node.outputs[0].outputs) == 1
-        if name in constants and (node.op == "Identity" or (alone and _keeps(proto, constants[name]))):
-            found[node.outputs[0].name] = name
-    return found
-
-
-def _keeps(cast: onnx.NodeProto, array: NDArray[Any]) -> bool:
-    """Whether a cast leaves a constant what it is here."""
-    to = next((a.i for a in cast.attribute if a.name == "to"), 0)
-    return array.dtype in FLOATS and _wide(to) == onnx.TensorProto.FLOAT
-
-
-def _constant_value(node: gs.Node) -> NDArray[Any]:
-    ((kind, value),) = node.attrs.items()
-    if isinstance(value, gs.Constant):
-        return np.asarray(value.values)
-    return numbers(kind, value)
-
-
-def _statistics(graph: gs.Graph) -> set[str]:
-    return {
-        node.inputs[position].name
-        for node in graph.nodes
-        for position in _STATISTICS.get(node.op, ())
-        if position < len(node.inputs)
-    }
-
-
-def _flat_biases(graph: gs.Graph) -> set[str]:
-    """Gemm's C as a row (1, n) reads like a vector (n,)."""
-    return {node.inputs[2].name for node in graph.nodes if node.op == "Gemm" and len(node.inputs) > 2}
-
-
-def _least(node: gs.Node, opset: int) -> int:
-    """How many outputs a node must have: of one with any number, all that it has (parts, or what a body gives).
-
-    So has a BatchNormalization that takes its statistics from the batch.
-    """
-    if node.attrs.get("training_mode"):
-        return len(node.outputs)
-    if node.domain or not onnx.defs.has(node.op, opset, ""):  # fused nodes are spelled with newer operators
-        return 0
-    schema = onnx.defs.get_schema(node.op, opset)
-    several = bool(schema.outputs) and schema.outputs[-1].option == onnx.defs.OpSchema.FormalParameterOption.Variadic
-    return len(node.outputs) if several else int(schema.min_output)
-
-
-def _captured(attribute: onnx.AttributeProto, known: set[str]) -> Iterator[str]:
-    """Outer tensors that a graph attribute reads."""
-    for graph in inner(attribute):
-        own = {value.name for value in (*graph.input, *graph.initializer)}
-        for node in graph.node:
-            yield from (name for name in node.input if name in known and name not in own)
-            for held in node.attribute:
-                yield from (name for name in _captured(held, known) if name not in own)
-            own.update(node.output)
-        yield from (value.name for value in graph.output if value.name in known and value.name not in own)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return [_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
-
-
-def _wide(kind: int) -> int:
-    """Half and double become float32."""
-    return int(onnx.TensorProto.FLOAT) if kind in FLOAT_KINDS else kind
-
-
-def _as_float32(attribute: onnx.AttributeProto) -> onnx.AttributeProto:
-    if not attribute.HasField("t") or _wide(attribute.t.data_type) == attribute.t.data_type:
-        return attribute
-    array = onnx.numpy_helper.to_array(attribute.t).astype(np.float32)
-    return onnx.helper.make_attribute(attribute.name, onnx.numpy_helper.from_array(array, attribute.t.name))
-
-
 def _identifier(name: str) -> str:
     """An ONNX name as a Python identifier."""
     plain = re.sub(r"\W+", "_", name.strip("/")).strip("_") or "node"
     return f"n_{plain}" if plain[0].isdigit() or keyword.iskeyword(plain) or plain == "self" else plain
-
-
-def tensor_of(source: Source, name: str, environment: Mapping[str, Any]) -> Any:
-    """The value of an ONNX tensor, given the values of fx nodes by name."""
-    found = source.values.get(name)
-    if isinstance(found, tuple):
-        value = environment.get(found[0])
-        return None if value is None else value[found[1]]
-    value = environment.get(found) if found is not None else None
-    return value if isinstance(value, (Tensor, int, tuple)) else None

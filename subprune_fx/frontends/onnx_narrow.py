@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from subprune_fx.frontends.onnx_graph import Source
 from subprune_fx.frontends.onnx_op import OnnxOp
+from subprune_fx.frontends.onnx_source import Source
 
 _BROADCASTING = frozenset({"Add", "Sub", "Mul", "Div"})
 

@@ -20,9 +20,9 @@ from torch.utils import _pytree as pytree
 from subprune_fx.bundle import Bundle, Inputs, joined, one_more
 from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.fx_inputs import PACKED
-from subprune_fx.frontends.onnx_graph import META, source_of
 from subprune_fx.frontends.onnx_narrow import narrowed
 from subprune_fx.frontends.onnx_op import OnnxOp, item
+from subprune_fx.frontends.onnx_source import META, source_of
 
 LARGEST = 4096
 """Elements of the largest tensor that is spelled out in a call."""

@@ -39,7 +39,7 @@ from subprune_fx.frontends.fx_squeezes import spell_squeezes
 from subprune_fx.frontends.fx_whole import reads_apart
 from subprune_fx.frontends.fx_writes import valued, writes
 from subprune_fx.frontends.lengths import traceable
-from subprune_fx.frontends.onnx_graph import source_of
+from subprune_fx.frontends.onnx_source import source_of
 from subprune_fx.frontends.onnx_static import specialise
 from subprune_fx.frontends.original import Original
 from subprune_fx.graph.kinds import Kind
