@@ -26,7 +26,8 @@ from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.fx_inputs import spread
 from subprune_fx.passes import search
 from subprune_fx.passes.budgets import unreachable
-from subprune_fx.passes.pipeline import Compiled, Compiler
+from subprune_fx.passes.compiled import Compiled
+from subprune_fx.passes.pipeline import Compiler
 from subprune_fx.passes.search import bracket
 from subprune_fx.passes.timing import latencies_ms
 from subprune_fx.passes.writers import Job, bytes_of, writer_of

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from subprune_fx.bundle import Inputs
 from subprune_fx.errors import SubpruneError
+from subprune_fx.passes.compiled import Compiled
 from subprune_fx.passes.outputs import agreement, check_classes, check_scores, first_tensor
-from subprune_fx.passes.pipeline import Compiled, Compiler
+from subprune_fx.passes.pipeline import Compiler
 from subprune_fx.passes.search import bracket
 
 HELD_OUT = 4

@@ -6,13 +6,12 @@ import copy
 import dataclasses
 import functools
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from subprune_fx.bundle import Inputs, device_of, joined, placed
+from subprune_fx.bundle import Inputs, device_of, placed
 from subprune_fx.frontends.onnx_source import source_of
 from subprune_fx.frontends.onnx_static import fixed_batch
 from subprune_fx.graph.channels import Group
@@ -23,8 +22,8 @@ from subprune_fx.passes.budget import Rule, fraction
 from subprune_fx.passes.budgets import BUDGETS, DEFAULT_BUDGET, allot, least
 from subprune_fx.passes.calibrate import calibrate, run
 from subprune_fx.passes.clock import Clock, Progress, Tick
+from subprune_fx.passes.compiled import Compiled, distilled
 from subprune_fx.passes.dependencies import analyse, restrict
-from subprune_fx.passes.distil import distil, trained
 from subprune_fx.passes.evidence import Gatherer
 from subprune_fx.passes.forward import check_precision
 from subprune_fx.passes.measures import Measures
@@ -39,40 +38,11 @@ from subprune_fx.passes.size import parameters
 from subprune_fx.passes.steps import multiples, only_layers, rounded, stepped, steps_of, units_of
 from subprune_fx.passes.sweep import Sweep, beforehand
 from subprune_fx.passes.thin import thinned
-from subprune_fx.plan import Plan
-from subprune_fx.report import Step
 from subprune_fx.selectors import SELECTORS, Keep, Need, Ranking
 from subprune_fx.team import ALONE, Team
 
 CURVE_POINTS = 25
 """Most points of an error curve that the report has."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Compiled:
-    """What the passes found for one ratio.
-
-    Attributes:
-        ratio: Size before over size after, at least.
-        plan: What to do to the network.
-        module: The network with that done.
-        align: What the widths of pruned layers are multiples of; None: see `passes.steps.multiples`.
-        outputs: The pruned network's outputs on the calibration inputs, by batch.
-        seconds: Wall time by stage, from the start of the calibration.
-        searched: Measurements that led to the ratio.
-        drop: What was measured of this network, in percentage points.
-        distilled: Steps of distillation that its weights have kept; None: it was not asked for.
-    """
-
-    ratio: float
-    plan: Plan
-    module: fx.GraphModule
-    outputs: list[Any]
-    seconds: dict[str, float]
-    align: int | None = None
-    searched: tuple[Step, ...] = ()
-    drop: float | None = None
-    distilled: int | None = None
 
 
 class Compiler:
@@ -276,18 +246,10 @@ class Compiler:
         found = Compiled(ratio, plan, module, outputs, {}, self.align)
         if self.options.distil:
             with self._clock("distil"):
-                found = self._distilled(found)
+                found = distilled(
+                    found, self.network.graph_module, self._batches, self._judges, self.options, self._tick("distil")
+                )
         return dataclasses.replace(found, seconds=dict(self._clock.seconds))
-
-    def _distilled(self, found: Compiled) -> Compiled:
-        original, module, inputs = self.network.graph_module, found.module, joined(self._batches)
-        judges = inputs if self._judges is None else self._judges
-        kept = distil(module, original, inputs, judges, self.options.distil, self.options.seed, self._tick("distil"))
-        if not kept:
-            return dataclasses.replace(found, distilled=0)
-        with torch.no_grad():
-            outputs = [module(batch) for batch in self._batches]
-        return dataclasses.replace(found, plan=trained(found.plan, module, original), outputs=outputs, distilled=kept)
 
     def _tick(self, stage: str) -> Tick:
         return lambda done, total: self._report(stage, done, total)

@@ -15,11 +15,12 @@ from subprune_fx.errors import SubpruneError
 from subprune_fx.frontends.fx_inputs import spread
 from subprune_fx.frontends.onnx_static import file_batch, fixed_batch, ordered, resolve_batch
 from subprune_fx.passes.budgets import unreachable
+from subprune_fx.passes.compiled import Compiled
 from subprune_fx.passes.distil import divided
 from subprune_fx.passes.gauges import GAUGES, reached
 from subprune_fx.passes.goals import drop_of, set_aside, within
 from subprune_fx.passes.outputs import compared
-from subprune_fx.passes.pipeline import Compiled, Compiler
+from subprune_fx.passes.pipeline import Compiler
 from subprune_fx.passes.summary import accuracy, cost, frozen_of, rows_of
 from subprune_fx.plan import Plan
 from subprune_fx.report import Report
