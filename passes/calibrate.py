@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from functools import partial
@@ -68,21 +69,27 @@ def _outputs(walk: Callable[[Inputs], Any], batches: Sequence[Inputs], tick: Tic
 class _Recorder:
     """Collects what every consumer reads; consumers that read the same in the same way share it.
 
+    So do the calls of one layer: its rows are those of all of them.
+
     Attributes:
         reading: By node, consumers that read it, each in another way.
     """
 
     def __init__(self, network: FxNetwork, consumers: Sequence[str], batches: float) -> None:
-        reads: dict[str, tuple[str, Reader]] = {
-            name: (network.channels.contractions[name].source, network.readers[name]) for name in consumers
+        sources = {name: network.channels.contractions[name].source for name in consumers}
+        reads: dict[str, tuple[bool, str, Reader]] = {
+            name: (name in network.joint, network.joint.get(name, sources[name]), network.readers[name])
+            for name in consumers
         }
         first = {read: name for name, read in reversed(reads.items())}
-        self.collectors = {name: Collector(reader, batches) for (_, reader), name in first.items()}
         self.shared = {name: first[read] for name, read in reads.items()}
         self.reading: dict[fx.Node, list[str]] = {}
         for node in network.graph_module.graph.nodes:
-            if node.name in self.collectors:
-                self.reading.setdefault(operand(node, reads[node.name][0]), []).append(node.name)
+            if node.name in sources:
+                into = self.reading.setdefault(operand(node, sources[node.name]), [])
+                into += {self.shared[node.name]} - {*into}
+        times = Counter(name for names in self.reading.values() for name in names)
+        self.collectors = {name: Collector(reader, batches * times[name]) for (_, _, reader), name in first.items()}
 
     def show(self, node: fx.Node, value: Any) -> None:
         """Add what a node computed to what its consumers read."""

@@ -166,7 +166,7 @@ class Gatherer:
         concerned[group.units] = True
         found = [
             block
-            for name in group.consumers
+            for name in self.network.layers(group.consumers)
             for block in blocks(
                 group, reweighter.among(name, concerned), channels, settled, alive, reweighter.whole(name)[0]
             )
@@ -205,7 +205,7 @@ class Gatherer:
         """Weights of the group's consumers, in the order of `blocks`."""
         local = self.network.channels.positions(group)
         found = []
-        for name in group.consumers:
+        for name in self.network.layers(group.consumers):
             consumer, reader = self.network.channels.contractions[name], self.network.readers[name]
             weight = reader.matrix(parameter(self.network.graph_module, consumer.weight)).cpu().double()
             units = local[column_units(consumer, reader.taps, self.network.channels.unit)]

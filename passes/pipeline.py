@@ -238,8 +238,9 @@ class Compiler:
             store=self._store,
             team=self.team,
         )
-        self._forget()
         with self._clock("sweep"):
+            sweep.begin(lambda: self._evidence.reweighter)
+            self._forget()
             plan, outputs = sweep.run(self._batches, self._tick("sweep"))
         with self._clock("rewrite"):
             module = apply(plan, self.network.graph_module)

@@ -68,6 +68,13 @@ class Scratch:
         put(self.module, self._owners, name, value)
         self._changed[name] = None
 
+    def set_whole(self, name: str, value: Tensor, labels: Labels | None = None) -> None:
+        """The same for a value as large as it is in the original network; `labels` of a bias that this has not."""
+        unit = self.network.channels.unit
+        added = {} if labels is None else {name: {0: labels}}
+        cuts = _parameter_cuts(self.network, np.ones_like(self.alive)[unit], self.alive[unit], added)
+        self.set(name, cut(value, cuts[name]) if name in cuts else value)
+
     def changed(self, path: str) -> bool:
         """Whether a parameter or buffer of the module at `path` differs from the original network's."""
         old, new = (named_tensors(module.get_submodule(path)) for module in (self.network.graph_module, self.module))

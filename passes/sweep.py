@@ -29,6 +29,7 @@ from subprune_fx.numerics.readers import Reader
 from subprune_fx.numerics.targets import Targets
 from subprune_fx.numerics.thinned_reader import Inputs as Looked
 from subprune_fx.numerics.thinned_reader import picked
+from subprune_fx.passes import joint
 from subprune_fx.passes.aims import Aim, aim, saturated
 from subprune_fx.passes.clock import Tick
 from subprune_fx.passes.lockstep import Lockstep
@@ -37,6 +38,7 @@ from subprune_fx.passes.patches import unit_factors
 from subprune_fx.passes.problems import Problem, Settings, blocks, column_units, live_units, pose
 from subprune_fx.passes.recurrent import refit
 from subprune_fx.passes.scratch import Scratch
+from subprune_fx.passes.trials import Reweighter
 from subprune_fx.plan import Decision, Plan
 from subprune_fx.selectors import Ranking
 from subprune_fx.team import ALONE, Team
@@ -104,9 +106,23 @@ class Sweep:
         self.scratch = Scratch(network)
         self.decisions: dict[str, Decision] = {}
         self._samples = 0
+        self._begun = False
         self._last: tuple[tuple[str, Reader], Collected] | None = None
         contractions = network.channels.contractions.items()
         self._readers = Counter((consumer.source, network.readers[name]) for name, consumer in contractions)
+
+    def begin(self, reweighter: Callable[[], Reweighter] | None = None) -> None:
+        """Do what is done before the walk.
+
+        Args:
+            reweighter: Makes weights by the original network's moments, for layers that are called at several places;
+                None: these keep theirs.
+        """
+        self._begun = True
+        for group in beforehand(self.network, late=self.choose is not None):
+            self._decide(group, self.nested[group.name])
+        if self.reweight and reweighter is not None:
+            joint.refit(self.scratch, reweighter)
 
     def run(self, batches: Sequence[Inputs], tick: Tick | None = None) -> tuple[Plan, list[Any]]:
         """Walk both networks over the calibration inputs.
@@ -114,8 +130,8 @@ class Sweep:
         Returns:
             The plan, and the pruned network's outputs per batch.
         """
-        for group in beforehand(self.network, late=self.choose is not None):
-            self._decide(group, self.nested[group.name])
+        if not self._begun:
+            self.begin()
         self._samples = round(self.team.numbers(sum(map(len, batches)))[0])
         walk = Lockstep(self.network.graph_module, self.scratch, batches, self.store, self.team)
         with torch.no_grad():

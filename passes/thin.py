@@ -33,12 +33,19 @@ def thinned(network: FxNetwork, samples: int, rows: int) -> FxNetwork:
         return network
     readers = dict(network.readers)
     for name, reader in network.readers.items():
-        values = network.channels.values.get(name)
-        if not isinstance(reader, ConvReader) or values is None:
+        positions = _positions(network, name)
+        if not isinstance(reader, ConvReader) or not positions:
             continue
         consumer = network.channels.contractions[name]
         columns = len(consumer.labels) // consumer.groups * reader.taps
-        share = max(LEAST, rows * columns / samples) / math.prod(values.shape[2:])
+        share = max(LEAST, rows * columns / samples) / positions
         if share <= WORTHWHILE:
             readers[name] = ThinnedReader(reader, share)
     return dataclasses.replace(network, readers=readers)
+
+
+def _positions(network: FxNetwork, name: str) -> int:
+    """Of a sample's output, in all calls of a layer together; 0: not known."""
+    values, joint = network.channels.values, network.joint
+    calls = [call for call, first in joint.items() if first == joint[name]] if name in joint else [name]
+    return sum(math.prod(values[call].shape[2:]) for call in calls) if all(call in values for call in calls) else 0

@@ -187,23 +187,24 @@ class Reweighter:
     def patches(self, group: Group, alive: NDArray[np.bool_]) -> dict[str, Tensor]:
         """New parameters of the group's consumers, dropped columns zero."""
         found: dict[str, Tensor] = {}
-        for name in group.consumers:
-            found.update(self._patch(name, alive))
+        for name in self.network.layers(group.consumers):
+            found.update(self.patch(name, alive))
         return found
 
-    def _patch(self, name: str, alive: NDArray[np.bool_]) -> dict[str, Tensor]:
+    def patch(self, name: str, alive: NDArray[np.bool_], *, biases: bool = False) -> dict[str, Tensor]:
+        """The same of one of them, which may get a bias that it has not had if `biases`."""
         (moments, problem), network = self.posed(name), self.network
         consumer = network.channels.contractions[name]
         mask = torch.from_numpy(alive[problem.unit])
         full = torch.zeros_like(problem.weight)
-        solved = consumer.weight not in network.channels.shared
+        solved = consumer.weight not in network.channels.shared or name in network.joint
         full[mask] = problem.reweighted(alive).reshape(-1, full.shape[2]) if solved else problem.weight[mask]
         weight = parameter(network.graph_module, consumer.weight)
         patch = {consumer.weight: network.readers[name].weight(full, weight).to(weight)}
         where = network.intercepts.get(name)
-        if solved and self.settings.intercept and where is not None and not where.new:
-            current = parameter(network.graph_module, where.name)
-            shift = moments.intercept(full).reshape(-1).to(current)
+        if solved and self.settings.intercept and where is not None and (biases or not where.new):
+            shift = moments.intercept(full).reshape(-1).to(weight)
+            current = torch.zeros_like(shift) if where.new else parameter(network.graph_module, where.name)
             patch[where.name] = current + where.sign * shift.reshape(current.shape)
         return patch
 

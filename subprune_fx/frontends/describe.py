@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import fx
@@ -49,6 +49,24 @@ class FxNetwork:
         """The places in use: a bias of its own is new to a layer, and worth it only where channels are lost."""
         consumers = set(self.channels.consumers)
         return {name: place for name, place in self.places.items() if name in consumers or not place.new}
+
+    @functools.cached_property
+    def joint(self) -> dict[str, str]:
+        """Contractions of one layer that is called at several places, each with the first of them, by node name.
+
+        Those that read alike: one weight can be fitted to all of them.
+        """
+        found: dict[str, str] = {}
+        for weight, readers in self.channels.shared.items():
+            sites = [one for one in self.channels.contractions.values() if one.weight == weight]
+            alike = {(self.readers[one.name], one.axis, one.data, one.blocks) for one in sites}
+            if readers == {one.name for one in sites} and len(alike) == 1:
+                found.update(dict.fromkeys(readers, sites[0].name))
+        return found
+
+    def layers(self, contractions: Iterable[str]) -> list[str]:
+        """Of contractions, those of one layer that `joint` has only once."""
+        return list(dict.fromkeys(self.joint.get(name, name) for name in contractions))
 
 
 def describe(graph_module: fx.GraphModule, example: Inputs) -> FxNetwork:

@@ -42,7 +42,8 @@ def _intercept(node: fx.Node, call: Call, walker: Walker, channels: ChannelGraph
     if consumer.offset is not None or consumer.blocks > 1:  # each matrix of a stack would want one of its own
         return None
     if consumer.bias is not None:
-        return None if consumer.bias in channels.shared else Intercept(consumer.bias, 1)
+        readers = channels.shared.get(consumer.bias)
+        return Intercept(consumer.bias, 1) if readers in (None, channels.shared.get(consumer.weight)) else None
     users = list(node.users)
     norm, rank = walker.calls.get(users[0].name) if len(users) == 1 else None, channels.values[node.name].ndim
     settled = norm is not None and "batch" in norm.name and not norm.get("training", False)

@@ -65,7 +65,8 @@ class ChannelGraph:
         unit: By label, its unit number; unit 0 is "no channel"; shape (labels,).
         prunable: By unit, whether a group holds it; shape (units,).
         contractions: All contractions with a weight, by node name, in graph order.
-        shared: Parameters that are read at several places, which cannot be reweighted for one of them.
+        shared: Parameters that are read at several places, which cannot be reweighted for one of them, and the names
+            of the steps that read them.
         axes: Labels of weights, by parameter name and dimension.
         elements: Labels of parameters met elementwise, shaped like them.
         values: Labels of every node's value.
@@ -77,7 +78,7 @@ class ChannelGraph:
     unit: NDArray[np.int64]
     prunable: NDArray[np.bool_]
     contractions: dict[str, Consumer]
-    shared: frozenset[str]
+    shared: dict[str, frozenset[str]]
     axes: dict[str, dict[int, Labels]]
     elements: dict[str, Labels]
     values: dict[str, Tree]
@@ -147,7 +148,7 @@ def close(state: Propagation) -> ChannelGraph:
         unit=unit,
         prunable=prunable,
         contractions={consumer.name: consumer for consumer in state.consumers},
-        shared=frozenset(name for name, steps in state.reads.items() if len(steps) > 1),
+        shared={name: frozenset(steps) for name, steps in state.reads.items() if len(steps) > 1},
         axes=state.axes,
         elements=state.elements,
         values=state.values,
