@@ -29,9 +29,12 @@ def analyse(module: nn.Module, example: Inputs) -> FxNetwork:
     """
     network = clearest(module, example)
     if not network.channels.groups:
-        reasons = dict.fromkeys(f"{item.name}: {item.reason}" for item in network.channels.frozen)
+        reasons: dict[str, str] = {}
+        for item in network.channels.frozen:
+            reasons.setdefault(item.reason, f"{item.name}: {item.reason}")
+        why = "; ".join(list(reasons.values())[:3]) or "no layer reads another layer's channels"
         raise SubpruneError(
-            "nothing to prune (" + ("; ".join(list(reasons)[:3]) or "no layer reads another layer's channels") + ")",
+            f"nothing to prune ({why})",
             where=type(module).__name__,
             remedy="only channels between two layers can go; --explain lists what stays and why",
         )

@@ -53,8 +53,9 @@ class Explanation:
             lines += ["", f"{group.name}: {group.channels} channels"]
             lines += [f"  {what:<12}{', '.join(names)}" for what, names in group.roles()]
         if self.frozen:
-            lines += ["", f"{sum(row.channels for row in self.frozen)} channels stay"]
-            lines += [f"  {row.name}: {row.channels}, {row.reason}" for row in self.frozen]
+            count = sum(row.channels for row in self.frozen)
+            lines += ["", f"{count} channels stay" if count else "what stays whole"]
+            lines += [f"  {row}" for row in self.frozen]
         return "\n".join(lines)
 
     def save(self, *paths: str | os.PathLike[str]) -> None:

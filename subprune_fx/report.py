@@ -39,13 +39,16 @@ class FrozenRow:
 
     Attributes:
         name: The producer whose channels they are.
-        channels: How many.
+        channels: How many; 0: the layer stays whole, whatever it reads (it is quantised, say).
         reason: One sentence for the user.
     """
 
     name: str
     channels: int
     reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.channels}, {self.reason}" if self.channels else f"{self.name}: {self.reason}"
 
 
 @dataclasses.dataclass(frozen=True)

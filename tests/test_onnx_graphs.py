@@ -1101,7 +1101,7 @@ FROZEN: dict[str, tuple[list[onnx.NodeProto], Weights, str]] = {
             helper.make_node("DequantizeLinear", ["q", "scale", "zero_point"], ["z"]),
         ],
         {key: np.asarray(value) for key, value in QUANTISED.items()},
-        "first: QuantizeLinear",
+        "first: the network is quantised already",
     ),
     "QLinearConv": (
         [
@@ -1110,7 +1110,7 @@ FROZEN: dict[str, tuple[list[onnx.NodeProto], Weights, str]] = {
             helper.make_node("DequantizeLinear", ["qz", *SCALE], ["z"]),
         ],
         {**{key: np.asarray(value) for key, value in QUANTISED.items()}, "wq": np.full((16, 16, 1, 1), 90, np.uint8)},
-        "first: QuantizeLinear",
+        "first: the network is quantised already",
     ),
     "Loop": (
         [helper.make_node("Loop", ["times", "yes", "h"], ["z"], body=LOOP)],
@@ -1224,4 +1224,47 @@ def test_a_recurrent_layer_stays(compiled: Compile, tmp_path: Path) -> None:
     found = compiled(made, ratio=1.2)
     sizes = {tensor.name: tensor.dims for tensor in found.graph.initializer}
     assert (sizes["w"], sizes["W"], sizes["k"], sizes["v"]) == ([16, 3, 3, 3], [1, 16, 16], [64, 4], [4, 5])
-    assert "first: LSTM is not in the op table" in frozen_reasons(made, tmp_path / "again.onnx")
+    assert "first: LSTM: its state stays whole, prune the PyTorch" in frozen_reasons(made, tmp_path / "again.onnx")
+
+
+def test_a_recurrent_layer_that_no_channels_reach_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = [
+        helper.make_node("GRU", ["x", "W", "R"], ["l"], hidden_size=4, name="cell"),
+        helper.make_node("Reshape", ["l", "flat"], ["f"]),
+        helper.make_node("MatMul", ["f", "k"], ["y"], name="last"),
+    ]
+    weights: Weights = {"W": random(1, 12, 6), "R": random(1, 12, 4), "flat": ints(-1, 4), "k": random(4, 3)}
+    onnx.save(model(nodes, weights, [BATCH, 1, 6]), tmp_path / "a.onnx")
+    said = ("cell: GRU: its state stays whole, prune the PyTorch network to make it smaller", "last: ")
+    np.save(tmp_path / "x.npy", random(8, 1, 6))
+    assert main([str(tmp_path / "a.onnx"), "--explain"]) == 0
+    assert all(words in capsys.readouterr().out for words in said[:1])
+    arguments = ["--ratio", "2", "--calib", str(tmp_path / "x.npy"), "-o", str(tmp_path / "b.onnx")]
+    assert main([str(tmp_path / "a.onnx"), *arguments]) == 2
+    assert f"nothing to prune ({said[0]}; {said[1]}" in capsys.readouterr().err
+
+
+def test_a_quantised_network_is_said_to_be_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights: Weights = {"w": random(6, 16).round().astype(np.int8), "v": random(16, 3).round().astype(np.int8)}
+    weights |= {"s": np.asarray(0.5, np.float32), "z": np.asarray(0, np.int8)}
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "s", "z"], ["wf"]),
+        helper.make_node("DequantizeLinear", ["v", "s", "z"], ["vf"]),
+        helper.make_node("MatMul", ["x", "wf"], ["h"]),
+        helper.make_node("QuantizeLinear", ["h", "s", "z"], ["hq"]),
+        helper.make_node("DequantizeLinear", ["hq", "s", "z"], ["hf"]),
+        helper.make_node("MatMul", ["hf", "vf"], ["y"]),
+    ]
+    onnx.save(model(nodes, weights, [BATCH, 6]), tmp_path / "whole.onnx")
+    nodes.append(helper.make_node("Add", ["y0", "b"], ["y"]))
+    nodes[-2].output[0], weights["b"] = "y0", random(3)
+    onnx.save(model(nodes, weights, [BATCH, 6]), tmp_path / "a.onnx")
+    np.save(tmp_path / "x.npy", random(8, 6))
+    said = " and 3 more: the network is quantised already, prune the float network and then --quantize int8"
+    assert main([str(tmp_path / "a.onnx"), "--explain"]) == 0
+    assert said in capsys.readouterr().out
+    arguments = ["--ratio", "2", "--calib", str(tmp_path / "x.npy"), "-o", str(tmp_path / "b.onnx")]
+    assert main([str(tmp_path / "a.onnx"), *arguments]) == 2
+    assert f"{said}); only" in capsys.readouterr().err
+    assert main([str(tmp_path / "whole.onnx"), "--explain"]) == 2
+    assert f"no float weights: {said.partition(': ')[2]}" in capsys.readouterr().err

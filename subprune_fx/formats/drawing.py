@@ -30,7 +30,7 @@ def svg(explanation: Explanation) -> str:
         height = LINE * max(len(group.producers), len(group.consumers), len(_middle(group))) + 8
         parts += _row(group, y, height)
         y += height + GAP
-    frozen = [f"{row.name}: {row.channels}, {row.reason}" for row in explanation.frozen]
+    frozen = [*map(str, explanation.frozen)]
     if frozen:
         parts += _box(COLUMNS[0], y, COLUMNS[2] + WIDTH - COLUMNS[0], frozen, COLOURS["frozen"], 130)
         y += LINE * len(frozen) + 8 + GAP
@@ -97,7 +97,7 @@ def dot(explanation: Explanation) -> str:
         lines += [f"  {json.dumps(name)} -> group{place};" for name in group.producers]
         lines += [f"  group{place} -> {json.dumps(name)};" for name in group.consumers]
     for place, row in enumerate(explanation.frozen):
-        label = json.dumps(f"{row.channels} of {row.name} stay: {row.reason}")
+        label = json.dumps(f"{row.channels or 'all'} of {row.name} stay: {row.reason}")
         lines.append(f'  frozen{place} [shape=note, fillcolor="{COLOURS["frozen"]}", label={label}];')
         lines.append(f"  {json.dumps(row.name)} -> frozen{place} [style=dashed];")
     return "\n".join([*lines, "}", ""])

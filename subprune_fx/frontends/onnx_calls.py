@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, fx
@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from subprune_fx.frontends.onnx_op import OnnxOp
 from subprune_fx.graph.kinds import Axes, Row
 from subprune_fx.graph.optable import BY_ONNX, BY_TORCH
+from subprune_fx.graph.whole import WHOLE
 
 Arguments = dict[str, Any]
 
@@ -76,6 +77,11 @@ def describe_call(node: fx.Node, target: OnnxOp, root: Any) -> tuple[Row | None,
 def row_of(target: OnnxOp) -> Row | None:
     """The row of an operator, however it is used."""
     return BY_ONNX.get(f"{target.domain}.{target.op_type}" if target.domain else target.op_type)
+
+
+def whole_reason(op_types: Iterable[str]) -> str | None:
+    """Why the first of some operators that stay whole does; None: none is known to."""
+    return next((WHOLE[op_type] for op_type in op_types if op_type in WHOLE), None)
 
 
 def constant_of(argument: Any, root: Any) -> Tensor | None:

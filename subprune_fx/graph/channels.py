@@ -48,7 +48,7 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Frozen:
-    """Channels of one producer that stay, with the reason."""
+    """Channels of one producer that stay, with the reason; 0 of them: steps that stay whole."""
 
     name: str
     channels: int
@@ -144,7 +144,7 @@ def close(state: Propagation) -> ChannelGraph:
         prunable[group.units] = True
     return ChannelGraph(
         groups=groups,
-        frozen=frozen,
+        frozen=(*_whole(state), *frozen),
         unit=unit,
         prunable=prunable,
         contractions={consumer.name: consumer for consumer in state.consumers},
@@ -262,6 +262,13 @@ def _groups(
         groups.append(Group(name, numbers, producers, followers, reading, through, deep))
     frozen = tuple(Frozen(name, channels, reason) for (name, reason), channels in refused.items() if channels)
     return tuple(groups), frozen
+
+
+def _whole(state: Propagation) -> tuple[Frozen, ...]:
+    """A row for each reason for which steps stay whole."""
+    rest = {reason: len(names) - 1 for reason, names in state.whole.items()}
+    more = {reason: f" and {count} more" if count else "" for reason, count in rest.items()}
+    return tuple(Frozen(f"{names[0]}{more[reason]}", 0, reason) for reason, names in state.whole.items())
 
 
 def _units_in(unit: NDArray[np.int64], runs: Iterable[Labels]) -> NDArray[np.int64]:

@@ -81,6 +81,7 @@ class Propagation:
         depthwise: Channels that a depthwise convolution reads.
         reads: By parameter, the steps that read it.
         unknown: Steps that channels reach and that are not in the op table, or have weights not known to the graph.
+        whole: Steps that stay whole whatever reaches them, by reason.
         follows: Channels that a layer's parameters follow one by one, and the layer, in graph order.
         slots: Channels that a grouped convolution reads and makes, whose groups all keep the same, by step.
         by_group: Steps with a grouped convolution that loses whole groups instead.
@@ -98,6 +99,7 @@ class Propagation:
         self.depthwise: list[Labels] = []
         self.reads: dict[str, set[str]] = {}
         self.unknown: list[str] = []
+        self.whole: dict[str, list[str]] = {}
         self.follows: list[tuple[Labels, str]] = []
         self.slots: dict[str, tuple[Labels, Labels]] = {}
         self.by_group = by_group

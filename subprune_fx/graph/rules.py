@@ -19,6 +19,7 @@ from subprune_fx.graph.spatial import fold, normalise_groups, per_channel, spati
 from subprune_fx.graph.statistics import across, normalise, reduce, statistic
 from subprune_fx.graph.statistics import along as softmax
 from subprune_fx.graph.step import Param, Step, Tree, leaves
+from subprune_fx.graph.whole import WHOLE
 from subprune_fx.graph.writes import gather, put, scatter, write
 
 
@@ -30,6 +31,9 @@ def propagate(state: Propagation, step: Step) -> Tree:
     for operand in (*step.operands, *step.roles.values()):
         if isinstance(operand, Param):
             state.reads.setdefault(operand.name, set()).add(step.name)
+    why = WHOLE.get(step.op) if step.row is None else None
+    if why is not None:
+        state.whole.setdefault(why, []).append(step.name)
     labelled = [leaf for operand in step.operands if not isinstance(operand, Param) for leaf in leaves(operand)]
     free = not any(compact(labels).any() for labels in labelled)
     spread = step.row is not None and step.row.kind is Kind.SPREAD
@@ -40,7 +44,7 @@ def propagate(state: Propagation, step: Step) -> Tree:
         if step.attrs.get("opaque") or not all(map(state.loose, labelled)):
             state.unknown.append(step.name)
         known = "is used in a way that cannot be followed" if step.attrs.get("known") else "is not in the op table"
-        return refuse(state, step, f"{step.op} {known}")
+        return refuse(state, step, why or f"{step.op} {known}")
     kind, roles = step.row.kind, step.row.roles
     if state.statistics and kind is not Kind.ELEMENTWISE and not _carries(state, step, kind):
         step = dataclasses.replace(
