@@ -62,7 +62,7 @@ def _level(bundle: Bundle, where: str) -> Bundle:
 
 def _tensor(value: Any, where: str) -> Tensor:
     try:
-        tensor = torch.as_tensor(value).detach()
+        tensor = torch.as_tensor(value).detach().contiguous()  # tracing takes no views with gaps
     except (RuntimeError, TypeError, ValueError) as error:
         what = f"is a {type(value).__name__}, not a tensor or an array"
         remedy = "give one, or a tuple or dict of them; of a loader, the inputs of its batches joined"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,3 +131,23 @@ def test_distilled_with_several_inputs() -> None:
 def test_inputs_that_do_not_fit_are_refused(x: Any, says: str) -> None:
     with pytest.raises(SubpruneError, match=says):
         subprune_fx.prune(Two(), x, keep=0.5)
+
+
+class Written(nn.Module):
+    """Adds what it computes of some channels to them, in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Conv1d(4, 16, 1), nn.ReLU(), nn.Conv1d(16, 4, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.clone()
+        x[:, :4] += self.inner(x[:, :4])
+        return x
+
+
+@pytest.mark.parametrize("given", [lambda x: x, lambda x: {"x": x}, lambda x: (x,), lambda x: x.numpy()])
+def test_views_with_gaps_are_taken(given: Callable[[Tensor], Any]) -> None:
+    x = torch.randn(32, 6, 10, generator=torch.Generator().manual_seed(0))[:, :, :8]
+    _, _, report = subprune_fx.prune(Written().eval(), given(x), keep=0.5)
+    assert [(row.channels, row.kept) for row in report.groups] == [(16, 8)]
