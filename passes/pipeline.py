@@ -195,7 +195,7 @@ class Compiler:
             return ()
         known = np.flatnonzero(np.isfinite(ranking.error.numpy()))  # where all units stay, only the last is
         some = known[np.unique(np.linspace(0, len(known) - 1, CURVE_POINTS).round().astype(int))].tolist()
-        return tuple((k, float(ranking.error[k])) for k in some)
+        return tuple((k, ranking.share(k)) for k in some)
 
     def shape(self, ratio: float) -> fx.GraphModule:
         """A network of the shape that `compile` gives, with weights that are not fitted."""

@@ -23,6 +23,9 @@ RESOLUTION = 1e-13
 ROUNDING = 1e-9
 """Ridges that differ less are the same, taken of the same columns twice."""
 
+SILENT = 1e-12
+"""Weight of the error of a consumer that reads zeros (a recurrent cell at first): it counts where no other does."""
+
 AMPLE = 32
 """Rows a column from which weights are told from noise without a ridge."""
 
@@ -87,6 +90,13 @@ class Problem:
     def energy(self) -> Tensor:
         """||Y||^2 + lambda ||W_0||^2, shape (groups,)."""
         return self.equations.energy
+
+    @property
+    def target(self) -> float:
+        """The energy of all groups; 0 where it is the ridge's alone, since all that is read is zero."""
+        pull = float(self.ridge @ torch.linalg.vector_norm(self.weight, dim=(1, 2), dtype=torch.float64).square())
+        total = float(self.energy.sum())
+        return total if total > pull * (1 + ROUNDING) else 0.0
 
     def kept(self, alive: NDArray[np.bool_]) -> Tensor:
         """Columns whose unit is alive, (groups, kept d), int64; every group has as many."""
@@ -210,10 +220,11 @@ def blocks(
         channels: The dependency graph.
         settled: By unit, whether it is sure to stay.
         alive: By unit, whether it is there at all.
-        energy: Of the consumer's whole target; None: that of `problem`.
+        energy: Of the consumer's whole `target`; None: that of `problem`.
     """
     local = channels.positions(group)
-    total = (float(problem.energy.sum()) if energy is None else energy) or 1.0
+    target = problem.target if energy is None else energy
+    scale = 1.0 / target if target else SILENT / (float(problem.energy.sum()) or 1.0)
     found = []
     for g, columns in enumerate(problem.unit):
         if not (local[columns] >= 0).any():
@@ -226,7 +237,7 @@ def blocks(
             system, unit, gone = system.fixed(_where(held), _where(~held)), unit[~held], gone[~held]
         if gone.any():
             system, unit = system.eliminated(_where(gone), _where(~gone)), unit[~gone]
-        found.append(system.part(torch.from_numpy(local[unit]), 1.0 / total))
+        found.append(system.part(torch.from_numpy(local[unit]), scale))
     return found
 
 

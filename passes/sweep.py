@@ -238,8 +238,7 @@ class Sweep:
     def _decide(self, group: Group, ranking: Ranking, walk: Lockstep | None = None) -> None:
         count = self.keep[group.name]
         kept = np.sort(ranking.order[:count].numpy())
-        error = float("nan") if ranking.error is None else float(ranking.error[count])
-        self.decisions[group.name] = Decision(group.name, len(group.units), tuple(kept.tolist()), error)
+        self.decisions[group.name] = Decision(group.name, len(group.units), tuple(kept.tolist()), ranking.share(count))
         if not self.reweight and ranking.factors is not None:
             self._scale(group, ranking)
         if kept.size == len(group.units):

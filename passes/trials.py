@@ -145,10 +145,10 @@ class Reweighter:
         return self._posed[name]
 
     def whole(self, name: str) -> tuple[float, Tensor]:
-        """||Y||^2 + lambda ||W_0||^2 of a consumer's least-squares problem, and lambda."""
+        """The `target` of a consumer's least-squares problem, and lambda."""
         if name not in self._wholes:
             problem = self.posed(name)[1]
-            self._wholes[name] = float(problem.energy.sum()), problem.ridge
+            self._wholes[name] = problem.target, problem.ridge
         return self._wholes[name]
 
     def among(self, name: str, units: NDArray[np.bool_]) -> Problem:

@@ -16,7 +16,8 @@ class GroupRow:
         channels: Units (channels, heads, neurons) before.
         kept: Units after.
         error: How much the inputs of the layers that read the group change with `kept` units, relative, 0 to 1 (paper
-            eq. 1, normalised); NaN where the selector measures none.
+            eq. 1, normalised; what several layers lose is added up, and is relative to its largest where that is more
+            than 1); NaN where the selector measures none.
         consumers: Names of the layers that read the group.
         producers: Names of the layers that make it.
         followers: Layers and parameters that are cut along.

@@ -11,6 +11,7 @@ import torch
 from support import Joined
 from torch import Tensor
 
+import subprune_fx
 from subprune_fx.graph.channels import Group
 from subprune_fx.numerics import row_moments
 from subprune_fx.numerics.greedy import greedy
@@ -206,3 +207,49 @@ def test_one_group_of_several(others: str) -> None:
         assert float(found.error[k]) == pytest.approx(error(prefix) / total, abs=ROUNDING)
     best = min(itertools.combinations(range(len(group.units)), 1), key=error)
     assert best == (int(found.order[0]),)
+
+
+class Read(torch.nn.Module):
+    """One layer that many read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(12, 12)
+        self.readers = torch.nn.ModuleList(torch.nn.Linear(12, 8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [reader(self.first(x)) for reader in self.readers]
+
+
+def test_the_error_of_many_readers_is_shown_up_to_one() -> None:
+    torch.manual_seed(0)
+    _, plan, report = subprune_fx.prune(Read().eval(), torch.randn(64, 12), keep=1 / 12)
+    (row,) = report.groups
+    assert 0.5 < row.error < 1
+    assert plan.decisions[0].error == row.error
+    assert all(0 <= error <= 1 for _, error in row.curve)
+
+
+class Muted(torch.nn.Module):
+    """Two layers read one; the second only zeros, and its weights are large where those of the first are small."""
+
+    def __init__(self, volume: float) -> None:
+        super().__init__()
+        self.volume = volume
+        self.first, self.heard, self.silent = (torch.nn.Linear(12, 12) for _ in range(3))
+        with torch.no_grad():
+            self.heard.weight[:, 0] *= 1e-3
+            self.silent.weight[:, 0] = 10
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        out: Tensor = self.heard(x * self.volume) + self.silent(x * 0)
+        return out
+
+
+@pytest.mark.parametrize("volume", [0.0, 1.0])
+def test_what_reads_zeros_decides_only_where_nothing_else_does(volume: float) -> None:
+    torch.manual_seed(0)
+    _, plan, report = subprune_fx.prune(Muted(volume).eval(), torch.randn(64, 12), keep=11 / 12)
+    assert (0 in plan.decisions[0].kept) == (volume == 0)
+    assert report.groups[0].error < 1e-3

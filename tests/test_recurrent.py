@@ -395,3 +395,27 @@ def test_packed_sequences_stay() -> None:
     network = analyse(packed(), INPUTS[:2])
     assert [group.name for group in network.channels.groups] == ["before"]
     assert "between" in {row.name for row in subprune_fx.explain(packed(), INPUTS[:2]).frozen}
+
+
+class Unrolled(nn.Module):
+    """A cell called for each step, whose first state is zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.RNNCell(5, 16)
+        self.out = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = x.new_zeros(len(x), 16)
+        for step in range(x.shape[1]):
+            state = self.cell(x[:, step], state)
+        out: Tensor = self.out(state)
+        return out
+
+
+def test_a_call_that_reads_zeros_does_not_count() -> None:
+    torch.manual_seed(0)
+    _, _, report = subprune_fx.prune(Unrolled().eval(), INPUTS[:, :3], keep=15 / 16)
+    (row,) = report.groups
+    assert row.kept == 15
+    assert 0 < row.error < 0.05

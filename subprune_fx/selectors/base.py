@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -111,6 +112,13 @@ class Ranking:
     error: Tensor | None = None
     factors: Callable[[int], Tensor] | None = None
     demand: Callable[[float], int] | None = None
+
+    def share(self, count: int) -> float:
+        """The error with so many kept, 0 to 1; NaN where ranking gave none.
+
+        What several layers lose adds up: where that is more than 1, it is relative to what they lose with none kept.
+        """
+        return math.nan if self.error is None else float(self.error[count]) / max(1.0, float(self.error[0]))
 
 
 Rank = Callable[[Evidence, int | None], Ranking]
