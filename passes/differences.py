@@ -27,6 +27,9 @@ SAFETY = 10.0
 LEAST = 1e-2
 """An output counts as at least this fraction of the largest one: what is left where large values cancel (zeros, say)
 has no scale but theirs. At `FLOOR` that allows 1e-6 of the largest output, about ten roundings of float32."""
+UNIT = 4 * float(np.finfo(np.float32).eps)
+"""What probabilities may differ by, however small they are: onnxruntime approximates a sigmoid to a rounding or two of
+the 1 that it is a part of, so that a rare event's 1e-4 is off by a thousandth."""
 
 
 @dataclasses.dataclass
@@ -37,16 +40,19 @@ class Difference:
         whole: Whether it holds integers or flags.
         worst: The largest absolute difference; of integers the largest share of a batch that differs.
         scale: The largest absolute value; of integers 1.
+        unit: Whether all values are numbers between 0 and 1, as those of probabilities are.
     """
 
     whole: bool
     worst: float = 0.0
     scale: float = 0.0
+    unit: bool = True
 
     def add(self, got: Array, wanted: Array) -> None:
         """Another batch, in the same shape."""
         self.worst = max(self.worst, _share(got, wanted) if self.whole else _difference(got, wanted))
         self.scale = 1.0 if self.whole else max(self.scale, _largest(wanted))
+        self.unit &= not self.whole and bool(((wanted >= 0) & (wanted <= 1)).all())
 
 
 def differences(outputs: Sequence[Array]) -> list[Difference]:
@@ -58,6 +64,12 @@ def scales(found: Sequence[Difference]) -> list[float]:
     """By output, what differences are relative to."""
     largest = max((one.scale for one in found if not one.whole), default=0.0)
     return [one.scale if one.whole else max(one.scale, LEAST * largest) for one in found]
+
+
+def limits(found: Sequence[Difference], tolerances: Sequence[float]) -> list[float]:
+    """By output, what it may differ by, from what it may as a fraction of its scale."""
+    each = zip(found, tolerances, scales(found), strict=True)
+    return [max(tolerance * scale, UNIT if one.unit else 0.0) for one, tolerance, scale in each]
 
 
 def tolerances_of(module: nn.Module, inputs: Inputs) -> list[float]:

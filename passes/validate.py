@@ -12,7 +12,7 @@ from torch import nn
 
 from subprune_fx.bundle import Inputs, arguments, call, joined, parts
 from subprune_fx.errors import SubpruneError, ValidationError, first_line
-from subprune_fx.passes.differences import FLOOR, Array, Difference, arrays, differences, scales, tolerances_of
+from subprune_fx.passes.differences import FLOOR, Array, Difference, arrays, differences, limits, scales, tolerances_of
 from subprune_fx.sessions import opened, quiet
 
 if TYPE_CHECKING:
@@ -103,16 +103,17 @@ def validate(
         for one, a, b in zip(found, got, wanted, strict=True):
             one.add(a, b)
     within = FLOOR if tolerance is None else tolerance
-    if all(one.worst <= within * scale for one, scale in zip(found, scales(found), strict=True)):
+    if all(one.worst <= limit for one, limit in zip(found, limits(found, [within] * len(found)), strict=True)):
         return max((one.worst for one in found), default=0.0)
     # How much more may be allowed takes the network in float64 to say.
     more = [] if tolerance is not None else tolerances_of(module, inputs[: fixed_batch or 16])
     tolerances = more or [within] * len(found)
-    for place, (one, allowed, scale) in enumerate(zip(found, tolerances, scales(found), strict=True)):
-        if one.worst > allowed * scale:
+    each = zip(found, limits(found, tolerances), scales(found), strict=True)
+    for place, (one, allowed, scale) in enumerate(each):
+        if one.worst > allowed:
             which = "its output" if len(found) == 1 else f"its output {place}"
             by = f"in {one.worst:.3g} of its numbers" if one.whole else f"by {one.worst:.3g}"
-            what = f"{which} differs from torch's {by}, allowed are {allowed * scale:.3g} ({allowed:.0e} of its scale)"
+            what = f"{which} differs from torch's {by}, allowed are {allowed:.3g} ({allowed / scale:.0e} of its scale)"
             raise ValidationError(what, where=where, remedy="nothing was written")
     return max((one.worst for one in found), default=0.0)
 

@@ -269,6 +269,41 @@ def test_where_large_values_cancel_their_rounding_is_allowed() -> None:
     assert validate.validate(run, Zeros(), inputs(), where="net.onnx") < 1e-6  # a rounding of values below 5
 
 
+class Rare(nn.Module):
+    """Probabilities near 0."""
+
+    def __init__(self, shift: float = 0.0) -> None:
+        super().__init__()
+        self.shift = shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (0.1 * x.mean((2, 3)) - 8 + self.shift).sigmoid()
+
+
+def off(amount: float) -> validate.Run:
+    """A runtime that rounds sigmoids as onnxruntime does: by so much of 1."""
+    return lambda x: [np.float32(amount) + validate.torch_runner(Rare())(x)[0]]
+
+
+def test_small_probabilities_are_rounded_as_parts_of_one() -> None:
+    assert validate.validate(off(2.4e-7), Rare(), inputs(), where="net.onnx") > 1e-4 * float(Rare()(inputs()).max())
+
+
+@pytest.mark.parametrize("run", [off(1e-6), validate.torch_runner(Rare(1e-2))], ids=["rounded more", "another network"])
+def test_small_probabilities_of_another_network_are_refused(run: validate.Run) -> None:
+    with pytest.raises(ValidationError, match="differs from torch's"):
+        validate.validate(run, Rare(), inputs(), where="net.onnx")
+
+
+def test_small_numbers_of_either_sign_are_no_probabilities() -> None:
+    class Small(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 1e-4 * x.mean((2, 3))
+
+    with pytest.raises(ValidationError, match="differs from torch's"):
+        validate.validate(lambda x: [Small()(x).numpy() + np.float32(2.4e-7)], Small(), inputs(), where="net.onnx")
+
+
 def test_network_is_run_in_float64_only_where_that_may_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[nn.Module] = []
 
