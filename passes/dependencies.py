@@ -91,7 +91,7 @@ def narrowed(network: FxNetwork, reasons: Mapping[str, str]) -> FxNetwork:
     return dataclasses.replace(network, channels=narrower)
 
 
-def clearest(module: nn.Module, example: Inputs) -> FxNetwork:
+def clearest(module: nn.Module, example: Inputs, *, undefined: bool = False) -> FxNetwork:
     """The first graph in which every op is known, else the one with the fewest unknown ops.
 
     torch.export knows weights that fx sees computed from the sizes of activations (`k.repeat(x.shape[1], 1, 1, 1)`).
@@ -99,12 +99,13 @@ def clearest(module: nn.Module, example: Inputs) -> FxNetwork:
     Args:
         module: See `analyse`.
         example: See `analyse`.
+        undefined: Whether its outputs may be NaN for the example.
 
     Raises:
         SubpruneError: If it cannot be traced.
     """
     best: FxNetwork | None = None
-    for graph in traces(module, example):
+    for graph in traces(module, example, undefined=undefined):
         found = freed(describe(graph, example), example)
         if best is None or len(found.channels.unknown) < len(best.channels.unknown):
             best = found

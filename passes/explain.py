@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
+from subprune_fx.bundle import Inputs
 from subprune_fx.explanation import Coupled, Explanation
+from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.frontends.onnx_static import fixed_batch, resolve_batch
+from subprune_fx.frontends.original import is_undefined
 from subprune_fx.passes.dependencies import clearest, restrict
 from subprune_fx.passes.proof import checked
 from subprune_fx.passes.summary import frozen_of
@@ -34,10 +38,10 @@ def explain(model: nn.Module, example: Given, *, only: Sequence[str] = (), skip:
     module = resolve_batch(model, inputs)
     enough(inputs, fixed_batch(module), "example")
     some = inputs[: fixed_batch(module) or 2]
-    network = clearest(module, some)
+    network = clearest(module, some, undefined=True)
     if only or skip:
         network = restrict(network, only, skip)
-    channels = checked(network, some).channels
+    channels = _tried(network, some).channels
     layers = {name: consumer.module for name, consumer in channels.contractions.items()}
     groups = tuple(
         Coupled(
@@ -50,3 +54,10 @@ def explain(model: nn.Module, example: Given, *, only: Sequence[str] = (), skip:
         for group in channels.groups
     )
     return Explanation(type(model).__name__, groups, frozen_of(channels))
+
+
+def _tried(network: FxNetwork, example: Inputs) -> FxNetwork:
+    """The network as the proof leaves it; outputs that are NaN prove nothing, and nothing wrong."""
+    with torch.no_grad():
+        undefined = is_undefined(network.graph_module(example))
+    return network if undefined else checked(network, example)

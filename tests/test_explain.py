@@ -145,3 +145,27 @@ def test_an_archive_has_the_names_of_the_network() -> None:
     assert first.startswith("Net: ")
     found = str(subprune_fx.explain(archive, x)).replace("aten.renorm", "Tensor.renorm")
     assert found.splitlines()[1:] == alike
+
+
+class Logarithm(nn.Module):
+    """Undefined for what is negative, as some of what is made up is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.last(self.first(x.log()).relu())
+
+
+def test_outputs_that_are_undefined_hide_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net, x = Logarithm().eval(), torch.rand(2, 4) + 1
+    found = str(subprune_fx.explain(net, -x))
+    assert "first: 8 channels" in found
+    assert found == str(subprune_fx.explain(net, x))
+    program = torch.export.export(net, (x,), dynamic_shapes=({0: torch.export.Dim("n")},))
+    torch.export.save(program, tmp_path / "net.pt2")
+    assert main([str(tmp_path / "net.pt2"), "--explain"]) == 0
+    assert "first: 8 channels" in capsys.readouterr().out
+    with pytest.raises(SubpruneError, match="its outputs are NaN"):
+        subprune_fx.prune(net, -x, keep=0.5)

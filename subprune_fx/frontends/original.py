@@ -26,12 +26,13 @@ class Original:
     where these differ, or there can be no such run, the example itself is run.
     """
 
-    def __init__(self, module: nn.Module, example: Inputs) -> None:
+    def __init__(self, module: nn.Module, example: Inputs, *, undefined: bool = False) -> None:
         """Run it.
 
         Args:
             module: In eval mode.
             example: Input that it accepts, first dimension = sample.
+            undefined: Whether outputs may be NaN; then they are to be in the same places.
 
         Raises:
             SubpruneError: It does not, or its outputs cannot be compared.
@@ -43,7 +44,7 @@ class Original:
         self._check_free()
         outputs = self._expected if self._general is None else self._general
         self._check_seen(outputs)
-        if any(isinstance(leaf, Tensor) and bool(leaf.isnan().any()) for leaf in pytree.tree_leaves(outputs)):
+        if not undefined and is_undefined(outputs):
             what, remedy = "its outputs are NaN", "check its weights, and that inputs are prepared as it expects"
             raise SubpruneError(what, where=self._name, remedy=remedy)
 
@@ -140,6 +141,11 @@ class Original:
         raise SubpruneError(what, where=self._name, remedy=f"{how}return its tensors in a tuple or dict")
 
 
+def is_undefined(outputs: Any) -> bool:
+    """Whether some of a network's outputs are NaN."""
+    return any(isinstance(leaf, Tensor) and bool(leaf.isnan().any()) for leaf in pytree.tree_leaves(outputs))
+
+
 def agree(graph: fx.GraphModule, other: fx.GraphModule, example: Inputs) -> bool:
     """Whether two graphs compute the same, of one sample more too if the first takes any number of them.
 
@@ -190,4 +196,5 @@ def _alike(a: Any, b: Tensor) -> bool:
         return False
     if not b.numel() or not (b.is_floating_point() or b.is_complex()):  # flags have no size that rounding goes by
         return torch.equal(a, b)
-    return torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max().clamp(min=1)))
+    largest = float(b.abs().nan_to_num(nan=0.0, posinf=torch.inf).max().clamp(min=1))
+    return torch.allclose(a, b, rtol=1e-4, atol=1e-5 * largest, equal_nan=True)

@@ -59,12 +59,13 @@ _FIELDS = ("values", "indices")
 """What torch calls the two results of max, sort and the like."""
 
 
-def traces(module: nn.Module, example: Inputs) -> Iterator[fx.GraphModule]:
+def traces(module: nn.Module, example: Inputs, *, undefined: bool = False) -> Iterator[fx.GraphModule]:
     """Graphs of `module`'s forward pass in eval mode, sharing nothing with it, the one nearest to its code first.
 
     Args:
         module: Any module; a `GraphModule` is taken as it is.
         example: Input that it accepts, first dimension = sample.
+        undefined: Whether its outputs may be NaN for the example.
 
     Yields:
         Graph modules without in-place ops (they would overwrite activations that later consumers read), whose
@@ -76,7 +77,7 @@ def traces(module: nn.Module, example: Inputs) -> Iterator[fx.GraphModule]:
         SubpruneError: If the module does not run on `example`, or neither tracer can follow it.
     """
     plain = _plain(module).eval()
-    original, failures = Original(plain, example), list[str]()
+    original, failures = Original(plain, example, undefined=undefined), list[str]()
     for name, graph in _candidates(plain, example, failures):
         try:
             with silence():  # fx prints the graph around what fails
