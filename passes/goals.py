@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from subprune_fx.bundle import Inputs
 from subprune_fx.errors import SubpruneError
+from subprune_fx.passes.by_sample import tensors_of
 from subprune_fx.passes.compiled import Compiled
-from subprune_fx.passes.outputs import agreement, check_classes, check_scores, first_tensor
+from subprune_fx.passes.outputs import agreement, check_classes, check_scores, scores_at
 from subprune_fx.passes.pipeline import Compiler
 from subprune_fx.passes.search import bracket
 
@@ -64,7 +65,7 @@ def drop_of(compiler: Compiler, aside: Inputs | None) -> Drop:
     else:
         batches, labels = compiler.cut(compiler.team.share(aside)), None
     outputs = _run(original, batches)
-    scores = first_tensor(outputs[0])
+    scores = tensors_of(outputs[0])[0 if labels else scores_at(outputs, compiler.team)]
     check_scores(scores, len(batches[0]), where="max_drop", remedy="give a ratio instead")
     for classes in labels or ():
         check_classes(classes, scores)

@@ -16,11 +16,12 @@ from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.graph.channels import Group
 from subprune_fx.passes.budget import Budget, Sizes, Trial
 from subprune_fx.passes.budget_output import PROBES
+from subprune_fx.passes.by_sample import tensors_of
 from subprune_fx.passes.clock import Tick
 from subprune_fx.passes.evidence import Errors, Gatherer
 from subprune_fx.passes.memory import Store
 from subprune_fx.passes.options import Options
-from subprune_fx.passes.outputs import agreement, check_classes, check_scores, first_tensor, head, output_change
+from subprune_fx.passes.outputs import agreement, check_classes, check_scores, head, output_change, scores_at
 from subprune_fx.passes.patches import keeping
 from subprune_fx.passes.rankings import Orders
 from subprune_fx.passes.size import MEASURED, TARGETS
@@ -109,7 +110,7 @@ class Measures:
         return output_change(outputs, [*map(len, batches)], sum(map(len, some)), self.team)
 
     def _agreement(self, outputs: Sequence[Any], samples: int, labels: Sequence[Tensor] | None) -> Metric:
-        scores = first_tensor(outputs[0])
+        scores = tensors_of(outputs[0])[0 if labels else scores_at(outputs, self.team)]
         check_scores(scores, samples, where="budget", remedy="use budget output or error")
         for classes in labels or ():
             check_classes(classes, scores)

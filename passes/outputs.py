@@ -49,10 +49,11 @@ def agreement(
     outputs: Sequence[Any], labels: Sequence[Tensor] | None, team: Team = ALONE
 ) -> Callable[[Sequence[Any]], float]:
     """Top-1 accuracy against `labels`, or agreement with the arg-max of `outputs`, over the batches of all `team`."""
-    wanted = labels or [first_tensor(output).argmax(-1).cpu() for output in outputs]
+    place = 0 if labels else scores_at(outputs, team)
+    wanted = labels or _classes(outputs, place)
 
     def metric(found: Sequence[Any]) -> float:
-        classes = [first_tensor(output).argmax(-1).cpu() for output in found]
+        classes = _classes(found, place)
         if any(one.shape != want.shape for one, want in zip(classes, wanted, strict=False)):
             raise SubpruneError(VARYING, remedy=REMEDY)
         hits = sum((one == want).double().mean().item() * len(want) for one, want in zip(classes, wanted, strict=False))
@@ -60,6 +61,32 @@ def agreement(
         return hits / count
 
     return metric
+
+
+def _classes(outputs: Sequence[Any], place: int) -> list[Tensor]:
+    return [tensors_of(output)[place].argmax(-1).cpu() for output in outputs]
+
+
+def scores_at(outputs: Sequence[Any], team: Team = ALONE, among: Sequence[int] | None = None) -> int:
+    """Which tensor of the outputs holds class scores: one of probabilities (behind boxes, say), else the first.
+
+    Args:
+        outputs: By batch.
+        team: Processes that have other batches.
+        among: Places to choose from; None: all.
+    """
+    batches = [tensors_of(output) for output in outputs]
+    places = range(min(map(len, batches))) if among is None else among
+    likely = _places([all(_is_distribution(batch[place]) for batch in batches) for place in places], team)
+    return places[likely[0]] if likely else places[0]
+
+
+def _is_distribution(output: Tensor) -> bool:
+    """Whether each row holds probabilities, which sum to 1 but for rounding."""
+    if not is_score(output):
+        return False
+    rounding = 8 * output.shape[1] * torch.finfo(output.dtype).eps
+    return bool((output >= 0).all()) and bool(((output.sum(1) - 1).abs() <= rounding).all())
 
 
 def output_change(
@@ -106,7 +133,8 @@ def compared(
         team: Processes that have other batches.
     """
     places = _shared(_rows(outputs, counts), _rows(found, counts), team)
-    wanted, got = ([tensors_of(output)[places[0]] for output in side if places] for side in (outputs, found))
+    place = scores_at(outputs, team, places) if places else 0
+    wanted, got = ([tensors_of(output)[place] for output in side if places] for side in (outputs, found))
     if wanted and is_score(wanted[0], counts[0]):
         return agreement(wanted, None, team)(got), None
     return None, deviation(outputs, found, counts, team)

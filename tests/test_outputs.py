@@ -158,3 +158,21 @@ def test_infinities_in_both_do_not_count() -> None:
     assert output_change(masked[:1], [6], 6)(masked[1:]) == pytest.approx(output_change(rest[:1], [6], 6)(rest[1:]))
     assert deviation(masked[:1], masked[1:], [6]) == pytest.approx(deviation(rest[:1], rest[1:], [6]))
     assert output_change([wanted], [6], 6)([found * torch.nan]) != 0
+
+
+@pytest.mark.parametrize("size", [12, 5])
+def test_classes_are_those_of_the_output_that_holds_probabilities(size: int) -> None:
+    """A detector's come behind its boxes; where none are probabilities, they are the first output's."""
+    torch.manual_seed(0)
+    boxes, others, scores = torch.randn(12, 4), torch.randn(12, 4), torch.randn(12, 3).softmax(1)
+    same, different = (batches_of(part, size) for part in (scores, scores.roll(1, 1)))
+    left, right = (batches_of(part, size) for part in (boxes, others))
+    counts = [*map(len, same)]
+    wanted = [*zip(left, same, strict=True)]
+    assert compared(wanted, [*zip(right, same, strict=True)], counts) == (1.0, None)
+    assert compared(wanted, [*zip(left, different, strict=True)], counts) == (0.0, None)
+    assert agreement(wanted, None)([*zip(right, same, strict=True)]) == 1.0
+    rate = float((boxes.argmax(1) == others.argmax(1)).double().mean())
+    plain = [[(a, 2 * b) for a, b in zip(side, same, strict=True)] for side in (left, right)]
+    assert compared(plain[0], plain[1], counts)[0] == pytest.approx(rate)
+    assert agreement(wanted, [part.argmax(1) for part in left])(wanted) == 1.0  # labels are the first output's
