@@ -90,7 +90,8 @@ class Compiler:
         Raises:
             SubpruneError: If the network cannot be traced or has nothing to prune.
         """
-        self.options = options
+        settings = dataclasses.replace(options.settings, samples=max(1, len(calibration)))
+        self.options = options = dataclasses.replace(options, settings=settings)
         self.team = team
         self._report = progress or (lambda _stage, _done, _total: None)
         self._large = sum(tensor.numel() for tensor in module.parameters()) > LARGE
