@@ -140,8 +140,8 @@ class Request:
               help="How often to refit a layer to what the activation behind it lets through.")
 @click.option("--ridge", type=click.FloatRange(min=0), metavar="R",
               help="How strongly new weights are pulled towards the original ones, relative to the mean square of "
-                   "what the layer reads.  [default: 0.001; with fewer than 512 inputs more, up to 0.064; in layers "
-                   "that read one row of each input, what cross-validation says]")
+                   "what the layer reads.  [default: 0.001, with fewer than 512 inputs up to 0.064, and more where "
+                   "cross-validation asks for it]")
 @click.option("--rows", type=COUNT, default=64, show_default=True, metavar="N",
               help="Output positions that a convolution is fitted on, for each weight of an output channel; 0 for "
                    "all.")

@@ -55,7 +55,8 @@ class Settings:
         rounds: How often a consumer is refitted where its activation is flat: there an output counts as right
             on the flat side. 0: its output before the activation is fitted as it is.
         ridge: Weight of the pull towards the original weights, relative to the mean diagonal of the Gram matrix. None:
-            as is good for so many `samples`; where each gives a consumer one row, what cross-validation says.
+            as is good for so many `samples`, and where each gives a consumer one row as much more as cross-validation
+            says.
         rows: How many positions of a convolution's output are enough for each column of its design matrix, see
             `passes.thin`; 0: all are looked at.
         samples: Calibration inputs.
@@ -71,12 +72,8 @@ class Settings:
     @property
     def pull(self) -> float:
         """The ridge to begin with."""
-        return LEAST_RIDGE * self.few if self.ridge is None else self.ridge
-
-    @property
-    def few(self) -> float:
-        """How many times `LEAST_RIDGE` is right for so many samples."""
-        return min(max(1.0, (MANY / self.samples) ** 2), MOST)
+        few = min(max(1.0, (MANY / self.samples) ** 2), MOST)
+        return LEAST_RIDGE * few if self.ridge is None else self.ridge
 
     def of(self, takes_intercept: bool) -> Settings:
         """The settings for a consumer that has a place for an intercept, or none."""
@@ -145,19 +142,18 @@ class Problem:
         about = moments.targets_about(centre=settings.intercept)
         return dataclasses.replace(self, equations=equations.aimed(about.cross, about.energy, ridge), ridge=ridge)
 
-    def cross_validated(self, rows: int, few: float = 1.0) -> Problem:
-        """The same with the ridge that cross-validation says, `LEAST_RIDGE` or more.
+    def cross_validated(self, rows: int) -> Problem:
+        """The same with the ridge that cross-validation says, if that is more.
 
         Args:
             rows: How many there are, all independent of each other.
-            few: How many times that is what is here.
         """
         smaller = min(rows, self.unit.shape[1])
         if smaller > LARGE or rows > AMPLE * self.unit.shape[1]:
             return self
         ridge = torch.tensor(
             [
-                least_error(self.equations.system(group).spectrum(own), own / few, rows)
+                least_error(self.equations.system(group).spectrum(own), own, rows)
                 for group, own in enumerate(self.ridge.tolist())
             ],
             dtype=torch.float64,

@@ -269,7 +269,7 @@ class Sweep:
         where = self.network.intercepts.get(name)
         settings = self.settings.of(where is not None)
         if settings.ridge is None and moments.rows == self._samples:
-            posed = posed.cross_validated(moments.rows, settings.few)
+            posed = posed.cross_validated(moments.rows)
         if aimed is not None and aimed.tail.saturates:
             posed, moments = saturated(aimed, posed, moments, settings)
         new, old = posed.solution(), scratch.get(consumer.weight)

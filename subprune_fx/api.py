@@ -196,7 +196,7 @@ def _report(compiler: Compiler, compiled: Compiled, inputs: Inputs) -> Report:
         "intercept": options.settings.intercept,
         "feedback": options.settings.feedback,
         "rounds": options.settings.rounds,
-        "ridge": f"{options.settings.pull:.2g}{', or what the data ask for' if options.settings.ridge is None else ''}",
+        "ridge": f"{options.settings.pull:.2g}{' or more' if options.settings.ridge is None else ''}",
         "rows": options.settings.rows,
         "stochastic": options.stochastic,
         "distil": options.distil,

@@ -48,7 +48,8 @@ class Choices(TypedDict, total=False):
         rounds: How often a layer is refitted to what the activation behind it lets through; 0: not at all.
         ridge: How strongly new weights are pulled towards the original ones, relative to the mean diagonal of the Gram
             matrix. None: 0.001, with n < 512 inputs (512 / n)^2 times as much, at most 0.064; in layers that read one
-            row of each sample, which a few hundred samples hardly determine, what generalised cross-validation says.
+            row of each sample, which a few hundred samples hardly determine, as much more as generalised
+            cross-validation asks for.
         rows: Output positions that a convolution is fitted on, over all calibration inputs, for each weight of an
             output channel; 0: all there are. Positions are left out only where there are at least twice as many.
         stochastic: Epsilon of stochastic greedy (paper App. B.3), in (0, 1); None for exact greedy.

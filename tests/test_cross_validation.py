@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import subprune_fx
+from subprune_fx.formats.load import load_model
 from subprune_fx.numerics import row_moments
 from subprune_fx.numerics.collect import Collected
 from subprune_fx.numerics.cross_validation import MOST, STEPS
 from subprune_fx.numerics.moments import Moments
 from subprune_fx.numerics.row_moments import RowMoments
+from subprune_fx.passes import problems
 from subprune_fx.passes.problems import LEAST_RIDGE, Problem, Settings, pose
 
+FOLDER = Path(__file__).parents[1] / "examples" / "lenet"
 DEFAULTS = Settings()
 SHAPES = {"more rows": (60, 12), "fewer rows": (40, 56)}
 
@@ -88,7 +93,8 @@ class Read(nn.Module):
         return y
 
 
-def test_it_is_used_where_samples_are_rows_and_helps_there() -> None:
+def test_it_is_used_where_samples_are_rows_and_helps_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(problems, "MANY", 1)  # so that it begins with the same ridge
     model, inputs = Read().eval(), torch.randn(72, 2, 8, 8, generator=torch.Generator().manual_seed(1))
     others = torch.randn(512, 2, 8, 8, generator=torch.Generator().manual_seed(2))
     chosen, fixed = (subprune_fx.prune(model, inputs, keep=0.6, ridge=ridge) for ridge in (None, LEAST_RIDGE))
@@ -97,3 +103,16 @@ def test_it_is_used_where_samples_are_rows_and_helps_there() -> None:
     with torch.no_grad():
         errors = [(model(others) - pruned.module(others)).square().mean() for pruned in (chosen, fixed)]
     assert errors[0] < errors[1]
+
+
+def test_with_few_inputs_it_begins_with_more() -> None:
+    assert [Settings(samples=n).pull for n in (1, 64, 256, 512, 10_000)] == [0.064, 0.064, 0.004, 0.001, 0.001]
+    assert Settings(samples=64, ridge=0.002).pull == 0.002
+    network = load_model(FOLDER / "lenet_mnist.pt", arch=f"{FOLDER / 'lenet.py'}:LeNet").module
+    digits, shown = (np.load(FOLDER / name) for name in ("calibration.npz", "evaluation.npz"))
+    right = {None: 0.0, LEAST_RIDGE: 0.0}
+    for start in range(0, 256, 64):  # one set of so few says little
+        for ridge in right:
+            small = subprune_fx.prune(network, digits["x"][start : start + 64], ratio=4, ridge=ridge).module
+            right[ridge] += float((small(torch.from_numpy(shown["x"])).argmax(1).numpy() == shown["y"]).mean()) / 4
+    assert right[None] > right[LEAST_RIDGE] + 0.005, right
