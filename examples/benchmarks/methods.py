@@ -71,6 +71,7 @@ def _own(title: str, *, spared: bool = False, **options: Any) -> Method:
 METHODS: dict[str, Method] = {
     "ours": _own("subprune_fx"),
     "ours-distilled": _own("subprune_fx, 1,000 steps of distillation", distil=1000),
+    "ours-any-widths": _own("subprune_fx, any widths", align=1),
     "ours-inner": _own("subprune_fx, residual streams whole", spared=True),
     "ours-no-intercept": _own("subprune_fx without intercept", intercept=False),
     "ours-no-feedback": _own("subprune_fx without feedback", feedback=False),
