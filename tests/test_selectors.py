@@ -97,7 +97,7 @@ def test_weightnorm_ranks_all_layers_by_weights_per_connection() -> None:
 @pytest.mark.parametrize("select", ["random", "layerrandom", "stochastic"])
 def test_random_selectors_follow_the_seed(select: str) -> None:
     module = net()
-    found = [kept_by_layer(module, select, seed=seed) for seed in (1, 1, 2, 3, 4)]
+    found = [kept_by_layer(module, select, seed=seed, ridge=1e-3) for seed in (1, 1, 2, 3, 4)]
     assert found[0] == found[1]
     assert any(other != found[0] for other in found[2:])
 
