@@ -78,6 +78,15 @@ def two_inputs(made: onnx.ModelProto) -> None:
     made.graph.input.append(helper.make_tensor_value_info("b", TensorProto.FLOAT, [16]))
 
 
+def state(made: onnx.ModelProto) -> None:
+    """A second input, of which samples are the second dimension."""
+    made.graph.input.append(helper.make_tensor_value_info("s", TensorProto.FLOAT, [1, BATCH, 6]))
+    made.graph.node[0].input[0] = "sum"
+    made.graph.node.insert(0, helper.make_node("Add", ["x", "s"], ["sums"]))
+    made.graph.node.insert(1, helper.make_node("Reshape", ["sums", "sizes"], ["sum"]))
+    made.graph.initializer.append(numpy_helper.from_array(np.asarray([-1, 6]), "sizes"))
+
+
 def zipped(data: bytes) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as file:
@@ -151,6 +160,7 @@ EDITS: dict[str, tuple[Edit, str]] = {
     "past its end": (outside(location="here.bin", offset="9999", length="384"), "external data cannot be read"),
     "before its start": (outside(location="here.bin", offset="-4", length="384"), "external data cannot be read"),
     "two inputs": (two_inputs, r"takes 2 inputs, and there is no array 'b'"),
+    "samples elsewhere": (state, r"input s has samples \(.*\) on dimension 1, x on the first; export it with samples"),
     "no nodes": (lambda made: made.graph.ClearField("node"), "holds a graph without nodes"),
     "no outputs": (lambda made: made.graph.ClearField("output"), "has no outputs"),
     "a node twice": (lambda made: made.graph.node.append(made.graph.node[2]), "is not a model that onnxruntime runs"),

@@ -76,3 +76,18 @@ def check_values(model: onnx.ModelProto, inputs: Sequence[onnx.ValueInfoProto], 
             if held in _UNREADABLE or (what == "input" and held not in DTYPES):
                 found = f"{what} {value.name} holds {known.get(held, 'UNDEFINED')}, which is not supported"
                 raise SubpruneError(found, where=path, remedy="export it with another type there")
+
+
+def check_samples(inputs: Sequence[onnx.ValueInfoProto], path: str) -> None:
+    """That no input has on another dimension what is first of others: calibration inputs are cut into samples there.
+
+    Raises:
+        SubpruneError: One has (the state of a recurrent layer, say).
+    """
+    shapes = {value.name: [dim.dim_param for dim in value.type.tensor_type.shape.dim] for value in inputs}
+    samples = {dims[0]: name for name, dims in shapes.items() if dims and dims[0]}
+    for name, dims in shapes.items():
+        place = next((d for d, symbol in enumerate(dims) if symbol in samples), 0)
+        if place:
+            what = f"input {name} has samples ({dims[place]}) on dimension {place}, {samples[dims[place]]} on the first"
+            raise SubpruneError(what, where=path, remedy="export it with samples first everywhere, or with fixed sizes")

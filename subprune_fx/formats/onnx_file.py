@@ -14,7 +14,7 @@ from torch import fx
 
 from subprune_fx.errors import SubpruneError, first_line
 from subprune_fx.formats.input_spec import InputSpec
-from subprune_fx.formats.onnx_checks import DTYPES, check_values, check_versions
+from subprune_fx.formats.onnx_checks import DTYPES, check_samples, check_values, check_versions
 from subprune_fx.frontends.onnx_calls import whole_reason
 from subprune_fx.frontends.onnx_computed import compute_weights
 from subprune_fx.frontends.onnx_graph import import_graph
@@ -68,6 +68,7 @@ def load_onnx(data: bytes, path: str) -> OnnxNetwork:
     check_values(model, inputs, path)
     if not inputs:
         raise SubpruneError("takes no input: it computes a constant", where=path, remedy=_EXPORT)
+    check_samples(inputs, path)
     if not any(_is_weight(tensor) for tensor in tensors(model.graph)):
         why = whole_reason(node.op_type for node in model.graph.node) or "there is nothing to prune"
         raise SubpruneError(f"has no float weights: {why}", where=path, remedy=_EXPORT)
