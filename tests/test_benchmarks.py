@@ -313,15 +313,16 @@ def test_a_shipped_file_is_compared_on_inputs_kept_back(load: Load, tmp_path: Pa
     assert shipped._ends(bytes(range(70))).tolist()[:71] == [*range(70), 256]
 
 
-def test_recurrent_networks_are_trained_pruned_and_judged(load: Load, folder: Path) -> None:
+@pytest.mark.parametrize(("name", "group"), [("three lstm layers", "steps.weight_ih_l2"), ("gru cells", "cell")])
+def test_recurrent_networks_are_trained_pruned_and_judged(load: Load, folder: Path, name: str, group: str) -> None:
     pytest.importorskip("torchvision")
     recurrent = load("recurrent")
-    arguments = ["--data", str(folder), "--work", str(folder), "--only", "three lstm layers", "--ratios", "1.5"]
+    arguments = ["--data", str(folder), "--work", str(folder), "--only", name, "--ratios", "1.5"]
     result = CliRunner().invoke(recurrent.main, arguments, catch_exceptions=False)
     first, second = result.output.splitlines()
-    assert first.startswith("three lstm layers: ")
+    assert first.startswith(f"{name}: ")
     assert second.startswith("  1.5")
-    assert "steps.weight_ih_l2" in second
+    assert group in second
 
 
 def test_mel_filters_overlap_and_rise(load: Load) -> None:

@@ -49,6 +49,25 @@ class Rows(nn.Module):
         return scores
 
 
+class Cells(nn.Module):
+    """The same network, one layer, as a loop that calls a cell."""
+
+    def __init__(self, rows: Rows) -> None:
+        super().__init__()
+        self.before, self.after, self.last = rows.before, rows.after, rows.last
+        self.cell = (nn.LSTMCell if isinstance(rows.steps, nn.LSTM) else nn.GRUCell)(64, 96)
+        self.cell.load_state_dict({name.removesuffix("_l0"): value for name, value in rows.steps.state_dict().items()})
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores of the ten digits; x: (samples, 1, 28, 28)."""
+        steps, state = torch.relu(self.before(x.squeeze(1))), None
+        for step in steps.unbind(1):
+            state = self.cell(step, state)
+        made = state[0] if isinstance(state, tuple) else state
+        scores: Tensor = self.last(torch.relu(self.after(made)))
+        return scores
+
+
 class Encoder(nn.Module):
     """Resemblyzer's `VoiceEncoder`."""
 
@@ -64,8 +83,10 @@ class Encoder(nn.Module):
         return unit
 
 
-def digits(kind: type[nn.LSTM | nn.GRU], layers: int, data: Path | None) -> tuple[nn.Module, Tensor, Judge]:
-    """A network trained on MNIST, its calibration inputs, and its accuracy, %."""
+def digits(
+    kind: type[nn.LSTM | nn.GRU], layers: int, data: Path | None, *, cells: bool = False
+) -> tuple[nn.Module, Tensor, Judge]:
+    """A network trained on MNIST, perhaps as a loop of `cells`, its calibration inputs, and its accuracy, %."""
     images = load_images("mnist", data)
     torch.manual_seed(0)
     network = Rows(kind, layers)
@@ -83,7 +104,8 @@ def digits(kind: type[nn.LSTM | nn.GRU], layers: int, data: Path | None) -> tupl
     def accuracy(pruned: nn.Module) -> float:
         return 100 * float((outputs(pruned, test).argmax(1) == wanted).double().mean())
 
-    return network.eval(), x[torch.randperm(len(x))[:SAMPLES]], accuracy
+    made = Cells(network) if cells else network
+    return made.eval(), x[torch.randperm(len(x))[:SAMPLES]], accuracy
 
 
 def speakers(work: Path) -> tuple[nn.Module, Tensor, Judge]:
@@ -138,6 +160,8 @@ def outputs(network: nn.Module, inputs: Tensor) -> Tensor:
 NETWORKS: dict[str, Callable[[Path | None, Path], tuple[nn.Module, Tensor, Judge]]] = {
     "lstm": lambda data, _: digits(nn.LSTM, 1, data),
     "gru": lambda data, _: digits(nn.GRU, 1, data),
+    "lstm cells": lambda data, _: digits(nn.LSTM, 1, data, cells=True),
+    "gru cells": lambda data, _: digits(nn.GRU, 1, data, cells=True),
     "three lstm layers": lambda data, _: digits(nn.LSTM, 3, data),
     "speaker encoder": lambda _, work: speakers(work),
 }
