@@ -15,8 +15,9 @@ from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.describe import FxNetwork
 from subprune_fx.numerics.collect import Collector
 from subprune_fx.numerics.packed import Waiting
-from subprune_fx.numerics.readers import Reader
+from subprune_fx.numerics.readers import LinearReader, Reader
 from subprune_fx.passes.clock import Tick
+from subprune_fx.passes.loops import loops
 from subprune_fx.passes.segment import operand
 from subprune_fx.passes.walk import Walk
 from subprune_fx.team import ALONE, Team
@@ -69,7 +70,7 @@ def _outputs(walk: Callable[[Inputs], Any], batches: Sequence[Inputs], tick: Tic
 class _Recorder:
     """Collects what every consumer reads; consumers that read the same in the same way share it.
 
-    So do the calls of one layer: its rows are those of all of them.
+    So do the calls of one layer: its rows are those of all of them. Recurrent layers read their own states.
 
     Attributes:
         reading: By node, consumers that read it, each in another way.
@@ -84,17 +85,22 @@ class _Recorder:
         first = {read: name for name, read in reversed(reads.items())}
         self.shared = {name: first[read] for name, read in reads.items()}
         self.reading: dict[fx.Node, list[str]] = {}
-        for node in network.graph_module.graph.nodes:
+        nodes = {node.name: node for node in network.graph_module.graph.nodes}
+        for node in nodes.values():
             if node.name in sources:
                 into = self.reading.setdefault(operand(node, sources[node.name]), [])
                 into += {self.shared[node.name]} - {*into}
         times = Counter(name for names in self.reading.values() for name in names)
         self.collectors = {name: Collector(reader, batches * times[name]) for (_, _, reader), name in first.items()}
+        for loop in loops(network):
+            self.shared[loop.node] = loop.node
+            self.collectors[loop.node] = Collector(LinearReader(), batches)
+            self.reading.setdefault(nodes[loop.node], []).append(loop.node)
 
     def show(self, node: fx.Node, value: Any) -> None:
         """Add what a node computed to what its consumers read."""
         for name in self.reading[node]:
-            self.collectors[name].add(value)
+            self.collectors[name].add(value[0] if name == node.name else value)
 
     def moments(self, team: Team) -> Waiting:
         """By consumer; once: the collectors are used up, each in its turn, as there is no room for both forms."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,15 +14,14 @@ from torch import Tensor, fx
 
 from subprune_fx.bundle import Inputs
 from subprune_fx.frontends.describe import FxNetwork
-from subprune_fx.frontends.fx_recurrent import own_matrices, recurrent
 from subprune_fx.frontends.tensors import parameter
 from subprune_fx.graph.channels import Group
-from subprune_fx.graph.labels import Labels, places, vector
 from subprune_fx.graph.step import leaves
 from subprune_fx.numerics.elimination import Part
 from subprune_fx.numerics.packed import Waiting
 from subprune_fx.numerics.prefixes import kept_errors, reweighted_errors
 from subprune_fx.option_values import SEEDS
+from subprune_fx.passes.loops import held
 from subprune_fx.passes.losses import GroupLosses, Reading, among, within
 from subprune_fx.passes.problems import Settings, blocks, column_units, live_units
 from subprune_fx.passes.scratch import Scratch
@@ -171,35 +170,9 @@ class Gatherer:
                 group, reweighter.among(name, concerned), channels, settled, alive, reweighter.whole(name)[0]
             )
         ]
-        for name, weight in self._loops(group) if refit else ():
-            found += blocks(group, reweighter.also(name, weight), channels, settled, alive)
+        for loop in held(group, self.network, reweighter.loops) if refit else ():
+            found += blocks(group, reweighter.looped(loop), channels, settled, alive)
         return found
-
-    @functools.cached_property
-    def _states(self) -> list[tuple[Labels, Tensor]]:
-        """Of recurrent layers, the labels of their states, (d,), and the matrices that these meet, (d, gates)."""
-        channels, module = self.network.channels, self.network.graph_module
-        found = []
-        for node in module.graph.nodes:
-            names = own_matrices(node) if node.target is recurrent else []
-            if names:
-                weight = torch.block_diag(*(parameter(module, matrix).mT for matrix, _ in names))  # type: ignore[no-untyped-call]
-                found.append((vector(leaves(channels.values[node.name])[0], -1), weight.cpu()))
-        return found
-
-    def _loops(self, group: Group) -> Iterator[tuple[str, Tensor]]:
-        """Recurrent layers read their own states: by consumer that reads the same, what these are multiplied with."""
-        channels = self.network.channels
-        for labels, weight in self._states:
-            if not np.isin(channels.unit[labels], group.units).any():
-                continue
-            for name in group.consumers:
-                consumer, taps = channels.contractions[name], self.network.readers[name].taps
-                columns = places(labels, consumer.labels)
-                if columns is not None and taps == consumer.groups == consumer.blocks == 1:
-                    whole = weight.new_zeros(1, consumer.labels.size, weight.shape[1])
-                    yield name, whole.index_copy(1, torch.from_numpy(columns), weight[None])
-                    break
 
     def readouts(self, group: Group) -> list[Readout]:
         """Weights of the group's consumers, in the order of `blocks`."""

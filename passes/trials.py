@@ -7,6 +7,7 @@ zero weights, so that activations keep their shapes.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +28,7 @@ from subprune_fx.numerics.moments import Moments
 from subprune_fx.numerics.packed import Waiting
 from subprune_fx.passes.clock import Tick
 from subprune_fx.passes.forward import Forward
+from subprune_fx.passes.loops import Loop, held, loops
 from subprune_fx.passes.memory import Store
 from subprune_fx.passes.patches import Patches
 from subprune_fx.passes.problems import Problem, Settings, column_units, pose
@@ -69,7 +71,7 @@ def trials(
     starts: dict[str, list[Group]] = {}
     for group in network.channels.groups:
         if group.name in sizes:
-            starts.setdefault(group.consumers[0], []).append(group)
+            starts.setdefault(_start(group, network), []).append(group)
     inputs = [node for node in nodes if node.op == "placeholder"]
     environments: list[dict[fx.Node, Any]] = [dict.fromkeys(inputs, batch) for batch in batches]
     results: dict[str, NDArray[np.float64]] = {}
@@ -102,6 +104,12 @@ def trials(
                 give_back()
             trim()  # the next least-squares problems want larger pieces
     return results
+
+
+def _start(group: Group, network: FxNetwork) -> str:
+    """The first node that a group's patches change: a consumer, or the recurrent layer that reads its own states."""
+    looping = [loop.node for loop in held(group, network, loops(network))]
+    return looping[0] if looping else group.consumers[0]
 
 
 @contextmanager
@@ -165,10 +173,11 @@ class Reweighter:
         moments = self._inputs.only(name, kept).towards(weight)
         return pose(moments, weight, unit[:, kept[0].numpy()], settings, own=True, ridge=self.whole(name)[1])
 
-    def also(self, name: str, weight: Tensor) -> Problem:
-        """The problem of somebody else who reads what a consumer reads and multiplies it with `weight`, (1, d, m)."""
-        unit, settings = self._units(name), self.settings.of(takes_intercept=True)
-        return pose(self._inputs[name].towards(weight), weight, unit, settings)
+    def looped(self, loop: Loop) -> Problem:
+        """The problem of a recurrent layer, which reads its own states."""
+        weight, unit = loop.whole(self.network)[None], self.network.channels.unit[loop.labels][None]
+        settings = self.settings.of(takes_intercept=True)
+        return pose(self._inputs[loop.node].towards(weight), weight, unit, settings)
 
     def _pose(self, name: str, inputs: Collected) -> tuple[Collected, Problem]:
         weight = self._weight(name)
@@ -189,6 +198,29 @@ class Reweighter:
         found: dict[str, Tensor] = {}
         for name in self.network.layers(group.consumers):
             found.update(self.patch(name, alive))
+        for loop in held(group, self.network, self.loops):
+            found.update(self._own(loop, alive))
+        return found
+
+    @functools.cached_property
+    def loops(self) -> list[Loop]:
+        """The network's recurrent layers."""
+        return loops(self.network)
+
+    def _own(self, loop: Loop, alive: NDArray[np.bool_]) -> dict[str, Tensor]:
+        """New matrices that a recurrent layer's states meet, each fitted to the states of its direction."""
+        network, found = self.network, dict[str, Tensor]()
+        units = network.channels.unit[loop.labels].reshape(len(loop.matrices), 1, -1)
+        for place, ((matrix, bias), unit) in enumerate(zip(loop.matrices, units, strict=True)):
+            old = parameter(network.graph_module, matrix)
+            whole, own = old.mT.cpu().double()[None], torch.arange(unit.size)[None] + place * unit.size
+            moments = self._inputs.only(loop.node, own).towards(whole)
+            problem, full = pose(moments, whole, unit, self.settings.of(bias is not None)), torch.zeros_like(whole)
+            full[torch.from_numpy(alive[unit])] = problem.reweighted(alive).reshape(-1, full.shape[2])
+            found[matrix] = full[0].mT.to(old)
+            if bias is not None and self.settings.intercept:
+                level = parameter(network.graph_module, bias)
+                found[bias] = level + moments.intercept(full).reshape(-1).to(level)
         return found
 
     def patch(self, name: str, alive: NDArray[np.bool_], *, biases: bool = False) -> dict[str, Tensor]:
