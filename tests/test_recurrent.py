@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support import against_masked
@@ -20,6 +21,8 @@ from subprune_fx.frontends.fx_recurrent import recurrent
 from subprune_fx.frontends.tracing import traces
 from subprune_fx.passes import sweep
 from subprune_fx.passes.dependencies import analyse, restrict
+from subprune_fx.passes.options import Options
+from subprune_fx.passes.pipeline import Compiler
 from subprune_fx.passes.write import write_all
 
 STEPS, READ, HELD = 7, 16, 6
@@ -374,6 +377,21 @@ def test_a_unit_that_only_the_state_reads_counts() -> None:
     pruned = subprune_fx.prune(model, INPUTS, keep=(HELD - 1) / HELD, skip=("before",))
     (made,) = pruned.plan.decisions
     assert made.kept == tuple(range(HELD - 1))
+
+
+@pytest.mark.parametrize("name", ["LSTM", "both directions of a GRU", "no biases"])
+def test_a_trial_takes_units_from_the_state_too(name: str) -> None:
+    compiler = Compiler(Steps(**CASES[name]), INPUTS, Options())
+    (group,) = (one for one in compiler.network.channels.groups if one.name == "steps")
+    gone = [1, 4]
+    alive = np.ones(compiler.network.channels.prunable.size, dtype=bool)
+    alive[group.units[gone]] = False
+    patch = compiler._evidence.reweighter.patches(group, alive)
+    matrices = [value for name, value in patch.items() if "weight_hh" in name]
+    assert len(matrices) == 1 + bool(CASES[name].get("bidirectional"))
+    for matrix in matrices:
+        assert (matrix[:, gone] == 0).all()
+        assert (matrix[:, [k for k in range(HELD) if k not in gone]] != 0).all()
 
 
 def packed() -> fx.GraphModule:
