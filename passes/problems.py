@@ -38,7 +38,8 @@ LEAST_RIDGE = 1e-3
 MANY = 512
 """Calibration inputs with which weights are hardly noise. With n fewer the ridge is (MANY / n)^2 times as large: the
 noise in weights grows with 1 / n, and so does what the inputs that they were fitted to hide of it when widths are
-chosen. ResNet56 on CIFAR-10 at c = 4 comes with 64 inputs to 72 % instead of 68, with 32 to 65 instead of 57."""
+chosen. With 64 inputs ResNet56 on CIFAR-10 comes to 84.0, 71.4 and 56.4 % at c = 2, 4 and 8 instead of 82.9, 67.4 and
+53.5 (seeds 42 to 44)."""
 
 MOST = 64.0
 """How many times as large it becomes: more gains nothing, and takes from channels that could stand in for others."""

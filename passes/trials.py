@@ -1,8 +1,8 @@
 """The network with one group pruned at a time: what a budget rule measures.
 
-One walk over the original network; at the first consumer of a group the walk branches, once per trial size, with the
-group's consumers reweighted, and only the rest of the network is run. Dropped channels are not removed but given
-zero weights, so that activations keep their shapes.
+One walk over the original network; at the first consumer of a group (or the recurrent layer that holds it, which reads
+its own states) the walk branches, once per trial size, with the group's consumers reweighted, and only the rest of the
+network is run. Dropped channels are not removed but given zero weights, so that activations keep their shapes.
 """
 
 from __future__ import annotations
@@ -69,9 +69,11 @@ def trials(
     interpreter, known = Forward(network), chains(network.graph_module.graph)
     nodes = list(network.graph_module.graph.nodes)
     starts: dict[str, list[Group]] = {}
+    places, looping = {node.name: place for place, node in enumerate(nodes)}, loops(network)
     for group in network.channels.groups:
         if group.name in sizes:
-            starts.setdefault(_start(group, network), []).append(group)
+            changed = group.consumers[0], *(loop.node for loop in held(group, network, looping))
+            starts.setdefault(min(changed, key=places.__getitem__), []).append(group)
     inputs = [node for node in nodes if node.op == "placeholder"]
     environments: list[dict[fx.Node, Any]] = [dict.fromkeys(inputs, batch) for batch in batches]
     results: dict[str, NDArray[np.float64]] = {}
@@ -104,12 +106,6 @@ def trials(
                 give_back()
             trim()  # the next least-squares problems want larger pieces
     return results
-
-
-def _start(group: Group, network: FxNetwork) -> str:
-    """The first node that a group's patches change: a consumer, or the recurrent layer that reads its own states."""
-    looping = [loop.node for loop in held(group, network, loops(network))]
-    return looping[0] if looping else group.consumers[0]
 
 
 @contextmanager
