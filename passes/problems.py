@@ -170,6 +170,12 @@ class Problem:
         """New weights on the columns whose unit is alive, (groups, kept d, m)."""
         return self.equations.only(self.kept(alive)).solution()
 
+    def refitted(self, alive: NDArray[np.bool_]) -> Tensor:
+        """The same, and zero on the other columns, (groups, d, m)."""
+        found = torch.zeros_like(self.weight)
+        found[torch.from_numpy(alive[self.unit])] = self.reweighted(alive).flatten(0, 1)
+        return found
+
 
 def column_units(consumer: Consumer, taps: int, unit: NDArray[np.int64]) -> NDArray[np.int64]:
     """Unit of each column of a consumer's design matrix, shape (groups, inputs / groups * taps)."""

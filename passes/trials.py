@@ -211,8 +211,7 @@ class Reweighter:
             old = parameter(network.graph_module, matrix)
             whole, own = old.mT.cpu().double()[None], torch.arange(unit.size)[None] + place * unit.size
             moments = self._inputs.only(loop.node, own).towards(whole)
-            problem, full = pose(moments, whole, unit, self.settings.of(bias is not None)), torch.zeros_like(whole)
-            full[torch.from_numpy(alive[unit])] = problem.reweighted(alive).reshape(-1, full.shape[2])
+            full = pose(moments, whole, unit, self.settings.of(bias is not None)).refitted(alive)
             found[matrix] = full[0].mT.to(old)
             if bias is not None and self.settings.intercept:
                 level = parameter(network.graph_module, bias)
@@ -223,10 +222,9 @@ class Reweighter:
         """The same of one of them, which may get a bias that it has not had if `biases`."""
         (moments, problem), network = self.posed(name), self.network
         consumer = network.channels.contractions[name]
-        mask = torch.from_numpy(alive[problem.unit])
-        full = torch.zeros_like(problem.weight)
         solved = consumer.weight not in network.channels.shared or name in network.joint
-        full[mask] = problem.reweighted(alive).reshape(-1, full.shape[2]) if solved else problem.weight[mask]
+        mask = torch.from_numpy(alive[problem.unit])[:, :, None]
+        full = problem.refitted(alive) if solved else problem.weight.where(mask, 0)
         weight = parameter(network.graph_module, consumer.weight)
         patch = {consumer.weight: network.readers[name].weight(full, weight).to(weight)}
         where = network.intercepts.get(name)

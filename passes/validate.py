@@ -113,7 +113,8 @@ def validate(
         if one.worst > allowed:
             which = "its output" if len(found) == 1 else f"its output {place}"
             by = f"in {one.worst:.3g} of its numbers" if one.whole else f"by {one.worst:.3g}"
-            what = f"{which} differs from torch's {by}, allowed are {allowed:.3g} ({allowed / scale:.0e} of its scale)"
+            share = f" ({allowed / scale:.0e} of its scale)" if scale else ""  # of zeros there is none
+            what = f"{which} differs from torch's {by}, allowed are {allowed:.3g}{share}"
             raise ValidationError(what, where=where, remedy="nothing was written")
     return max((one.worst for one in found), default=0.0)
 
