@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from subprune_fx.graph.labels import along, distinct, expand, places, survivors
+from subprune_fx.graph.labels import along, distinct, expand, survivors
 
 SIDE = 1 << 20
 """Positions along each of two dimensions: nobody could go through all of them."""
@@ -27,14 +27,3 @@ def test_survivors_that_are_no_product_are_refused() -> None:
 def test_each_label_once_and_in_order(labels: list[int]) -> None:
     found = np.array(labels, dtype=np.int64)
     assert distinct(found).tolist() == np.unique(found).tolist()
-
-
-def test_places_of_labels_among_others() -> None:
-    found = places(np.array([7, 3, 7]), np.array([3, 7, 9, 7, 3]))
-    assert found is not None
-    assert found.tolist() == [1, 0, 3]
-
-
-@pytest.mark.parametrize("labels", [[7, 7, 7], [8], [10]])
-def test_labels_that_are_not_among_others_have_no_places(labels: list[int]) -> None:
-    assert places(np.array(labels), np.array([3, 7, 9, 7, 3])) is None

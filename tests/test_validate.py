@@ -295,6 +295,15 @@ def test_small_probabilities_of_another_network_are_refused(run: validate.Run) -
         validate.validate(run, Rare(), inputs(), where="net.onnx")
 
 
+def test_what_should_be_zero_is_refused() -> None:
+    class Zero(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 0 * x.mean((2, 3))
+
+    with pytest.raises(ValidationError, match="differs from torch's"):
+        validate.validate(lambda x: [Zero()(x).numpy() + np.float32(1e-3)], Zero(), inputs(), where="net.onnx")
+
+
 def test_small_numbers_of_either_sign_are_no_probabilities() -> None:
     class Small(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -96,19 +96,6 @@ def vector(labels: Labels, axis: int) -> Labels:
     return np.ascontiguousarray(labels[tuple(slice(None) if d == axis else 0 for d in range(labels.ndim))])
 
 
-def places(labels: Labels, among: Labels) -> NDArray[np.int64] | None:
-    """Where each of some labels is `among` others, the k-th of the same at the k-th place; None if one is not there."""
-    order, own = np.argsort(among, kind="stable"), np.argsort(labels, kind="stable")
-    ascending = labels[own]
-    nth = np.arange(labels.size) - np.searchsorted(ascending, ascending)
-    found = np.searchsorted(among, ascending, sorter=order) + nth
-    if not np.array_equal(among[order[np.minimum(found, among.size - 1)]], ascending) or (found >= among.size).any():
-        return None
-    where = np.empty_like(order, shape=labels.size)
-    where[own] = order[found]
-    return where
-
-
 def survivors(labels: Labels, keep: NDArray[np.bool_]) -> tuple[NDArray[np.int64] | None, ...]:
     """Which indices of each dimension survive.
 
